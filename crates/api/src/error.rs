@@ -1,0 +1,258 @@
+//! The one form of every failure, and the only place that knows which error has which status.
+
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use domain::{Conflict, Denial, Error, FieldErrors, Noun, TokenProblem};
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use crate::server::BodyTooSlow;
+
+/// Why a request was not served.
+#[derive(Debug)]
+pub(crate) enum ApiError {
+    /// The services refused.
+    Refused(Error),
+    /// The request can't be read.
+    Malformed(String),
+    /// Its body is of a type that is not understood here.
+    UnsupportedMediaType(&'static str),
+    /// Its body is larger than anything that is read here.
+    BodyTooLarge,
+    /// Its body came too slowly.
+    BodyTooSlow,
+    /// There is no such path.
+    NoRoute,
+    /// The path knows no such method.
+    NoMethod,
+    /// These bytes are not in the object.
+    RangeNotSatisfiable,
+    /// The object is not the one that `If-Match` names.
+    PreconditionFailed,
+    /// Dependencies are down: each with its state.
+    NotReady(BTreeMap<String, &'static str>),
+    /// A handler panicked.
+    Panicked,
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl ApiError {
+    /// The error for a body that could not be read to its end; `status` is what the reader makes of it.
+    pub(crate) fn from_body(status: StatusCode, error: &(dyn std::error::Error + 'static)) -> Self {
+        if BodyTooSlow::is_cause_of(error) {
+            Self::BodyTooSlow
+        } else if status == StatusCode::PAYLOAD_TOO_LARGE {
+            Self::BodyTooLarge
+        } else {
+            Self::Malformed("The body was cut off or is damaged.".to_owned())
+        }
+    }
+
+    /// The error for a path that is not UTF-8.
+    pub(crate) fn path_not_utf8() -> Self {
+        Self::Malformed("The path is not UTF-8.".to_owned())
+    }
+
+    /// What it is answered with: status, code and body, for the specification.
+    pub(crate) fn example(&self) -> (StatusCode, &'static str, Value) {
+        let described = self.describe();
+        let (status, code) = (described.status, described.code);
+        (status, code, json!(Failure::from(described)))
+    }
+}
+
+/// `{"success": false, "error": {…}}`
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Failure {
+    /// Always false.
+    #[schema(example = false)]
+    success: bool,
+    error: FailureDetails,
+}
+
+/// What went wrong.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct FailureDetails {
+    /// For programs: stable, in snake_case.
+    code: &'static str,
+    /// For a person.
+    message: Cow<'static, str>,
+    /// When validation failed: for each field, what is wrong with it. Otherwise particulars of the error, if any.
+    #[schema(value_type = BTreeMap<String, Value>)]
+    details: Value,
+}
+
+impl From<Described> for Failure {
+    fn from(Described { code, message, details, .. }: Described) -> Self {
+        Self { success: false, error: FailureDetails { code, message, details } }
+    }
+}
+
+struct Described {
+    status: StatusCode,
+    code: &'static str,
+    message: Cow<'static, str>,
+    details: Value,
+    retry_after: Option<Duration>,
+}
+
+impl Described {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, code, message: message.into(), details: json!({}), retry_after: None }
+    }
+
+    fn details(self, details: Value) -> Self {
+        Self { details, ..self }
+    }
+
+    fn retry_after(self, after: Duration) -> Self {
+        Self { retry_after: Some(after), ..self }
+    }
+}
+
+/// How long a client should leave a dependency alone that is down.
+const DEPENDENCY_RETRY: Duration = Duration::from_secs(5);
+
+impl ApiError {
+    fn describe(&self) -> Described {
+        use StatusCode as S;
+        match self {
+            Self::Refused(error) => describe(error),
+            Self::Malformed(problem) => Described::new(S::BAD_REQUEST, "malformed_request", problem.clone()),
+            Self::UnsupportedMediaType(wanted) => {
+                Described::new(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", format!("The body must be {wanted}."))
+            }
+            Self::BodyTooLarge => Described::new(S::PAYLOAD_TOO_LARGE, "payload_too_large", "The body is too large."),
+            Self::BodyTooSlow => Described::new(S::REQUEST_TIMEOUT, "request_timeout", "The body came too slowly."),
+            Self::NoRoute => Described::new(S::NOT_FOUND, "not_found", "There is nothing at this path."),
+            Self::NoMethod => Described::new(S::METHOD_NOT_ALLOWED, "method_not_allowed", "The path does not know this method."),
+            Self::RangeNotSatisfiable => {
+                Described::new(S::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", "The object ends before the first of these bytes.")
+            }
+            Self::PreconditionFailed => {
+                Described::new(S::PRECONDITION_FAILED, "precondition_failed", "The object is not the one that If-Match names.")
+            }
+            Self::NotReady(dependencies) => Described::new(S::SERVICE_UNAVAILABLE, "not_ready", "A dependency is down.")
+                .details(json!(dependencies))
+                .retry_after(DEPENDENCY_RETRY),
+            Self::Panicked => internal_error(),
+        }
+    }
+}
+
+fn internal_error() -> Described {
+    Described::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong on our side. It has been logged.")
+}
+
+fn describe(error: &Error) -> Described {
+    use StatusCode as S;
+    match error {
+        Error::Invalid(fields) => {
+            Described::new(S::BAD_REQUEST, "validation_failed", "Some values are not valid.").details(by_field(fields))
+        }
+        Error::Unauthenticated(problem) => {
+            let (code, message) = match problem {
+                TokenProblem::Missing => ("missing_token", "A token is needed: Authorization: Bearer TOKEN."),
+                TokenProblem::Invalid => ("invalid_token", "The token is not valid."),
+                TokenProblem::Expired => ("token_expired", "The token has expired."),
+                TokenProblem::Revoked => ("token_revoked", "The session has ended. Log in again."),
+                TokenProblem::Reused => {
+                    ("token_reused", "The refresh token was used before. For safety the session has ended: log in again.")
+                }
+                TokenProblem::BadCredentials => ("invalid_credentials", "E-mail address or password is wrong."),
+            };
+            Described::new(S::UNAUTHORIZED, code, message)
+        }
+        Error::Forbidden(denial) => match denial {
+            Denial::RoleTooLow { needed } => {
+                let message = format!("This needs the role {} or a higher one.", needed.as_str());
+                Described::new(S::FORBIDDEN, "insufficient_role", message).details(json!({ "needed": needed.as_str() }))
+            }
+            Denial::NotOwner => Described::new(S::FORBIDDEN, "not_owner", "Only the owner of the document or an admin may do this."),
+            Denial::TenantInactive => Described::new(S::FORBIDDEN, "tenant_inactive", "The tenant is inactive."),
+            Denial::BadSignature => Described::new(S::FORBIDDEN, "invalid_signature", "The URL was changed or has expired."),
+        },
+        Error::NotFound(noun) => {
+            let (code, message) = match noun {
+                Noun::User => ("user_not_found", "There is no such user."),
+                Noun::Tenant => ("tenant_not_found", "There is no such tenant."),
+                Noun::Member => ("member_not_found", "The tenant has no such member."),
+                Noun::Document => ("document_not_found", "There is no such document."),
+                Noun::File => ("file_not_found", "There is no such file."),
+                Noun::Object => ("object_not_found", "There is no such object."),
+            };
+            Described::new(S::NOT_FOUND, code, message)
+        }
+        Error::Conflict(conflict) => match conflict {
+            Conflict::EmailTaken => Described::new(S::CONFLICT, "email_taken", "Somebody has an account with this e-mail address."),
+            Conflict::AlreadyMember { role } => {
+                Described::new(S::CONFLICT, "already_member", "The user is already a member.").details(json!({ "role": role.as_str() }))
+            }
+            Conflict::LastAdmin => Described::new(S::CONFLICT, "last_admin", "A tenant needs an admin, and this is its last one."),
+            Conflict::FileInUse { documents } => {
+                Described::new(S::CONFLICT, "file_in_use", "Documents refer to this file.").details(json!({ "document_count": documents }))
+            }
+        },
+        Error::TooLarge { limit } => {
+            Described::new(S::PAYLOAD_TOO_LARGE, "payload_too_large", format!("The file is larger than {limit} bytes."))
+                .details(json!({ "max_bytes": limit }))
+        }
+        Error::Overloaded { what, retry_after } => {
+            let message = format!("Too much to do at the moment ({what}). Try again.");
+            Described::new(S::SERVICE_UNAVAILABLE, "overloaded", message).retry_after(*retry_after)
+        }
+        Error::Unavailable { dependency, .. } => {
+            Described::new(S::SERVICE_UNAVAILABLE, "service_unavailable", format!("The {dependency} is not available. Try again."))
+                .details(json!({ "dependency": dependency }))
+                .retry_after(DEPENDENCY_RETRY)
+        }
+        Error::Internal(_) => internal_error(),
+    }
+}
+
+fn by_field(fields: &FieldErrors) -> Value {
+    json!(fields.by_field())
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        // Logged here and nowhere else, inside the request's span.
+        match &self {
+            Self::Refused(error @ Error::Internal(_)) => tracing::error!(error = error as &dyn std::error::Error, "internal error"),
+            Self::Refused(error @ Error::Unavailable { .. }) => {
+                tracing::warn!(error = error as &dyn std::error::Error, "a dependency is unavailable");
+            }
+            _ => {}
+        }
+        let described = self.describe();
+        let Described { status, code, retry_after, .. } = described;
+        let mut response = (status, Json(Failure::from(described))).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(after) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            // RFC 6750, section 3: a request without a token is told no error.
+            let missing = code == "missing_token" || code == "invalid_credentials";
+            let challenge = if missing { "Bearer" } else { "Bearer error=\"invalid_token\"" };
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if status == StatusCode::PAYLOAD_TOO_LARGE || status == StatusCode::REQUEST_TIMEOUT {
+            // The rest of the body is not going to be read.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

@@ -1,0 +1,203 @@
+//! What handlers take from a request. Every rejection has the form of all failures.
+
+use axum::{
+    body::Bytes,
+    extract::{FromRef, FromRequest, FromRequestParts, OptionalFromRequest, RawPathParams, Request},
+    http::{HeaderMap, header, request::Parts},
+};
+use domain::{DocumentId, Error, FieldErrors, FileId, TenantId, TextProblem, TokenProblem, UserId};
+use http_body::Body as _;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use services::{Caller, Services};
+use uuid::Uuid;
+
+use crate::{App, error::ApiError};
+
+/// Somebody who is logged in.
+pub(crate) struct LoggedIn(pub(crate) Caller);
+
+impl FromRequestParts<App> for LoggedIn {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let services = Services::from_ref(app);
+        Ok(Self(services.authenticate(bearer_token(&parts.headers)?).await?))
+    }
+}
+
+/// The token of `Authorization: Bearer TOKEN` (RFC 6750), if there is such a header.
+pub(crate) fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let invalid = || ApiError::from(Error::Unauthenticated(TokenProblem::Invalid));
+    let (scheme, token) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or_else(invalid)?;
+    if values.next().is_some() || !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(invalid());
+    }
+    Ok(Some(token.trim()))
+}
+
+/// The ids in the path, in order.
+pub(crate) struct Ids<T>(pub(crate) T);
+
+/// An id, or several, that a path can hold.
+pub(crate) trait FromPath: Sized {
+    fn take(next: &mut dyn FnMut() -> Uuid) -> Self;
+}
+
+macro_rules! ids_from_path {
+    ($($id:ty),+) => {$(
+        impl FromPath for $id {
+            fn take(next: &mut dyn FnMut() -> Uuid) -> Self {
+                Self::from(next())
+            }
+        }
+    )+};
+}
+
+ids_from_path!(DocumentId, FileId, TenantId, UserId);
+
+impl<A: FromPath, B: FromPath> FromPath for (A, B) {
+    fn take(next: &mut dyn FnMut() -> Uuid) -> Self {
+        (A::take(next), B::take(next))
+    }
+}
+
+impl<T: FromPath> FromRequestParts<App> for Ids<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let params = RawPathParams::from_request_parts(parts, app).await;
+        let params = params.map_err(|_| ApiError::path_not_utf8())?;
+        let mut errors = FieldErrors::default();
+        let ids: Vec<Uuid> = params
+            .iter()
+            .filter_map(|(name, text)| {
+                let id = parse_uuid(text);
+                if id.is_none() {
+                    errors.add(name, NOT_A_UUID);
+                }
+                id
+            })
+            .collect();
+        errors.check()?;
+        let mut ids = ids.into_iter();
+        Ok(Self(T::take(&mut || ids.next().unwrap_or_default())))
+    }
+}
+
+const NOT_A_UUID: TextProblem = "must be a UUID";
+
+/// A UUID in its canonical form, no other.
+pub(crate) fn parse_uuid(text: &str) -> Option<Uuid> {
+    if text.len() == 36 { text.parse().ok() } else { None }
+}
+
+/// Parses a UUID of a body or a query, for [`FieldErrors::take`].
+pub(crate) fn uuid_field(text: &str) -> Result<Uuid, TextProblem> {
+    parse_uuid(text).ok_or(NOT_A_UUID)
+}
+
+/// A JSON body.
+pub(crate) struct Body<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(ApiError::UnsupportedMediaType("application/json"));
+        }
+        let bytes = Bytes::from_request(request, app).await.map_err(|rejection| ApiError::from_body(rejection.status(), &rejection))?;
+        if bytes.trim_ascii_start().starts_with(b"[") {
+            // Else the fields could be given without their names.
+            return Err(wrong_value("body", ".".to_owned(), "must be an object"));
+        }
+        let mut json = serde_json::Deserializer::from_slice(&bytes);
+        let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let path = error.path().to_string();
+            let problem = error.into_inner();
+            if problem.is_data() { wrong_value("body", path, &problem.to_string()) } else { not_json(&problem) }
+        })?;
+        json.end().map_err(|problem| not_json(&problem))?;
+        Ok(Self(parsed))
+    }
+}
+
+impl<T: DeserializeOwned> OptionalFromRequest<App> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Option<Self>, ApiError> {
+        if request.body().is_end_stream() {
+            return Ok(None);
+        }
+        <Self as FromRequest<App>>::from_request(request, app).await.map(Some)
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+fn not_json(problem: &serde_json::Error) -> ApiError {
+    ApiError::Malformed(format!("The body is not JSON: {problem}."))
+}
+
+fn wrong_value(whole: &str, path: String, problem: &str) -> ApiError {
+    // Line and column help nobody who sees the field's name.
+    let problem = problem.split(" at line ").next().unwrap_or(problem);
+    let field = if path == "." { whole.to_owned() } else { path };
+    let mut errors = FieldErrors::default();
+    errors.add(field, problem);
+    Error::Invalid(errors).into()
+}
+
+/// The query.
+pub(crate) struct Query<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        let pairs = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+        serde_path_to_error::deserialize(serde_urlencoded::Deserializer::new(pairs))
+            .map(Self)
+            .map_err(|error| wrong_value("query", error.path().to_string(), &error.inner().to_string()))
+    }
+}
+
+/// For optional fields: absent is fine, `null` is not.
+pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// Parses a field that has to be there.
+pub(crate) fn required<T>(
+    errors: &mut FieldErrors,
+    name: &'static str,
+    value: Option<&String>,
+    parse: impl FnOnce(&str) -> Result<T, TextProblem>,
+) -> Option<T> {
+    match value {
+        Some(text) => errors.take(name, parse(text)),
+        None => errors.take(name, Err("is required")),
+    }
+}
+
+/// Parses a field that may be absent.
+pub(crate) fn optional<T>(
+    errors: &mut FieldErrors,
+    name: &'static str,
+    value: Option<&String>,
+    parse: impl FnOnce(&str) -> Result<T, TextProblem>,
+) -> Option<T> {
+    value.and_then(|text| errors.take(name, parse(text)))
+}
+
+/// Answers with all that is wrong, or with what was parsed. Nothing is missing when no error was noted.
+pub(crate) fn all<T>(errors: FieldErrors, parsed: Option<T>) -> Result<T, ApiError> {
+    errors.check()?;
+    Ok(parsed.ok_or_else(|| Error::internal("a required field was neither parsed nor reported"))?)
+}

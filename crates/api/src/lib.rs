@@ -1,0 +1,161 @@
+//! The REST API: one file per resource, wire types beside their handlers. The table of contents is [`routes`].
+
+mod answer;
+mod docs;
+mod documents;
+mod error;
+mod extract;
+mod files;
+mod health;
+mod members;
+mod objects;
+mod query;
+mod range;
+mod requests;
+mod schemas;
+pub mod server;
+mod sessions;
+mod tenants;
+mod users;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, FromRef},
+    http::{HeaderMap, HeaderValue, Method, header},
+    middleware,
+    response::{IntoResponse, Response},
+    routing,
+};
+use domain::Clock;
+use services::Services;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::error::ApiError;
+
+/// The largest JSON body, in bytes.
+const MAX_JSON_BYTES: usize = 64 * 1024;
+
+/// How the API presents itself.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Where clients reach it, without a slash at the end. Absent: where the request says that it was sent.
+    pub public_url: Option<String>,
+    /// The origins that browsers may call from; `*` for any.
+    pub cors_origins: Vec<String>,
+    /// Whether browsers may send credentials from them.
+    pub cors_allow_credentials: bool,
+}
+
+/// What handlers share.
+#[derive(Clone)]
+pub(crate) struct App {
+    services: Services,
+    clock: Arc<dyn Clock>,
+    settings: Arc<Settings>,
+    specification: Arc<str>,
+}
+
+impl FromRef<App> for Services {
+    fn from_ref(app: &App) -> Self {
+        app.services.clone()
+    }
+}
+
+impl App {
+    /// Where clients reach this API as the operator says, without a slash at the end; else empty.
+    fn public_url(&self) -> String {
+        self.settings.public_url.clone().unwrap_or_default()
+    }
+
+    /// Where this client reached this API, unless the operator says otherwise.
+    fn base_url(&self, headers: &HeaderMap) -> String {
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(|host| format!("http://{host}"));
+        self.settings.public_url.clone().or(host).unwrap_or_default()
+    }
+}
+
+/// Every route of the product.
+fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(docs::base())
+        .routes(routes!(health::root))
+        .routes(routes!(health::health))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::auth_health))
+        .routes(routes!(health::users_health))
+        .routes(routes!(health::tenants_health))
+        .routes(routes!(health::documents_health))
+        .routes(routes!(users::register))
+        .routes(routes!(sessions::log_in))
+        .routes(routes!(sessions::refresh))
+        .routes(routes!(sessions::log_out))
+        .routes(routes!(users::get_me, users::update_me))
+        .routes(routes!(users::list_my_tenants))
+        .routes(routes!(tenants::list_tenants, tenants::create_tenant))
+        .routes(routes!(tenants::get_tenant, tenants::update_tenant, tenants::delete_tenant))
+        .routes(routes!(members::add_member))
+        .routes(routes!(members::change_role, members::remove_member))
+        .routes(routes!(documents::get_document, documents::update_document, documents::delete_document))
+        .routes(routes!(documents::download_document))
+        .routes(routes!(files::list_files))
+        .routes(routes!(files::get_file, files::delete_file))
+}
+
+/// The routes whose bodies are uploads, with a limit of their own.
+fn upload_routes(max_upload_bytes: u64) -> OpenApiRouter<App> {
+    let limit = usize::try_from(max_upload_bytes.saturating_add(documents::FORM_OVERHEAD)).unwrap_or(usize::MAX);
+    OpenApiRouter::new().routes(routes!(documents::list_documents, documents::upload_document)).layer(DefaultBodyLimit::max(limit))
+}
+
+/// The specification of the API (OpenAPI 3.1), as checked in as `openapi.json`.
+#[must_use]
+pub fn specification() -> String {
+    let specification = routes().merge(upload_routes(0)).routes(routes!(objects::download_object)).into_openapi();
+    format!("{:#}\n", docs::complete(&specification))
+}
+
+/// The API over the services.
+pub fn router(services: Services, clock: Arc<dyn Clock>, settings: Settings) -> Router {
+    let cors = cors(&settings);
+    let upload_limit = services.settings().max_upload_bytes;
+    let specification = Arc::from(specification());
+    let app = App { services, clock, settings: Arc::new(settings), specification };
+    let (router, _) = routes().layer(DefaultBodyLimit::max(MAX_JSON_BYTES)).merge(upload_routes(upload_limit)).split_for_parts();
+    let swagger = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
+    let swagger = Router::from(swagger).layer(middleware::map_response(in_our_form));
+    router
+        // As the plan had it.
+        .route("/api/files/{tenant_id}/files", routing::get(files::list_files))
+        .route("/api/files/{tenant_id}/files/{file_id}", routing::get(files::get_file).delete(files::delete_file))
+        // Axum and OpenAPI write "the rest of the path" differently.
+        .route("/api/objects/{*key}", routing::get(objects::download_object))
+        .route("/openapi.json", routing::get(health::specification))
+        .merge(swagger)
+        .fallback(async || ApiError::NoRoute)
+        .method_not_allowed_fallback(async || ApiError::NoMethod)
+        .layer(cors)
+        .layer(middleware::from_fn_with_state(app.clone(), requests::observe))
+        .with_state(app)
+}
+
+/// What somebody else's handler does not find is answered in the form of all failures.
+async fn in_our_form(response: Response) -> Response {
+    if response.status().is_client_error() { ApiError::NoRoute.into_response() } else { response }
+}
+
+fn cors(settings: &Settings) -> CorsLayer {
+    let origins = if settings.cors_origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(settings.cors_origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()))
+    };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_credentials(settings.cors_allow_credentials)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::RANGE, header::IF_NONE_MATCH])
+        .expose_headers([header::HeaderName::from_static("x-request-id"), header::ETAG, header::CONTENT_RANGE, header::RETRY_AFTER])
+}

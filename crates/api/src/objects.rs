@@ -1,0 +1,123 @@
+//! `/api/objects/{key}`: downloads by signed URL, where the storage has no URLs of its own.
+
+use axum::{
+    body::Body,
+    extract::{Path, State, rejection::PathRejection},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use domain::{Denial, Error};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use services::{Presentation, Services, SignedDownload};
+use utoipa::IntoParams;
+
+use crate::{
+    error::ApiError,
+    extract::Query,
+    range::{self, Selection},
+    schemas,
+};
+
+/// The signature and what it covers besides the key.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SignedQuery {
+    /// The value of Content-Type.
+    content_type: String,
+    /// The value of Content-Disposition.
+    disposition: String,
+    /// Until when, in seconds since 1970.
+    expires: i64,
+    /// HMAC-SHA-256 in hexadecimal.
+    signature: String,
+}
+
+/// What stays as it is in a query (RFC 3986, unreserved).
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// The path and query of a signed download.
+pub(crate) fn object_url(download: &SignedDownload, signature: &str) -> String {
+    format!(
+        "/api/objects/{}?content_type={}&disposition={}&expires={}&signature={signature}",
+        download.key,
+        utf8_percent_encode(&download.presentation.content_type, QUERY),
+        utf8_percent_encode(&download.presentation.content_disposition, QUERY),
+        download.expires,
+    )
+}
+
+/// Download an object
+///
+/// Needs no token: the signature, which a document's `download` hands out, is for this object until it expires. Understands
+/// Range, If-Range, If-None-Match and HEAD.
+#[utoipa::path(get, path = "/api/objects/{key}", tag = "objects", security(()),
+    params(("key" = String, Path, description = "The object's key, slashes included"), SignedQuery),
+    responses(
+        (status = 200, description = "The object", body = schemas::Binary, content_type = "*/*"),
+        (status = 206, description = "The part that was asked for", body = schemas::Binary, content_type = "*/*"),
+        (status = 304, description = "The client has it already")))]
+pub(crate) async fn download_object(
+    State(services): State<Services>,
+    method: Method,
+    key: Result<Path<String>, PathRejection>,
+    Query(query): Query<SignedQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let Path(key) = key.map_err(|_| ApiError::path_not_utf8())?;
+    let presentation = Presentation { content_type: query.content_type, content_disposition: query.disposition };
+    let download = SignedDownload { key, presentation, expires: query.expires };
+    services.check_download(&download, &query.signature)?;
+
+    let size = services.storage().head(&download.key).await?;
+    // A key is never used for other content, so its last part names the content.
+    let etag = format!("\"{}\"", download.key.rsplit('/').next().unwrap_or_default());
+    if !range::if_match(&headers, &etag) {
+        return Err(ApiError::PreconditionFailed);
+    }
+    let mut response = Response::new(Body::empty());
+    *response.headers_mut() = presented(&download, &etag)?;
+    if !range::if_none_match(&headers, &etag) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    let (status, bytes) = match range::select(&headers, &etag, size) {
+        Selection::Full => (StatusCode::OK, 0..size),
+        Selection::Partial(bytes) => (StatusCode::PARTIAL_CONTENT, bytes),
+        Selection::Unsatisfiable => {
+            let mut refused = ApiError::RangeNotSatisfiable.into_response();
+            refused.headers_mut().insert(header::CONTENT_RANGE, value(format!("bytes */{size}"))?);
+            return Ok(refused);
+        }
+    };
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.end - bytes.start));
+    if status == StatusCode::PARTIAL_CONTENT {
+        let range = format!("bytes {}-{}/{size}", bytes.start, bytes.end - 1);
+        response.headers_mut().insert(header::CONTENT_RANGE, value(range)?);
+    }
+    if method != Method::HEAD {
+        let object = services.storage().get(&download.key, Some(bytes)).await?;
+        *response.body_mut() = Body::from_stream(object.bytes);
+    }
+    Ok(response)
+}
+
+fn presented(download: &SignedDownload, etag: &str) -> Result<HeaderMap, ApiError> {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, value(download.presentation.content_type.clone())?);
+    headers.insert(header::CONTENT_DISPOSITION, value(download.presentation.content_disposition.clone())?);
+    headers.insert(header::ETAG, value(etag.to_owned())?);
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // Whatever a browser makes of it, it runs nothing and reaches nothing of ours.
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
+    Ok(headers)
+}
+
+/// What was signed fits into a header; what does not was never signed.
+fn value(text: String) -> Result<HeaderValue, ApiError> {
+    HeaderValue::try_from(text).map_err(|_| Error::Forbidden(Denial::BadSignature).into())
+}

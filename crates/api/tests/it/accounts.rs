@@ -1,0 +1,186 @@
+//! Registration, login and profiles.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use testkit::{Reply, TestApp};
+
+fn ada() -> Value {
+    json!({ "email": "Ada@Example.com", "password": "correct horse 1", "first_name": " Ada ", "last_name": "Lovelace" })
+}
+
+#[tokio::test]
+async fn a_registered_user_can_log_in_in_any_case_of_the_address() {
+    let app = TestApp::new().await;
+    let stranger = app.stranger();
+
+    let registered = stranger.post("/api/auth/register", &ada()).await.expect(201);
+    assert_eq!(registered.json["message"], "User registered");
+    assert_eq!(registered.data()["email"], "ada@example.com");
+    assert_eq!(registered.data()["first_name"], "Ada");
+    assert_eq!(registered.data()["created_by"], Value::Null);
+    assert!(registered.data().get("password").is_none() && registered.data().get("password_hash").is_none());
+
+    let credentials = json!({ "email": " aDa@example.COM", "password": "correct horse 1" });
+    let login = stranger.post("/api/auth/login", &credentials).await.expect(200);
+    assert_eq!(login.data()["token_type"], "Bearer");
+    assert_eq!(login.data()["expires_in"], 900);
+    assert_eq!(login.data()["user"]["id"], registered.data()["id"]);
+    assert_eq!(login.data()["tenants"], json!([]));
+
+    let ada = stranger.with_token(login.data()["access_token"].as_str().unwrap());
+    assert_eq!(ada.get("/api/users/me").await.expect(200).data(), registered.data());
+}
+
+#[tokio::test]
+async fn an_address_is_taken_once_in_any_case() {
+    let app = TestApp::new().await;
+    app.stranger().post("/api/auth/register", &ada()).await.expect(201);
+    let mut again = ada();
+    again["email"] = json!("ADA@example.com ");
+    app.stranger().post("/api/auth/register", &again).await.expect_error(409, "email_taken");
+}
+
+#[tokio::test]
+async fn every_field_that_is_wrong_is_named_at_once() {
+    let app = TestApp::new().await;
+    let reply = app
+        .stranger()
+        .post("/api/auth/register", &json!({ "email": "ada", "password": "short", "first_name": "  " }))
+        .await
+        .expect_error(400, "validation_failed");
+    assert_eq!(reply.problems("email"), r#"["must be an e-mail address"]"#);
+    assert_eq!(reply.problems("password"), r#"["must be at least 8 characters"]"#);
+    assert_eq!(reply.problems("first_name"), r#"["must not be empty"]"#);
+    assert_eq!(reply.problems("last_name"), r#"["is required"]"#);
+}
+
+#[tokio::test]
+async fn fields_at_their_limits() {
+    let app = TestApp::new().await;
+    let cases: [(&str, String, u16); 12] = [
+        ("first_name", "x".repeat(100), 201),
+        ("first_name", "x".repeat(101), 400),
+        ("first_name", "ü".repeat(100), 201),
+        ("last_name", "a\u{0}b".into(), 400),
+        ("last_name", "a\u{85}b".into(), 400),
+        ("password", format!("a1{}", "ü".repeat(254)), 201),
+        ("password", format!("a1{}", "x".repeat(255)), 400),
+        ("password", "1234567a".into(), 201),
+        ("password", "12345678".into(), 400),
+        ("password", "abcdefgh".into(), 400),
+        ("email", format!("{}@example.com", "x".repeat(64)), 201),
+        ("email", format!("{}@{}.com", "x".repeat(64), "y".repeat(190)), 400),
+    ];
+    for (n, (field, value, status)) in cases.into_iter().enumerate() {
+        let mut body = ada();
+        body["email"] = json!(format!("user{n}@example.com"));
+        body[field] = json!(value);
+        let reply = app.stranger().post("/api/auth/register", &body).await;
+        assert_eq!(reply.status, status, "{field}: {value:?}: {}", reply.json);
+        if status == 400 {
+            assert!(reply.json["error"]["details"][field].is_array(), "{}", reply.json);
+        }
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_are_no_json_of_the_right_form() {
+    let app = TestApp::new().await;
+    let send = |content_type: &'static str, body: Vec<u8>| {
+        Reply::to(app.stranger().request(Method::POST, "/api/auth/login").header("content-type", content_type).body(body))
+    };
+    let json = "application/json";
+    for body in ["", "{", "{\"email\": \"a@b.c\"} x", "\u{feff}{}", "{'email': 1}"] {
+        send(json, body.into()).await.expect_error(400, "malformed_request");
+    }
+    send(json, vec![b'"', 0xff, 0xfe, b'"']).await.expect(400);
+    send(json, b"{\"email\": \"\xff\", \"password\": \"x\"}".to_vec()).await.expect(400);
+    for (body, field) in [
+        (json!({ "email": 1, "password": "x" }), "email"),
+        (json!({ "email": null, "password": "x" }), "email"),
+        (json!({ "email": "a@b.c", "password": ["x"] }), "password"),
+        (json!({ "email": "a@b.c", "password": "x", "admin": true }), "admin"),
+    ] {
+        let reply = send(json, body.to_string().into()).await.expect_error(400, "validation_failed");
+        assert!(reply.json["error"]["details"][field].is_array(), "{field}: {}", reply.json);
+    }
+    for body in ["[]", "null", "\"x\"", "1"] {
+        send(json, body.into()).await.expect_error(400, "validation_failed");
+    }
+    send("text/plain", b"{}".to_vec()).await.expect_error(415, "unsupported_media_type");
+    send("application/x-www-form-urlencoded", b"email=a".to_vec()).await.expect_error(415, "unsupported_media_type");
+    send("application/json; charset=utf-8", b"{}".to_vec()).await.expect_error(400, "validation_failed");
+    send(json, format!("{{\"email\": \"{}\"}}", "x".repeat(70_000)).into()).await.expect_error(413, "payload_too_large");
+    send(json, b"[".repeat(60_000)).await.expect(400);
+}
+
+#[tokio::test]
+async fn a_profile_changes_only_by_its_names() {
+    let app = TestApp::new().await;
+    let alice = app.user("alice").await;
+    let changed = alice.put("/api/users/me", &json!({ "last_name": "Liddell" })).await.expect(200);
+    assert_eq!((&changed.data()["first_name"], &changed.data()["last_name"]), (&json!("alice"), &json!("Liddell")));
+    assert!(changed.data()["updated_at"].as_str() > changed.data()["created_at"].as_str());
+    alice.put("/api/users/me", &json!({})).await.expect(200);
+    for field in ["email", "password", "is_active", "id"] {
+        alice.put("/api/users/me", &json!({ field: "x" })).await.expect_error(400, "validation_failed");
+    }
+    alice.put("/api/users/me", &json!({ "first_name": null })).await.expect_error(400, "validation_failed");
+    assert_eq!(alice.get("/api/users/me").await.data()["email"], "alice@example.com");
+}
+
+#[tokio::test]
+async fn what_is_not_there_answers_in_the_same_form() {
+    let app = TestApp::new().await;
+    let stranger = app.stranger();
+    stranger.get("/nothing").await.expect_error(404, "not_found");
+    stranger.get("/api/tenants/").await.expect_error(404, "not_found");
+    let refused = stranger.delete("/api/auth/login").await.expect_error(405, "method_not_allowed");
+    assert_eq!(refused.header("allow"), "POST");
+    stranger.get("/api/users/me").await.expect_error(401, "missing_token");
+    let basic = Reply::to(stranger.request(Method::GET, "/api/users/me").basic_auth("a", Some("b"))).await;
+    assert_eq!(basic.expect_error(401, "invalid_token").header("www-authenticate"), "Bearer error=\"invalid_token\"");
+}
+
+#[tokio::test]
+async fn a_request_keeps_its_decent_id() {
+    let app = TestApp::new().await;
+    let ask = |id: &'static [u8]| {
+        let id = reqwest::header::HeaderValue::from_bytes(id).unwrap();
+        Reply::to(app.stranger().request(Method::GET, "/health").header("x-request-id", id))
+    };
+    assert_eq!(ask(b"trace-1").await.header("x-request-id"), "trace-1");
+    for indecent in [b"" as &[u8], b"two words", b"caf\xe9", &[b'x'; 129]] {
+        let indecent: &'static [u8] = indecent.to_vec().leak();
+        assert_eq!(ask(indecent).await.header("x-request-id").len(), 36);
+    }
+}
+
+#[tokio::test]
+async fn pages_for_everybody() {
+    let app = TestApp::new().await;
+    let stranger = app.stranger();
+    for path in ["/health", "/api/auth/health", "/api/users/health", "/api/tenants/health"] {
+        assert_eq!(stranger.get(path).await.expect(200).data()["status"], "healthy");
+    }
+    let ready = stranger.get("/health/ready").await.expect(200);
+    assert_eq!(ready.data()["dependencies"], json!({ "database": "up", "object storage": "up", "tenant databases (main)": "up" }));
+    assert_eq!(stranger.get("/").await.expect(200).data()["paths"]["documentation"], "/docs");
+    assert_eq!(stranger.get("/openapi.json").await.expect(200).json["openapi"], "3.1.0");
+    let docs = stranger.get("/docs/").await.expect(200);
+    assert!(docs.header("content-type").starts_with("text/html"));
+}
+
+#[tokio::test]
+async fn browsers_may_call_from_the_origins_that_are_named_and_no_others() {
+    let api = api::Settings { cors_origins: vec!["https://app.example.com".into()], ..api::Settings::default() };
+    let app = TestApp::builder().api(api).start().await;
+    let preflight = |origin: &'static str| {
+        let request = app.stranger().request(Method::OPTIONS, "/api/users/me").header("origin", origin);
+        Reply::to(request.header("access-control-request-method", "PUT").header("access-control-request-headers", "authorization"))
+    };
+    let named = preflight("https://app.example.com").await.expect(200);
+    assert_eq!(named.header("access-control-allow-origin"), "https://app.example.com");
+    assert!(named.header("access-control-allow-methods").contains("PUT"));
+    assert_eq!(preflight("https://evil.example.com").await.header("access-control-allow-origin"), "");
+}

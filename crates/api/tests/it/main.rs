@@ -1,0 +1,12 @@
+//! The API as its users see it, over real sockets and real databases.
+
+mod accounts;
+mod authorization;
+mod documents;
+mod files;
+mod members;
+mod races;
+mod server;
+mod sessions;
+mod tenants;
+mod tokens;

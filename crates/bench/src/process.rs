@@ -1,0 +1,144 @@
+//! The servers that are measured: processes of their own.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A server that does not answer within this time never will.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A server that runs. Killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    /// From the start of the process to the first answer of 200.
+    pub(crate) start_time: Duration,
+}
+
+/// How to start `tenantry serve`.
+pub(crate) struct Tenantry {
+    pub(crate) program: PathBuf,
+    /// Where it keeps its data and its log.
+    pub(crate) directory: PathBuf,
+    /// The URL of the main database; none for SQLite.
+    pub(crate) database_url: Option<String>,
+}
+
+impl Tenantry {
+    /// Starts it as its operator would: nothing is configured but where things are, and tokens that outlive the benchmark.
+    pub(crate) fn start(&self) -> Result<Server> {
+        let address = free_address()?;
+        let log = File::options().create(true).append(true).open(self.directory.join("log"))?;
+        let mut command = Command::new(&self.program);
+        command.arg("serve").env_clear().current_dir(&self.directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.env("PORT", address.port().to_string()).env("DATA_DIR", self.directory.join("data"));
+        command.env("JWT_ACCESS_TOKEN_EXPIRES", "86400");
+        if let Some(url) = &self.database_url {
+            command.env("DATABASE_URL", url);
+        }
+        Server::start(command, address).with_context(|| format!("start {} (its log: {})", self.program.display(), self.log_end()))
+    }
+
+    fn log_end(&self) -> String {
+        let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
+        log.lines().last().unwrap_or("empty").to_owned()
+    }
+}
+
+impl Server {
+    /// Starts this program's bare HTTP server with answers of `body_bytes`.
+    pub(crate) fn start_bare_http(body_bytes: usize) -> Result<Self> {
+        let address = free_address()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["bare-http", &address.to_string(), &body_bytes.to_string()]).stdin(Stdio::null());
+        Self::start(command, address).context("start the bare HTTP server")
+    }
+
+    fn start(mut command: Command, address: SocketAddr) -> Result<Self> {
+        let began = Instant::now();
+        let child = command.spawn()?;
+        let mut server = Self { child, address, start_time: Duration::ZERO };
+        while !is_healthy(address) {
+            if let Some(status) = server.child.try_wait()? {
+                bail!("it ended with {status}");
+            }
+            ensure!(began.elapsed() < START_TIMEOUT, "it does not answer");
+            sleep(Duration::from_micros(500));
+        }
+        server.start_time = began.elapsed();
+        Ok(server)
+    }
+
+    /// Ends it as its operator would.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the server ended with {status}");
+        Ok(())
+    }
+
+    /// The processor time that it has used so far, to 10 ms.
+    pub(crate) fn cpu_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(self.proc("stat"))?;
+        // The name in parentheses may hold anything. User and system time are fields 14 and 15 of all (proc_pid_stat(5)).
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = after_name.split_whitespace().skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+        Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+    }
+
+    /// Its resident memory at present, in MiB.
+    pub(crate) fn memory(&self) -> Result<f64> {
+        self.status_mib("VmRSS:")
+    }
+
+    /// The most resident memory that it had since [`Server::forget_peak_memory`], in MiB.
+    pub(crate) fn peak_memory(&self) -> Result<f64> {
+        self.status_mib("VmHWM:")
+    }
+
+    pub(crate) fn forget_peak_memory(&self) -> Result<()> {
+        fs::write(self.proc("clear_refs"), "5").context("forget the peak of a server's memory")
+    }
+
+    fn status_mib(&self, name: &str) -> Result<f64> {
+        let status = fs::read_to_string(self.proc("status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the kernel does not tell a server's memory")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+    }
+
+    fn proc(&self, file: &str) -> PathBuf {
+        Path::new("/proc").join(self.child.id().to_string()).join(file)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // After `stop` there is nothing to kill, which is no error.
+        let _gone = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
+/// An address that nobody listens on at the moment.
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+fn is_healthy(address: SocketAddr) -> bool {
+    let answer = || {
+        let mut stream = TcpStream::connect(address)?;
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    answer().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}

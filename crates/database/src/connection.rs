@@ -1,0 +1,185 @@
+//! Statements and transactions, the same on both engines.
+
+use std::{
+    marker::PhantomData,
+    ops::{Deref, DerefMut},
+};
+
+use crate::{Error, Result, Row, Value, postgres::PostgresConnection, sqlite::SqliteConnection};
+
+/// Which kind of database a connection belongs to.
+pub trait Scope: Send + Sync + 'static {}
+
+/// The main database: users, tenants, memberships, sessions.
+#[derive(Debug)]
+pub enum Main {}
+
+/// A tenant's database: files and documents.
+#[derive(Debug)]
+pub enum Tenant {}
+
+impl Scope for Main {}
+impl Scope for Tenant {}
+
+/// A transaction of the main database.
+pub type MainTx = Tx<Main>;
+
+/// A transaction of one tenant's database.
+pub type TenantTx = Tx<Tenant>;
+
+/// A statement with its parameters, for [`Connection::batch`]. The text is static: values go in as parameters only.
+#[derive(Debug)]
+pub struct Statement {
+    pub(crate) sql: &'static str,
+    pub(crate) params: Vec<Value>,
+}
+
+impl Statement {
+    /// A statement with the values of `$1`, `$2`, …
+    #[must_use]
+    pub const fn new(sql: &'static str, params: Vec<Value>) -> Self {
+        Self { sql, params }
+    }
+}
+
+/// What a statement did.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The rows that it answered.
+    pub rows: Vec<Row>,
+    /// How many rows it changed; without meaning when it answered rows.
+    pub affected: u64,
+}
+
+/// A connection on lease. Outside a transaction it can only read, each statement for itself.
+///
+/// It goes back to its pool when dropped; when a statement was cut off in the middle (its future was dropped), it is closed.
+#[derive(Debug)]
+pub struct Connection<S> {
+    engine: Engine,
+    transaction: Transaction,
+    scope: PhantomData<fn() -> S>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transaction {
+    None,
+    /// Every statement so far succeeded.
+    Whole,
+    /// A statement failed, or its future was dropped and nobody knows. PostgreSQL answers the commit of such a transaction
+    /// with success and rolls it back; SQLite may have rolled it back already and would run what follows outside of it.
+    Broken,
+}
+
+#[derive(Debug)]
+pub(crate) enum Engine {
+    Sqlite(SqliteConnection),
+    Postgres(PostgresConnection),
+}
+
+impl<S: Scope> Connection<S> {
+    pub(crate) fn new(engine: Engine) -> Self {
+        Self { engine, transaction: Transaction::None, scope: PhantomData }
+    }
+
+    /// Runs statements in order, sent together: one trip to a PostgreSQL server, one hop to an SQLite thread. Stops at the
+    /// first that fails.
+    ///
+    /// # Errors
+    /// That of the first statement that failed. A transaction in which one failed, or was cut off, takes no more.
+    pub async fn batch(&mut self, statements: Vec<Statement>) -> Result<Vec<Outcome>> {
+        let before = self.transaction;
+        match before {
+            Transaction::None => {}
+            // Until all succeeded: this future may be dropped at the next await.
+            Transaction::Whole => self.transaction = Transaction::Broken,
+            Transaction::Broken => return Err(Error::internal("a statement of this transaction has failed before")),
+        }
+        let outcomes = match &mut self.engine {
+            Engine::Sqlite(connection) => connection.run(statements).await,
+            Engine::Postgres(connection) => connection.run(statements).await,
+        }?;
+        self.transaction = before;
+        Ok(outcomes)
+    }
+
+    /// Runs a statement that answers rows.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub async fn query(&mut self, sql: &'static str, params: Vec<Value>) -> Result<Vec<Row>> {
+        Ok(self.one(sql, params).await?.rows)
+    }
+
+    /// Runs a statement that answers one row or none.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub async fn query_opt(&mut self, sql: &'static str, params: Vec<Value>) -> Result<Option<Row>> {
+        Ok(self.query(sql, params).await?.into_iter().next())
+    }
+
+    /// Runs a statement that answers exactly one row.
+    ///
+    /// # Errors
+    /// When the statement fails or answers none.
+    pub async fn query_one(&mut self, sql: &'static str, params: Vec<Value>) -> Result<Row> {
+        self.query_opt(sql, params).await?.ok_or_else(|| Error::internal("a statement answered no row"))
+    }
+
+    async fn one(&mut self, sql: &'static str, params: Vec<Value>) -> Result<Outcome> {
+        let mut outcomes = self.batch(vec![Statement::new(sql, params)]).await?;
+        outcomes.pop().ok_or_else(|| Error::internal("a statement had no outcome"))
+    }
+}
+
+/// A transaction. Dropped without [`Tx::commit`], it is rolled back.
+#[derive(Debug)]
+pub struct Tx<S>(Connection<S>);
+
+impl<S: Scope> Tx<S> {
+    pub(crate) fn begin(mut engine: Engine) -> Self {
+        match &mut engine {
+            Engine::Sqlite(connection) => connection.begin(),
+            Engine::Postgres(connection) => connection.begin(),
+        }
+        Self(Connection { transaction: Transaction::Whole, ..Connection::new(engine) })
+    }
+
+    /// Runs a statement that changes rows, and tells how many.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub async fn execute(&mut self, sql: &'static str, params: Vec<Value>) -> Result<u64> {
+        Ok(self.0.one(sql, params).await?.affected)
+    }
+
+    /// Makes everything durable that the transaction did. When this returns, it survives a crash.
+    ///
+    /// # Errors
+    /// When the database could not commit. What it did is then undone, unless the connection was lost in the middle of the
+    /// commit: then nobody here can know.
+    pub async fn commit(mut self) -> Result<()> {
+        if self.0.transaction == Transaction::Broken {
+            return Err(Error::internal("a transaction in which a statement failed can't be committed"));
+        }
+        match &mut self.0.engine {
+            Engine::Sqlite(connection) => connection.commit().await,
+            Engine::Postgres(connection) => connection.commit().await,
+        }
+    }
+}
+
+impl<S> Deref for Tx<S> {
+    type Target = Connection<S>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl<S> DerefMut for Tx<S> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}

@@ -1,0 +1,287 @@
+//! The directory of tenants' databases: which server holds one, how it is opened, made, brought up to date and dropped.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use domain::{TenantId, TenantPlace, failpoint};
+use moka::{policy::EvictionPolicy, sync::Cache};
+
+use crate::{
+    Connection, DatabaseUrl, Error, Migrated, PostgresLimits, PostgresServer, PostgresUrl, Result, SqliteThreads, Tenant, TenantTx, Tx,
+    connection::Engine,
+    migrations::{Schema, migrate_postgres, migrate_sqlite, migrate_sqlite_connection},
+    postgres::{PostgresDatabase, create_database, from_postgres},
+    sqlite::{Access, SqliteFile, from_rusqlite, open_file},
+    url::tls_for,
+};
+
+/// Open SQLite files at most, and handles of PostgreSQL databases. One that is closed for want of room is opened again at
+/// the next request.
+const OPEN_DATABASES: u64 = 1_000;
+/// An open database that nobody asks for is closed after this time.
+const IDLE_TIME: Duration = Duration::from_secs(600);
+
+/// The servers that hold tenants' databases, and handles on those in use. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct TenantDatabases {
+    servers: Arc<BTreeMap<String, Server>>,
+    open: Cache<TenantId, TenantDatabase>,
+    threads: SqliteThreads,
+}
+
+#[derive(Debug)]
+enum Server {
+    /// A folder with a file for every tenant.
+    Sqlite { folder: PathBuf, template: OnceLock<Vec<u8>> },
+    /// A server with a database for every tenant, and the database to connect to for making them.
+    Postgres { server: Arc<PostgresServer>, maintenance: String },
+}
+
+impl TenantDatabases {
+    /// The directory over the named servers. Connects to nothing yet.
+    #[must_use]
+    pub fn new(servers: &BTreeMap<String, DatabaseUrl>, threads: &SqliteThreads, limits: PostgresLimits) -> Self {
+        let server = |url: &DatabaseUrl| match url {
+            DatabaseUrl::Sqlite(folder) => Server::Sqlite { folder: folder.clone(), template: OnceLock::new() },
+            DatabaseUrl::Postgres(PostgresUrl { config, .. }) => Server::Postgres {
+                server: PostgresServer::new((**config).clone(), tls_for(config), limits),
+                maintenance: config.get_dbname().unwrap_or("postgres").to_owned(),
+            },
+        };
+        Self {
+            servers: Arc::new(servers.iter().map(|(name, url)| (name.clone(), server(url))).collect()),
+            open: Cache::builder().max_capacity(OPEN_DATABASES).eviction_policy(EvictionPolicy::lru()).time_to_idle(IDLE_TIME).build(),
+            threads: threads.clone(),
+        }
+    }
+
+    /// The names of the servers.
+    pub fn servers(&self) -> impl Iterator<Item = &str> {
+        self.servers.keys().map(String::as_str)
+    }
+
+    /// A handle on a tenant's database. Opens nothing yet: whoever asks has to be allowed to, and nothing here checks it.
+    ///
+    /// # Errors
+    /// When the configuration names no such server any more.
+    pub fn open(&self, place: &TenantPlace) -> Result<TenantDatabase> {
+        let server = self.server(place)?;
+        let make = || {
+            let at = match server {
+                Server::Sqlite { folder, .. } => {
+                    At::Sqlite(SqliteFile::new(file_of(folder, place), Some(place.tenant_id), self.threads.clone()))
+                }
+                Server::Postgres { server, .. } => {
+                    let name = place.database.as_str().to_owned();
+                    At::Postgres(PostgresDatabase::new(Arc::clone(server), name, Some(place.tenant_id)))
+                }
+            };
+            TenantDatabase { place: Arc::new(place.clone()), at }
+        };
+        // One handle for all who ask at once, so that they queue here and not in SQLite; another one when the tenant moved.
+        let entry = self.open.entry_by_ref(&place.tenant_id).or_insert_with_if(make, |open| *open.place != *place);
+        Ok(entry.into_value())
+    }
+
+    /// Makes a tenant's database. One that is there already stays as it is, so this can be repeated after a crash.
+    ///
+    /// # Errors
+    /// When the server is down or has no room.
+    pub async fn create(&self, place: &TenantPlace) -> Result<()> {
+        match self.server(place)? {
+            Server::Sqlite { folder, .. } => {
+                let (servers, folder, place) = (Arc::clone(&self.servers), folder.clone(), place.clone());
+                let create = move || {
+                    let Some(Server::Sqlite { template, .. }) = servers.get(&place.server) else {
+                        return Err(Error::internal("the server is gone"));
+                    };
+                    create_file(&folder, &place, template)
+                };
+                self.threads.run(create).await
+            }
+            Server::Postgres { server, maintenance } => {
+                // Its type admits nothing but [a-z0-9_] to the name.
+                create_database(&server.administer(maintenance).await?, place.database.as_str()).await
+            }
+        }
+    }
+
+    /// Brings a tenant's database up to date and makes sure that it bears the tenant's identity.
+    ///
+    /// # Errors
+    /// When the database is missing, down or another tenant's, or an applied migration was edited.
+    pub async fn migrate(&self, place: &TenantPlace) -> Result<Migrated> {
+        let schema = Schema::Tenant(place.tenant_id);
+        let database = self.open(place)?;
+        let migrated = match &database.at {
+            At::Sqlite(file) => {
+                file.exclusively(move |path| {
+                    fs::metadata(path).map_err(Error::unavailable)?;
+                    migrate_sqlite(path, schema)
+                })
+                .await?
+            }
+            At::Postgres(database) => {
+                let mut client = database.server.administer(database.name()).await?;
+                migrate_postgres(&mut client, schema).await?
+            }
+        };
+        // Opening checks the identity: a database of somebody else's is found here and not at the first upload.
+        database.read().await?;
+        Ok(migrated)
+    }
+
+    /// Drops a tenant's database with everything in it. One that is gone already is no error.
+    ///
+    /// # Errors
+    /// When the server is down.
+    pub async fn drop_database(&self, place: &TenantPlace) -> Result<()> {
+        self.open.invalidate(&place.tenant_id);
+        match self.server(place)? {
+            Server::Sqlite { folder, .. } => {
+                let path = file_of(folder, place);
+                let remove = move || remove_database(&path.with_extension(UNFINISHED)).and_then(|()| remove_database(&path));
+                self.threads.run(move || remove().map_err(Error::unavailable)).await
+            }
+            Server::Postgres { server, maintenance } => {
+                server.forget(place.database.as_str());
+                let client = server.administer(maintenance).await?;
+                let drop = format!("DROP DATABASE IF EXISTS \"{}\" WITH (FORCE)", place.database);
+                client.batch_execute(&drop).await.map_err(from_postgres)
+            }
+        }
+    }
+
+    /// Whether a server answers.
+    ///
+    /// # Errors
+    /// When it doesn't: what it said.
+    pub async fn ping(&self, server: &str) -> Result<()> {
+        match self.servers.get(server) {
+            None => Err(Error::internal(format!("no server is named {server}"))),
+            Some(Server::Sqlite { folder, .. }) => {
+                let folder = folder.clone();
+                self.threads.run(move || fs::create_dir_all(folder).map_err(Error::unavailable)).await
+            }
+            Some(Server::Postgres { server, maintenance }) => server.ping(maintenance).await,
+        }
+    }
+
+    fn server(&self, place: &TenantPlace) -> Result<&Server> {
+        let missing = || Error::unavailable(format!("TENANT_DATABASE_URLS names no server {}", place.server));
+        self.servers.get(&place.server).ok_or_else(missing)
+    }
+}
+
+fn file_of(folder: &Path, place: &TenantPlace) -> PathBuf {
+    folder.join(format!("{}.sqlite3", place.database))
+}
+
+/// The extension of a file that is being made. What a crash leaves under such a name is overwritten by the next attempt.
+const UNFINISHED: &str = "new";
+
+/// Makes a tenant's file whole beside its place and moves it there, so that it is either complete or not there at all.
+fn create_file(folder: &Path, place: &TenantPlace, template: &OnceLock<Vec<u8>>) -> Result<()> {
+    let path = file_of(folder, place);
+    fs::create_dir_all(folder).map_err(Error::unavailable)?;
+    // One at a time over all processes: of two that make the same file, the slower one must not put its empty one in the
+    // place of the other's, which is in use by then.
+    let making = fs::File::open(folder).map_err(Error::unavailable)?;
+    making.lock().map_err(Error::unavailable)?;
+    if !path.exists() {
+        let unfinished = path.with_extension(UNFINISHED);
+        write_unfinished(&unfinished, template_in(folder, template)?, Schema::Tenant(place.tenant_id))?;
+        failpoint!("tenant.file_written");
+        let file = fs::File::open(&unfinished).map_err(Error::unavailable)?;
+        file.sync_all().and_then(|()| fs::rename(&unfinished, &path)).map_err(Error::unavailable)?;
+        failpoint!("tenant.file_renamed");
+    }
+    making.sync_all().map_err(Error::unavailable)
+}
+
+/// A file with today's schema and no identity, as bytes: made once per process, since copying it is faster than running
+/// the schema.
+fn template_in<'a>(folder: &Path, template: &'a OnceLock<Vec<u8>>) -> Result<&'a [u8]> {
+    if let Some(template) = template.get() {
+        return Ok(template);
+    }
+    let path = folder.join("template").with_extension(UNFINISHED);
+    write_unfinished(&path, &[], Schema::TenantTemplate)?;
+    let made = fs::read(&path).map_err(Error::unavailable)?;
+    fs::remove_file(&path).map_err(Error::unavailable)?;
+    Ok(template.get_or_init(|| made))
+}
+
+fn remove_database(path: &Path) -> io::Result<()> {
+    // The log first: a database without its log is whole, a log without its database is rubbish.
+    for suffix in ["-wal", "-shm", ""] {
+        let mut file = path.as_os_str().to_owned();
+        file.push(suffix);
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes a database that nobody reads yet; nothing of it is durable.
+fn write_unfinished(path: &Path, content: &[u8], schema: Schema) -> Result<()> {
+    // What an interrupted attempt left: its log would be taken for the new file's.
+    remove_database(path).and_then(|()| fs::write(path, content)).map_err(Error::unavailable)?;
+    let connection = open_file(path, Access::Write, None)?;
+    connection.execute_batch("PRAGMA synchronous = OFF").map_err(from_rusqlite)?;
+    migrate_sqlite_connection(&connection, schema)?;
+    // Closing moves everything from the log into the file.
+    connection.close().map_err(|(_, error)| from_rusqlite(error))
+}
+
+/// One tenant's database. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct TenantDatabase {
+    place: Arc<TenantPlace>,
+    at: At,
+}
+
+#[derive(Clone, Debug)]
+enum At {
+    Sqlite(Arc<SqliteFile>),
+    Postgres(Arc<PostgresDatabase>),
+}
+
+impl TenantDatabase {
+    /// Whose database it is.
+    #[must_use]
+    pub fn tenant_id(&self) -> TenantId {
+        self.place.tenant_id
+    }
+
+    /// A connection for reading outside a transaction.
+    ///
+    /// # Errors
+    /// When the database is missing, down or another tenant's, or every connection in use for too long.
+    pub async fn read(&self) -> Result<Connection<Tenant>> {
+        let engine = match &self.at {
+            At::Sqlite(file) => Engine::Sqlite(file.read().await?),
+            At::Postgres(database) => Engine::Postgres(database.lease().await?),
+        };
+        Ok(Connection::new(engine))
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// As [`TenantDatabase::read`].
+    pub async fn begin(&self) -> Result<TenantTx> {
+        let engine = match &self.at {
+            At::Sqlite(file) => Engine::Sqlite(file.write().await?),
+            At::Postgres(database) => Engine::Postgres(database.lease().await?),
+        };
+        Ok(Tx::begin(engine))
+    }
+}

@@ -1,0 +1,67 @@
+//! What a database can answer instead of rows.
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// The result of a database operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a database operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A constraint of the schema forbids it.
+    #[error("constraint violated: {0:?}")]
+    Violated(Constraint),
+    /// The database can't be reached, or gave up because of its own state. Trying again later may work.
+    #[error("database unavailable")]
+    Unavailable(#[source] Cause),
+    /// Others hold what it needs, longer than it may wait. Trying again may work.
+    #[error("database busy: {0}")]
+    Busy(&'static str),
+    /// A bug of ours or a damaged database.
+    #[error("database error")]
+    Internal(#[source] Cause),
+}
+
+/// A constraint, by its name in the schema. SQLite doesn't report names, so they follow one convention:
+/// `{table}_{columns joined by _}_key` for unique ones, `{table}_pkey` for primary keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Constraint {
+    /// A unique index or a primary key.
+    Unique(String),
+    /// A foreign key.
+    ForeignKey,
+    /// A check or a not-null column.
+    Check,
+}
+
+impl Error {
+    pub(crate) fn internal(cause: impl Into<Cause>) -> Self {
+        Self::Internal(cause.into())
+    }
+
+    pub(crate) fn unavailable(cause: impl Into<Cause>) -> Self {
+        Self::Unavailable(cause.into())
+    }
+
+    /// Whether the unique constraint of this name forbids it.
+    #[must_use]
+    pub fn violates(&self, unique: &str) -> bool {
+        matches!(self, Self::Violated(Constraint::Unique(name)) if name == unique)
+    }
+
+    /// Whether a foreign key forbids it.
+    #[must_use]
+    pub fn violates_foreign_key(&self) -> bool {
+        matches!(self, Self::Violated(Constraint::ForeignKey))
+    }
+}
+
+impl From<Error> for domain::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Unavailable(source) => Self::Unavailable { dependency: "database", source },
+            Error::Busy(_) => Self::Unavailable { dependency: "database", source: Box::new(error) },
+            Error::Violated(_) | Error::Internal(_) => Self::Internal(Box::new(error)),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Schema migrations: numbered, in one transaction under a lock of the database, refused when an applied one was edited.
+//!
+//! The text is PostgreSQL's. SQLite gets the same text with its own names of types, and its tables strict.
+
+use domain::TenantId;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    Error, Result, Value,
+    postgres::from_postgres,
+    sqlite::{Access, from_rusqlite, open_file},
+};
+
+struct Migration {
+    version: i64,
+    name: &'static str,
+    sql: &'static str,
+}
+
+macro_rules! migrations {
+    ($($version:literal => $path:literal),+ $(,)?) => {
+        &[$(Migration { version: $version, name: $path, sql: include_str!(concat!("../migrations/", $path)) }),+]
+    };
+}
+
+const MAIN: &[Migration] = migrations! { 1 => "main/0001_accounts.sql" };
+const TENANT: &[Migration] = migrations! { 1 => "tenant/0001_documents.sql" };
+
+/// Any number will do that other programs don't take for their advisory lock: "Tenantry" in ASCII.
+const ADVISORY_LOCK: i64 = 0x5465_6e61_6e74_7279;
+
+const LEDGER: &str = "CREATE TABLE IF NOT EXISTS schema_migrations (version BIGINT NOT NULL PRIMARY KEY, \
+     name TEXT NOT NULL, checksum TEXT NOT NULL) STRICT;";
+
+/// What a migration did to a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Migrated {
+    /// The schema's version before; 0 for none.
+    pub from: i64,
+    /// The schema's version now.
+    pub to: i64,
+}
+
+/// The schema version that this program gives the main database.
+#[must_use]
+pub fn main_schema_version() -> i64 {
+    latest(MAIN)
+}
+
+/// The schema version that this program gives tenants' databases.
+#[must_use]
+pub fn tenant_schema_version() -> i64 {
+    latest(TENANT)
+}
+
+fn latest(migrations: &[Migration]) -> i64 {
+    migrations.last().map_or(0, |migration| migration.version)
+}
+
+/// Which schema a database has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Schema {
+    Main,
+    /// With the identity row that belongs into it.
+    Tenant(TenantId),
+    /// Without one: what tenants' databases are copied from.
+    TenantTemplate,
+}
+
+impl Schema {
+    const fn migrations(self) -> &'static [Migration] {
+        match self {
+            Self::Main => MAIN,
+            Self::Tenant(_) | Self::TenantTemplate => TENANT,
+        }
+    }
+}
+
+/// Which migrations are to be applied, given those that were.
+fn pending(migrations: &'static [Migration], applied: &[(i64, String)]) -> Result<&'static [Migration]> {
+    for (applied, expected) in applied.iter().zip(migrations) {
+        if applied.0 != expected.version || applied.1 != checksum(expected) {
+            return Err(Error::internal(format!("migration {} was edited after it had been applied", expected.name)));
+        }
+    }
+    // A database of a newer program is left as it is: that program keeps its schema usable for this one.
+    Ok(migrations.get(applied.len()..).unwrap_or_default())
+}
+
+fn checksum(migration: &Migration) -> String {
+    hex::encode(Sha256::digest(migration.sql))
+}
+
+fn migrated(migrations: &[Migration], applied: &[(i64, String)]) -> Migrated {
+    let from = applied.last().map_or(0, |last| last.0);
+    Migrated { from, to: from.max(latest(migrations)) }
+}
+
+/// Brings a SQLite file up to date, making it when it is not there. Blocks.
+pub(crate) fn migrate_sqlite(path: &std::path::Path, schema: Schema) -> Result<Migrated> {
+    let connection = open_file(path, Access::Create, None)?;
+    migrate_sqlite_connection(&connection, schema)
+}
+
+pub(crate) fn migrate_sqlite_connection(connection: &rusqlite::Connection, schema: Schema) -> Result<Migrated> {
+    let migrations = schema.migrations();
+    // EXCLUSIVE is the lock: a second migrator waits for its busy time-out.
+    connection.execute_batch("BEGIN EXCLUSIVE").map_err(from_rusqlite)?;
+    let apply = || {
+        connection.execute_batch(&for_sqlite(LEDGER)).map_err(from_rusqlite)?;
+        let applied = applied_to_sqlite(connection).map_err(from_rusqlite)?;
+        for migration in pending(migrations, &applied)? {
+            connection.execute_batch(&for_sqlite(migration.sql)).map_err(from_rusqlite)?;
+            let entry = (migration.version, migration.name, checksum(migration));
+            connection
+                .execute("INSERT INTO schema_migrations (version, name, checksum) VALUES (?1, ?2, ?3)", entry)
+                .map_err(from_rusqlite)?;
+        }
+        if let Schema::Tenant(tenant_id) = schema {
+            connection
+                .execute(
+                    "INSERT INTO tenant_identity (tenant_id) SELECT ?1 WHERE NOT EXISTS (SELECT 1 FROM tenant_identity)",
+                    [tenant_id.uuid().as_bytes()],
+                )
+                .map_err(from_rusqlite)?;
+        }
+        connection.execute_batch("COMMIT").map_err(from_rusqlite)?;
+        Ok(migrated(migrations, &applied))
+    };
+    let result = apply();
+    if result.is_err() && !connection.is_autocommit() {
+        connection.execute_batch("ROLLBACK").map_err(from_rusqlite)?;
+    }
+    result
+}
+
+fn applied_to_sqlite(connection: &rusqlite::Connection) -> rusqlite::Result<Vec<(i64, String)>> {
+    let mut statement = connection.prepare("SELECT version, checksum FROM schema_migrations ORDER BY version")?;
+    statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+/// Brings a PostgreSQL database up to date over a connection of its own.
+pub(crate) async fn migrate_postgres(client: &mut tokio_postgres::Client, schema: Schema) -> Result<Migrated> {
+    let migrations = schema.migrations();
+    // Dropped without a commit, the transaction is rolled back.
+    let tx = client.transaction().await.map_err(from_postgres)?;
+    tx.execute("SELECT pg_advisory_xact_lock($1)", &[&ADVISORY_LOCK]).await.map_err(from_postgres)?;
+    tx.batch_execute(&for_postgres(LEDGER)).await.map_err(from_postgres)?;
+    let rows = tx.query("SELECT version, checksum FROM schema_migrations ORDER BY version", &[]).await.map_err(from_postgres)?;
+    let applied: Vec<(i64, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    for migration in pending(migrations, &applied)? {
+        tx.batch_execute(&for_postgres(migration.sql)).await.map_err(from_postgres)?;
+        tx.execute(
+            "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
+            &[&migration.version, &migration.name, &checksum(migration)],
+        )
+        .await
+        .map_err(from_postgres)?;
+    }
+    if let Schema::Tenant(tenant_id) = schema {
+        tx.execute(
+            "INSERT INTO tenant_identity (tenant_id) SELECT $1 WHERE NOT EXISTS (SELECT 1 FROM tenant_identity)",
+            &[&Value::from(tenant_id)],
+        )
+        .await
+        .map_err(from_postgres)?;
+    }
+    tx.commit().await.map_err(from_postgres)?;
+    Ok(migrated(migrations, &applied))
+}
+
+fn for_postgres(sql: &str) -> String {
+    sql.replace(") STRICT;", ");")
+}
+
+/// Translates the names of types, as whole words.
+fn for_sqlite(sql: &str) -> String {
+    let mut translated = String::with_capacity(sql.len());
+    for piece in sql.split_inclusive(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+        let word = piece.trim_end_matches(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let type_name = match word {
+            "UUID" | "BYTEA" => "BLOB",
+            "TIMESTAMPTZ" | "BOOLEAN" | "BIGINT" => "INTEGER",
+            other => other,
+        };
+        translated.push_str(type_name);
+        translated.push_str(&piece[word.len()..]);
+    }
+    translated
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_translated_as_whole_words() {
+        assert_eq!(
+            for_sqlite("CREATE TABLE a (id UUID, BIGINT_x BIGINT, t TIMESTAMPTZ) STRICT;"),
+            "CREATE TABLE a (id BLOB, BIGINT_x INTEGER, t INTEGER) STRICT;"
+        );
+    }
+
+    #[test]
+    fn an_edited_migration_is_refused() {
+        let edited = [(1, "0".repeat(64))];
+        assert!(pending(MAIN, &edited).is_err());
+        let untouched = [(1, checksum(&MAIN[0]))];
+        assert!(pending(MAIN, &untouched).unwrap().is_empty());
+    }
+
+    #[test]
+    fn versions_count_up_by_one() {
+        for migrations in [MAIN, TENANT] {
+            let versions: Vec<_> = migrations.iter().map(|migration| migration.version).collect();
+            assert_eq!(versions, (1..=latest(migrations)).collect::<Vec<_>>());
+        }
+    }
+}

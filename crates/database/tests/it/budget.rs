@@ -1,0 +1,116 @@
+//! The budget of connections to a PostgreSQL server.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use database::{Error, PostgresLimits, TenantDatabase, params};
+use domain::TenantPlace;
+use tokio::time::timeout;
+
+use crate::engine::{Engine, on_postgres};
+
+/// Connections to tenants' databases of this test, by process id.
+async fn connections(admin: &tokio_postgres::Client, tenants: &[String]) -> BTreeSet<i32> {
+    let pids = "SELECT pid FROM pg_stat_activity WHERE datname = ANY ($1) AND backend_type = 'client backend'";
+    admin.query(pids, &[&tenants]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+/// How many connections there are at most while 50 tasks work in these databases. A server process that was told to end
+/// takes its time: those count that are there in two looks.
+async fn most_connections(engine: &Engine, places: &[TenantPlace], per_server: usize) -> usize {
+    let tenants = engine.tenants_with(PostgresLimits { per_server, per_database: 4 });
+    let names: Vec<_> = places.iter().map(|place| place.database.as_str().to_owned()).collect();
+    let workers: Vec<_> = (0..50)
+        .map(|n| {
+            let tenant = tenants.open(&places[n % places.len()]).unwrap();
+            tokio::spawn(async move {
+                for round in 0..3 {
+                    work(&tenant, n + round).await;
+                }
+            })
+        })
+        .collect();
+    let admin = engine.admin().await;
+    let mut most = 0;
+    while workers.iter().any(|worker| !worker.is_finished()) {
+        let before = connections(&admin, &names).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let after = connections(&admin, &names).await;
+        most = most.max(before.intersection(&after).count());
+    }
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    most
+}
+
+async fn work(tenant: &TenantDatabase, n: usize) {
+    if n.is_multiple_of(3) {
+        let slow = async { tenant.read().await.unwrap().query(crate::engine::SLOW, params![]).await };
+        let _cut_off = timeout(Duration::from_millis(30), slow).await;
+    } else {
+        let mut tx = tenant.begin().await.unwrap();
+        tx.execute("INSERT INTO uploads (s3_path, expires_at) VALUES ($1, $2) ON CONFLICT DO NOTHING", upload(n)).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+}
+
+fn upload(n: usize) -> Vec<database::Value> {
+    params![n.to_string(), domain::Timestamp::from_micros(0)]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_are_never_more_connections_than_the_budget() {
+    let limits = PostgresLimits { per_server: 1, per_database: 1 };
+    on_postgres(limits, async |engine| {
+        let places: Vec<_> = (0..10).map(|_| engine.place()).collect();
+        for place in &places {
+            engine.make(place).await;
+        }
+        engine.close_idle(&places).await;
+        // The control: a larger budget is used, and seen to be.
+        let most = most_connections(engine, &places, 30).await;
+        assert!((5..=30).contains(&most), "{most}");
+        engine.close_idle(&places).await;
+        let most = most_connections(engine, &places, 4).await;
+        assert!((1..=4).contains(&most), "{most}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_finds_no_connection_in_time_is_told_that_it_is_busy() {
+    let limits = PostgresLimits { per_server: 2, per_database: 1 };
+    on_postgres(limits, async |engine| {
+        let (one, two, three) = (engine.tenant().await, engine.tenant().await, engine.tenant().await);
+        let held = (one.read().await.unwrap(), two.read().await.unwrap());
+        // The own limit of a database, and that of the server.
+        let (own, shared) = tokio::join!(one.read(), three.read());
+        assert!(matches!(own, Err(Error::Busy(_))), "{own:?}");
+        assert!(matches!(shared, Err(Error::Busy(_))), "{shared:?}");
+        drop(held);
+        three.read().await.unwrap().query("SELECT 1", params![]).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_make_room_the_oldest_first() {
+    let limits = PostgresLimits { per_server: 2, per_database: 2 };
+    on_postgres(limits, async |engine| {
+        let mut tenants = Vec::new();
+        for _ in 0..3 {
+            let tenant = engine.tenant().await;
+            tenants.push(tenant);
+        }
+        let mut pids = Vec::new();
+        for index in [0, 1, 0, 2, 0, 1] {
+            let mut reader = tenants[index].read().await.unwrap();
+            let pid: i64 = reader.query_one("SELECT pg_backend_pid()", params![]).await.unwrap().take().unwrap();
+            pids.push(pid);
+        }
+        assert_eq!(pids[0], pids[2], "kept while there was room");
+        assert_eq!(pids[2], pids[4], "kept, for it was not the oldest");
+        assert_ne!(pids[1], pids[5], "closed, for it was the oldest");
+    })
+    .await;
+}

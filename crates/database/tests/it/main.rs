@@ -1,0 +1,15 @@
+//! What the database layer promises, held against every engine that is there: SQLite always, PostgreSQL where
+//! `TEST_DATABASE_URL` names a server (`scripts/services.sh`).
+
+#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests are tests")]
+
+mod budget;
+mod cancellation;
+mod concurrency;
+mod constraints;
+mod engine;
+mod migrations;
+mod outages;
+mod tenants;
+mod transactions;
+mod values;

@@ -1,0 +1,258 @@
+//! Tenants' databases: made, found, kept apart, dropped.
+
+use std::fs;
+
+use database::{Error, TenantDatabase, params};
+use domain::TenantPlace;
+
+use crate::engine::{Engine, on_every_engine};
+
+async fn remember(tenant: &TenantDatabase, text: &str) {
+    let mut tx = tenant.begin().await.unwrap();
+    let insert = "INSERT INTO uploads (s3_path, expires_at) VALUES ($1, $2)";
+    tx.execute(insert, params![text, domain::Timestamp::from_micros(0)]).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+async fn remembered(tenant: &TenantDatabase) -> Vec<String> {
+    let rows = tenant.read().await.unwrap().query("SELECT s3_path FROM uploads ORDER BY s3_path", params![]).await.unwrap();
+    rows.into_iter().map(|mut row| row.take().unwrap()).collect()
+}
+
+async fn refused(engine: &Engine, place: &TenantPlace) {
+    let (_, tenants) = engine.other_process();
+    let tenant = tenants.open(place).unwrap();
+    for _ in 0..2 {
+        let reading = tenant.read().await;
+        assert!(matches!(reading, Err(Error::Unavailable(_))), "{reading:?}");
+        let writing = tenant.begin().await;
+        assert!(matches!(writing, Err(Error::Unavailable(_))), "{writing:?}");
+    }
+}
+
+#[tokio::test]
+async fn creation_can_be_repeated() {
+    on_every_engine(async |engine| {
+        let place = engine.place();
+        engine.make(&place).await;
+        remember(&engine.tenants.open(&place).unwrap(), "kept").await;
+        for _ in 0..2 {
+            engine.make(&place).await;
+        }
+        assert_eq!(remembered(&engine.tenants.open(&place).unwrap()).await, ["kept"]);
+    })
+    .await;
+}
+
+/// Two that make the same database at once are two instances that take up the same interrupted creation.
+#[tokio::test(flavor = "multi_thread")]
+async fn creations_at_once_make_one_database() {
+    on_every_engine(async |engine| {
+        for _ in 0..3 {
+            let place = engine.place();
+            let creators: Vec<_> = (0..6)
+                .map(|n| {
+                    let (place, tenants) = (place.clone(), engine.other_process().1);
+                    tokio::spawn(async move {
+                        tenants.create(&place).await.unwrap();
+                        tenants.migrate(&place).await.unwrap();
+                        remember(&tenants.open(&place).unwrap(), &n.to_string()).await;
+                    })
+                })
+                .collect();
+            for creator in creators {
+                creator.await.unwrap();
+            }
+            assert_eq!(remembered(&engine.tenants.open(&place).unwrap()).await, ["0", "1", "2", "3", "4", "5"]);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_are_made_at_once() {
+    on_every_engine(async |engine| {
+        let tenants = engine.other_process().1;
+        let creators: Vec<_> = (0..8)
+            .map(|_| {
+                let (place, tenants) = (engine.place(), tenants.clone());
+                tokio::spawn(async move { tenants.create(&place).await })
+            })
+            .collect();
+        for creator in creators {
+            creator.await.unwrap().unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_interrupted_creation_is_completed() {
+    on_every_engine(async |engine| {
+        let place = engine.place();
+        match engine.file_of(&place) {
+            Some(file) => {
+                // The worst that can be left: another database's file and log, half-written.
+                let other = engine.place();
+                engine.make(&other).await;
+                let tenant = engine.tenants.open(&other).unwrap();
+                remember(&tenant, "somebody else's").await;
+                let unfinished = |suffix: &str| file.with_extension(format!("new{suffix}"));
+                let log = engine.file_of(&other).unwrap().with_extension("sqlite3-wal");
+                assert!(fs::metadata(&log).unwrap().len() > 0);
+                fs::copy(&log, unfinished("-wal")).unwrap();
+                fs::write(unfinished(""), b"SQLite format 3\0 and then the power failed").unwrap();
+                fs::write(unfinished("-shm"), b"rubbish").unwrap();
+            }
+            None => {
+                engine.admin().await.batch_execute(&format!("CREATE DATABASE {}", place.database)).await.unwrap();
+            }
+        }
+        engine.make(&place).await;
+        assert!(remembered(&engine.tenants.open(&place).unwrap()).await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_tenants_database_is_refused() {
+    on_every_engine(async |engine| {
+        let (ours, theirs) = (engine.place(), engine.place());
+        for place in [&ours, &theirs] {
+            engine.make(place).await;
+        }
+        remember(&engine.tenants.open(&ours).unwrap(), "ours").await;
+
+        let misled = TenantPlace { database: theirs.database.clone(), ..ours.clone() };
+        refused(engine, &misled).await;
+        // A handle that is open already is no way around it, and stays right itself.
+        assert!(matches!(engine.tenants.open(&misled).unwrap().read().await, Err(Error::Unavailable(_))));
+        assert!(matches!(engine.tenants.migrate(&misled).await, Err(Error::Unavailable(_))));
+        assert_eq!(remembered(&engine.tenants.open(&ours).unwrap()).await, ["ours"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn swapped_databases_are_refused() {
+    on_every_engine(async |engine| {
+        let (ours, theirs) = (engine.place(), engine.place());
+        for place in [&ours, &theirs] {
+            engine.make(place).await;
+        }
+        swap(engine, &ours, &theirs).await;
+        refused(engine, &ours).await;
+        refused(engine, &theirs).await;
+    })
+    .await;
+}
+
+/// Under the open handles, as an operator who restores the wrong backup would.
+async fn swap(engine: &Engine, one: &TenantPlace, other: &TenantPlace) {
+    if let (Some(one), Some(other)) = (engine.file_of(one), engine.file_of(other)) {
+        let aside = one.with_extension("aside");
+        for (from, to) in [(&one, &aside), (&other, &one), (&aside, &other)] {
+            fs::rename(from, to).unwrap();
+        }
+    } else {
+        engine.close_idle(&[one.clone(), other.clone()]).await;
+        let admin = engine.admin().await;
+        let (one, other) = (one.database.as_str(), other.database.as_str());
+        let aside = format!("{one}_aside");
+        for (from, to) in [(one, aside.as_str()), (other, one), (&aside, other)] {
+            admin.batch_execute(&format!("ALTER DATABASE {from} RENAME TO {to}")).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_without_identity_is_refused() {
+    on_every_engine(async |engine| {
+        let place = engine.place();
+        engine.make(&place).await;
+        let mut tx = engine.tenants.open(&place).unwrap().begin().await.unwrap();
+        tx.execute("DELETE FROM tenant_identity", params![]).await.unwrap();
+        tx.commit().await.unwrap();
+        refused(engine, &place).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_missing_database_is_unavailable() {
+    on_every_engine(async |engine| {
+        let place = engine.place();
+        let tenant = engine.tenants.open(&place).unwrap();
+        assert!(matches!(tenant.read().await, Err(Error::Unavailable(_))));
+        assert!(matches!(tenant.begin().await, Err(Error::Unavailable(_))));
+        assert!(matches!(engine.tenants.migrate(&place).await, Err(Error::Unavailable(_))));
+        assert!(engine.file_of(&place).is_none_or(|file| !file.exists()), "looking for it doesn't make it");
+        engine.make(&place).await;
+        remember(&tenant, "the same handle finds it").await;
+
+        let nowhere = TenantPlace { server: "gone".to_owned(), ..place };
+        assert!(matches!(engine.tenants.open(&nowhere), Err(Error::Unavailable(_))));
+        assert!(engine.tenants.ping("gone").await.is_err());
+        engine.tenants.ping(crate::engine::SERVER).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn dropping_can_be_repeated() {
+    on_every_engine(async |engine| {
+        let place = engine.place();
+        engine.make(&place).await;
+        let tenant = engine.tenants.open(&place).unwrap();
+        remember(&tenant, "lost").await;
+        for _ in 0..2 {
+            engine.tenants.drop_database(&place).await.unwrap();
+        }
+        assert!(matches!(engine.tenants.open(&place).unwrap().read().await, Err(Error::Unavailable(_))));
+        engine.make(&place).await;
+        assert!(remembered(&engine.tenants.open(&place).unwrap()).await.is_empty());
+        remember(&engine.tenants.open(&place).unwrap(), "new").await;
+        drop(tenant);
+        assert_eq!(remembered(&engine.tenants.open(&place).unwrap()).await, ["new"], "what closed the old one left the new one alone");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_statement_reaches_another_file() {
+    on_every_engine(async |engine| {
+        let tenant = engine.tenant().await;
+        for sql in ["ATTACH DATABASE 'main.sqlite3' AS other", "DETACH DATABASE main", "VACUUM INTO 'copy.sqlite3'"] {
+            assert!(tenant.read().await.unwrap().query(sql, params![]).await.is_err(), "{sql}");
+            assert!(tenant.begin().await.unwrap().query(sql, params![]).await.is_err(), "{sql}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_tenants_than_handles_are_kept() {
+    on_every_engine(async |engine| {
+        let place = engine.place();
+        engine.make(&place).await;
+        let early = engine.tenants.open(&place).unwrap();
+        let mut tx = early.begin().await.unwrap();
+        let insert = "INSERT INTO uploads (s3_path, expires_at) VALUES ($1, $2)";
+        tx.execute(insert, params!["early", domain::Timestamp::from_micros(0)]).await.unwrap();
+        for _ in 0..3_000 {
+            let mut elsewhere = place.clone();
+            elsewhere.tenant_id = domain::TenantId::generate(&domain::SystemClock);
+            engine.tenants.open(&elsewhere).unwrap();
+        }
+        // By now the file has a second handle, which waits for the first one's transaction.
+        let late = tokio::spawn({
+            let late = engine.tenants.open(&place).unwrap();
+            async move { remember(&late, "late").await }
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tx.commit().await.unwrap();
+        late.await.unwrap();
+        assert_eq!(remembered(&early).await, ["early", "late"]);
+    })
+    .await;
+}

@@ -1,0 +1,115 @@
+//! Transactions keep all or nothing, and nothing is written outside of one.
+
+use std::time::Duration;
+
+use database::{Connection, Error, Main, MainDatabase, Statement, params};
+use tokio::time::timeout;
+
+use crate::engine::{SLOW, on_every_engine};
+
+const INSERT: &str = "INSERT INTO access_changes (version, subject, changed_at) SELECT $1, $2, $3";
+
+fn change(version: i64) -> Vec<database::Value> {
+    params![version, uuid::Uuid::nil(), domain::Timestamp::from_micros(0)]
+}
+
+async fn kept(main: &MainDatabase) -> Vec<i64> {
+    let rows = main.read().await.unwrap().query("SELECT version FROM access_changes ORDER BY version", params![]).await.unwrap();
+    rows.into_iter().map(|mut row| row.take().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn what_was_committed_is_kept() {
+    on_every_engine(async |engine| {
+        let mut tx = engine.main.begin().await.unwrap();
+        tx.execute(INSERT, change(1)).await.unwrap();
+        assert!(kept(&engine.main).await.is_empty(), "others see nothing before the commit");
+        tx.commit().await.unwrap();
+        assert_eq!(kept(&engine.main).await, [1]);
+        assert_eq!(kept(&engine.other_process().0).await, [1]);
+        engine.main.begin().await.unwrap().commit().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_dropped_leaves_nothing() {
+    on_every_engine(async |engine| {
+        for _ in 0..20 {
+            let mut tx = engine.main.begin().await.unwrap();
+            tx.execute(INSERT, change(1)).await.unwrap();
+            drop(tx);
+        }
+        assert!(kept(&engine.main).await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_transaction_with_a_failed_statement_keeps_nothing() {
+    on_every_engine(async |engine| {
+        let mut tx = engine.main.begin().await.unwrap();
+        tx.execute(INSERT, change(1)).await.unwrap();
+        tx.execute(INSERT, change(1)).await.unwrap_err();
+        assert!(tx.execute(INSERT, change(2)).await.is_err(), "takes no more statements");
+        assert!(tx.query("SELECT 1", params![]).await.is_err());
+        assert!(tx.commit().await.is_err(), "can't be committed");
+        assert!(kept(&engine.main).await.is_empty());
+
+        let mut tx = engine.main.begin().await.unwrap();
+        tx.batch(vec![Statement::new(INSERT, change(1)), Statement::new("SELECT nonsense", params![])]).await.unwrap_err();
+        assert!(tx.execute(INSERT, change(2)).await.is_err());
+        drop(tx);
+        assert!(kept(&engine.main).await.is_empty());
+
+        let mut tx = engine.main.begin().await.unwrap();
+        tx.execute(INSERT, change(3)).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(kept(&engine.main).await, [3], "the next one works");
+    })
+    .await;
+}
+
+/// PostgreSQL would answer the commit with success, whatever became of the statement.
+#[tokio::test]
+async fn a_transaction_with_an_abandoned_statement_keeps_nothing() {
+    on_every_engine(async |engine| {
+        let mut tx = engine.main.begin().await.unwrap();
+        tx.execute(INSERT, change(1)).await.unwrap();
+        timeout(Duration::from_millis(20), tx.query(SLOW, params![])).await.unwrap_err();
+        assert!(tx.execute(INSERT, change(2)).await.is_err());
+        assert!(tx.commit().await.is_err());
+        assert!(kept(&engine.main).await.is_empty());
+    })
+    .await;
+}
+
+async fn write(connection: &mut Connection<Main>) -> Result<(), Error> {
+    connection.query("INSERT INTO access_version (id, version) VALUES (1, 1) RETURNING version", params![]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_written_outside_a_transaction() {
+    on_every_engine(async |engine| {
+        let mut reader = engine.main.read().await.unwrap();
+        for sql in ["UPDATE access_version SET version = 7", "DELETE FROM access_version", "CREATE TABLE x (y BIGINT)", "DROP TABLE outbox"]
+        {
+            assert!(reader.query(sql, params![]).await.is_err(), "{sql}");
+        }
+        assert!(write(&mut reader).await.is_err());
+        let mut version = reader.query_one("SELECT version FROM access_version", params![]).await.unwrap();
+        assert_eq!(version.take::<i64>().unwrap(), 0, "and it still reads");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reader_goes_on_after_a_failure() {
+    on_every_engine(async |engine| {
+        let mut reader = engine.main.read().await.unwrap();
+        reader.query("SELECT nonsense", params![]).await.unwrap_err();
+        reader.query("SELECT version FROM access_version", params![]).await.unwrap();
+    })
+    .await;
+}

@@ -1,0 +1,34 @@
+//! The vocabulary of Tenantry: what every layer may name.
+//!
+//! No I/O and nothing serialisable: a type from here can't leak into an answer or a log by accident. Values that come
+//! from outside are parsed into types that can only hold what is valid ([`Email`], [`Filename`], …), so a rule is checked
+//! once, where the value enters.
+
+mod clock;
+mod document;
+mod error;
+mod event;
+mod failpoint;
+mod file;
+mod id;
+mod membership;
+mod page;
+mod session;
+mod tenant;
+mod text;
+mod user;
+
+pub use clock::{Clock, ManualClock, SystemClock, Timestamp, random_bytes};
+pub use document::{Document, DocumentFilter, Filename, MimeType};
+pub use error::{Conflict, Denial, Error, FieldErrors, Noun, Result, TokenProblem};
+pub use event::{Event, EventKind};
+#[cfg(feature = "failpoints")]
+pub use failpoint::failpoint_reached;
+pub use file::{ContentHash, File, FileUsage, StorageTotals, object_key};
+pub use id::{DocumentId, EventId, FileId, SessionId, TenantId, TokenId, UserId};
+pub use membership::{Member, Membership, Role};
+pub use page::{Page, PageRequest};
+pub use session::{Session, TokenKind};
+pub use tenant::{DatabaseName, Provisioning, Tenant, TenantName, TenantPlace};
+pub use text::TextProblem;
+pub use user::{Email, NewPassword, PasswordHash, PersonName, User};

@@ -1,0 +1,143 @@
+//! Files: stored content, once per tenant.
+//!
+//! A file lives until it is condemned. Whoever makes a document refer to a file, or looks whether one does, locks the file's
+//! row first, so that the two can't pass each other.
+
+use database::{Connection, Result, Row, Statement, Tenant, TenantTx, params};
+use domain::{ContentHash, File, FileId, FileUsage, Page, PageRequest, StorageTotals, Timestamp};
+
+use crate::page;
+
+/// Selects what [`file`] reads.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!("SELECT id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by FROM files ", $rest)
+    };
+}
+
+/// Adds a file, unless the same content is already there. Answers whether it did.
+pub async fn insert_if_new(tx: &mut TenantTx, file: &File) -> Result<bool> {
+    let added = tx
+        .execute(
+            "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+             ON CONFLICT (sha256, file_size) WHERE condemned_at IS NULL DO NOTHING",
+            params![
+                file.id,
+                file.hash.md5_hex(),
+                &file.hash.sha256[..],
+                file.object_key.as_str(),
+                i64::try_from(file.size).unwrap_or(i64::MAX),
+                file.created_at,
+                file.updated_at,
+                file.created_by
+            ],
+        )
+        .await?;
+    Ok(added == 1)
+}
+
+/// The living file with this content, locked until the end of the transaction.
+pub async fn lock_by_content(tx: &mut TenantTx, hash: &ContentHash, size: u64) -> Result<Option<File>> {
+    let found = tx
+        .query_opt(
+            select!("WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL FOR UPDATE"),
+            params![&hash.sha256[..], i64::try_from(size).unwrap_or(i64::MAX)],
+        )
+        .await?;
+    found.map(|mut row| file(&mut row)).transpose()
+}
+
+/// The living file with this id, locked until the end of the transaction.
+pub async fn lock(tx: &mut TenantTx, id: FileId) -> Result<Option<File>> {
+    let found = tx.query_opt(select!("WHERE id = $1 AND condemned_at IS NULL FOR UPDATE"), params![id]).await?;
+    found.map(|mut row| file(&mut row)).transpose()
+}
+
+/// The living file with this id.
+pub async fn find(connection: &mut Connection<Tenant>, id: FileId) -> Result<Option<File>> {
+    let found = connection.query_opt(select!("WHERE id = $1 AND condemned_at IS NULL"), params![id]).await?;
+    found.map(|mut row| file(&mut row)).transpose()
+}
+
+/// Living files, newest first, each with the number of documents that refer to it.
+pub async fn list(connection: &mut Connection<Tenant>, request: PageRequest) -> Result<Page<FileUsage>> {
+    let count = Statement::new("SELECT COUNT(*) FROM files WHERE condemned_at IS NULL", params![]);
+    let items = Statement::new(
+        "SELECT f.id, f.md5_hash, f.sha256, f.s3_path, f.file_size, f.created_at, f.updated_at, f.created_by,
+                (SELECT COUNT(*) FROM documents d WHERE d.file_id = f.id)
+         FROM files f WHERE f.condemned_at IS NULL ORDER BY f.created_at DESC, f.id DESC LIMIT $1 OFFSET $2",
+        params![request.per_page(), request.offset()],
+    );
+    page(connection, count, items, request, |mut row| Ok(FileUsage { file: file(&mut row)?, document_count: row.take()? })).await
+}
+
+/// What the living files amount to.
+pub async fn totals(connection: &mut Connection<Tenant>) -> Result<StorageTotals> {
+    let mut row = connection
+        .query_one("SELECT COUNT(*), CAST(COALESCE(SUM(file_size), 0) AS BIGINT) FROM files WHERE condemned_at IS NULL", params![])
+        .await?;
+    Ok(StorageTotals { files: row.take()?, bytes: row.take()? })
+}
+
+/// Condemns a file: from now on nothing can refer to it, and the same content, uploaded again, makes a new file.
+pub async fn condemn(tx: &mut TenantTx, id: FileId, now: Timestamp) -> Result<()> {
+    tx.execute("UPDATE files SET condemned_at = $2, updated_at = $2 WHERE id = $1", params![id, now]).await?;
+    Ok(())
+}
+
+/// Living files that no document refers to and that have not been touched since `before`.
+pub async fn list_orphaned(connection: &mut Connection<Tenant>, before: Timestamp, limit: u32) -> Result<Vec<FileId>> {
+    let rows = connection
+        .query(
+            "SELECT f.id FROM files f WHERE f.condemned_at IS NULL AND f.updated_at <= $1
+             AND NOT EXISTS (SELECT 1 FROM documents d WHERE d.file_id = f.id) ORDER BY f.id LIMIT $2",
+            params![before, limit],
+        )
+        .await?;
+    rows.into_iter().map(|mut row| row.take()).collect()
+}
+
+/// Notes that the last document that referred to a file is gone: its grace begins.
+pub async fn touch(tx: &mut TenantTx, id: FileId, now: Timestamp) -> Result<()> {
+    tx.execute("UPDATE files SET updated_at = $2 WHERE id = $1", params![id, now]).await?;
+    Ok(())
+}
+
+/// Files that were condemned before a time, with their objects' keys.
+pub async fn list_condemned(connection: &mut Connection<Tenant>, before: Timestamp, limit: u32) -> Result<Vec<(FileId, String)>> {
+    let rows = connection
+        .query(
+            "SELECT id, s3_path FROM files WHERE condemned_at IS NOT NULL AND condemned_at <= $1 ORDER BY condemned_at LIMIT $2",
+            params![before, limit],
+        )
+        .await?;
+    rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?))).collect()
+}
+
+/// Removes the row of a condemned file, after its object is gone.
+pub async fn delete_condemned(tx: &mut TenantTx, id: FileId) -> Result<()> {
+    tx.execute("DELETE FROM files WHERE id = $1 AND condemned_at IS NOT NULL", params![id]).await?;
+    Ok(())
+}
+
+/// Every object key that a row knows: of living and condemned files.
+pub async fn list_object_keys(connection: &mut Connection<Tenant>) -> Result<Vec<String>> {
+    let rows = connection.query("SELECT s3_path FROM files", params![]).await?;
+    rows.into_iter().map(|mut row| row.take()).collect()
+}
+
+pub(crate) fn file(row: &mut Row) -> Result<File> {
+    let id = row.take()?;
+    let md5: String = row.take()?;
+    let md5 = ContentHash::parse_md5(&md5).ok_or_else(|| database::Error::Internal("a file's MD5 is damaged".into()))?;
+    Ok(File {
+        id,
+        hash: ContentHash { md5, sha256: row.take()? },
+        object_key: row.take()?,
+        size: row.take()?,
+        created_at: row.take()?,
+        updated_at: row.take()?,
+        created_by: row.take()?,
+    })
+}

@@ -1,0 +1,48 @@
+//! The tables: one file each, queries in and domain types out. The only crate that writes SQL.
+//!
+//! A function that takes a [`Connection`] only reads and may be used outside a transaction; one that takes a [`Tx`] writes. No
+//! function here decides whether somebody may: that is done where transactions begin, in the services.
+
+pub mod access_changes;
+pub mod documents;
+pub mod files;
+pub mod members;
+pub mod outbox;
+pub mod sessions;
+pub mod tenants;
+pub mod uploads;
+pub mod users;
+
+pub use database::{
+    Connection, DatabaseUrl, Error, Main, MainDatabase, MainTx, Migrated, Result, Scope, Tenant, TenantDatabase, TenantDatabases, TenantTx,
+    Tx, main_schema_version, tenant_schema_version,
+};
+
+use database::{FromValue, Row, Statement};
+use domain::{Page, PageRequest};
+
+/// Reads a column that holds one of our own words.
+fn word<T>(row: &mut Row, parse: impl FnOnce(&str) -> Option<T>) -> Result<T> {
+    let text: String = row.take()?;
+    parse(&text).ok_or_else(|| Error::Internal(format!("a column holds the unknown word {text}").into()))
+}
+
+/// Reads the one column of the one row of a counting statement.
+fn single<T: FromValue>(mut row: Row) -> Result<T> {
+    row.take()
+}
+
+/// Reads a page of a list and the length of the whole, in one trip.
+async fn page<S: Scope, T>(
+    connection: &mut Connection<S>,
+    count: Statement,
+    items: Statement,
+    request: PageRequest,
+    read: impl FnMut(Row) -> Result<T>,
+) -> Result<Page<T>> {
+    let mut outcomes = connection.batch(vec![count, items]).await?.into_iter();
+    let mut next = || outcomes.next().map(|outcome| outcome.rows).unwrap_or_default();
+    let total = next().pop().map_or(Ok(0), single)?;
+    let items = next().into_iter().map(read).collect::<Result<_>>()?;
+    Ok(Page { items, request, total })
+}

@@ -1,0 +1,39 @@
+//! The outbox: events, in the database and the transaction of what they tell of.
+
+use database::{Connection, Result, Row, Scope, Tx, params};
+use domain::{Event, EventKind};
+
+use crate::word;
+
+/// Adds an event.
+pub async fn push<S: Scope>(tx: &mut Tx<S>, event: &Event) -> Result<()> {
+    tx.execute(
+        "INSERT INTO outbox (id, event_type, tenant_id, user_id, occurred_at, data) VALUES ($1, $2, $3, $4, $5, $6)",
+        params![event.id, event.kind.as_str(), event.tenant_id, event.user_id, event.at, event.data.as_str()],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Events that were not published yet, in the order of their ids.
+pub async fn list_unpublished<S: Scope>(connection: &mut Connection<S>, limit: u32) -> Result<Vec<Event>> {
+    let rows = connection
+        .query(
+            "SELECT id, event_type, tenant_id, user_id, occurred_at, data FROM outbox
+             WHERE published_at IS NULL ORDER BY id LIMIT $1",
+            params![limit],
+        )
+        .await?;
+    rows.into_iter().map(event).collect()
+}
+
+fn event(mut row: Row) -> Result<Event> {
+    Ok(Event {
+        id: row.take()?,
+        kind: word(&mut row, EventKind::parse)?,
+        tenant_id: row.take()?,
+        user_id: row.take()?,
+        at: row.take()?,
+        data: row.take()?,
+    })
+}

@@ -1,0 +1,133 @@
+//! Tenants.
+
+use database::{Connection, Main, MainTx, Result, Row, params};
+use domain::{DatabaseName, Provisioning, Tenant, TenantId, TenantName, TenantPlace, Timestamp};
+
+use crate::word;
+
+/// Selects what [`tenant`] reads.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, name, server, database_name, provisioning, schema_version, \
+             is_active, created_at, updated_at, created_by \
+             FROM tenants ",
+            $rest
+        )
+    };
+}
+
+/// The unique constraint on the database's name.
+pub const DATABASE_NAME_KEY: &str = "tenants_database_name_key";
+
+/// Adds a tenant. Violates [`DATABASE_NAME_KEY`] when the name of its database is taken.
+pub async fn insert(tx: &mut MainTx, tenant: &Tenant) -> Result<()> {
+    tx.execute(
+        "INSERT INTO tenants (id, name, server, database_name, provisioning, schema_version, is_active, created_at, updated_at, created_by)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        params![
+            tenant.id,
+            tenant.name.as_str(),
+            tenant.place.server.as_str(),
+            tenant.place.database.as_str(),
+            tenant.provisioning.as_str(),
+            tenant.schema_version,
+            tenant.is_active,
+            tenant.created_at,
+            tenant.updated_at,
+            tenant.created_by
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// The tenant with this id.
+pub async fn find(connection: &mut Connection<Main>, id: TenantId) -> Result<Option<Tenant>> {
+    let found = connection.query_opt(select!("WHERE id = $1"), params![id]).await?;
+    found.map(|mut row| tenant(&mut row)).transpose()
+}
+
+/// The tenant with this id, locked until the end of the transaction: whoever changes its members waits.
+pub async fn lock(tx: &mut MainTx, id: TenantId) -> Result<Option<Tenant>> {
+    let found = tx.query_opt(select!("WHERE id = $1 FOR UPDATE"), params![id]).await?;
+    found.map(|mut row| tenant(&mut row)).transpose()
+}
+
+/// Tenants in the order of their making.
+pub async fn list(connection: &mut Connection<Main>) -> Result<Vec<Tenant>> {
+    let rows = connection.query(select!("ORDER BY id"), params![]).await?;
+    rows.into_iter().map(|mut row| tenant(&mut row)).collect()
+}
+
+/// Tenants whose making was left unfinished before `since`.
+pub async fn list_unfinished(connection: &mut Connection<Main>, since: Timestamp) -> Result<Vec<Tenant>> {
+    let rows = connection.query(select!("WHERE provisioning <> 'active' AND updated_at < $1 ORDER BY updated_at"), params![since]).await?;
+    rows.into_iter().map(|mut row| tenant(&mut row)).collect()
+}
+
+/// How many tenants each server holds; servers that hold none are not listed.
+pub async fn count_by_server(connection: &mut Connection<Main>) -> Result<Vec<(String, u64)>> {
+    let rows = connection.query("SELECT server, COUNT(*) FROM tenants GROUP BY server", params![]).await?;
+    rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?))).collect()
+}
+
+/// Changes what is given, and answers the tenant as it is then.
+pub async fn update(
+    tx: &mut MainTx,
+    id: TenantId,
+    name: Option<&TenantName>,
+    is_active: Option<bool>,
+    now: Timestamp,
+) -> Result<Option<Tenant>> {
+    let changed = tx
+        .query_opt(
+            "UPDATE tenants SET name = COALESCE($2, name), is_active = COALESCE($3, is_active), updated_at = $4 WHERE id = $1
+             RETURNING id, name, server, database_name, provisioning, schema_version, is_active, created_at, updated_at, created_by",
+            params![id, name.map(TenantName::as_str), is_active, now],
+        )
+        .await?;
+    changed.map(|mut row| tenant(&mut row)).transpose()
+}
+
+/// Notes how far the making of a tenant's database has come. Answers whether it was this that changed it: what is active
+/// stays active, and what was given up stays so, so of several that settle it, one is told so.
+pub async fn set_provisioning(tx: &mut MainTx, id: TenantId, state: Provisioning, schema_version: i64, now: Timestamp) -> Result<bool> {
+    let changed = tx
+        .execute(
+            "UPDATE tenants SET provisioning = $2, schema_version = $3, updated_at = $4
+             WHERE id = $1 AND provisioning <> 'active' AND (provisioning <> 'failed' OR $2 = 'failed')",
+            params![id, state.as_str(), schema_version, now],
+        )
+        .await?;
+    Ok(changed == 1)
+}
+
+/// Removes a tenant whose making was given up, with its memberships.
+pub async fn delete_failed(tx: &mut MainTx, id: TenantId) -> Result<()> {
+    tx.execute("DELETE FROM tenants WHERE id = $1 AND provisioning = 'failed'", params![id]).await?;
+    Ok(())
+}
+
+/// Notes the schema version that a tenant's database has now.
+pub async fn set_schema_version(tx: &mut MainTx, id: TenantId, schema_version: i64) -> Result<()> {
+    tx.execute("UPDATE tenants SET schema_version = $2 WHERE id = $1", params![id, schema_version]).await?;
+    Ok(())
+}
+
+pub(crate) fn tenant(row: &mut Row) -> Result<Tenant> {
+    let id = row.take()?;
+    let name = row.take()?;
+    let place = TenantPlace { tenant_id: id, server: row.take()?, database: word(row, DatabaseName::parse)? };
+    Ok(Tenant {
+        id,
+        name,
+        place,
+        provisioning: word(row, Provisioning::parse)?,
+        schema_version: row.take()?,
+        is_active: row.take()?,
+        created_at: row.take()?,
+        updated_at: row.take()?,
+        created_by: row.take()?,
+    })
+}

@@ -1,0 +1,46 @@
+//! Uploads under way: an object may stand under this key, and no file refers to it yet.
+
+use database::{Connection, Result, Tenant, TenantTx, params};
+use domain::Timestamp;
+
+/// Notes an upload before its object is written.
+pub async fn insert(tx: &mut TenantTx, object_key: &str, expires_at: Timestamp) -> Result<()> {
+    tx.execute("INSERT INTO uploads (s3_path, expires_at) VALUES ($1, $2)", params![object_key, expires_at]).await?;
+    Ok(())
+}
+
+/// Forgets an upload, because a file refers to its object now. Answers whether that may be: not when the upload was condemned.
+pub async fn complete(tx: &mut TenantTx, object_key: &str) -> Result<bool> {
+    let deleted = tx.execute("DELETE FROM uploads WHERE s3_path = $1 AND condemned_at IS NULL", params![object_key]).await?;
+    Ok(deleted == 1)
+}
+
+/// Condemns an upload: its object will be deleted, and can't become a file's any more.
+pub async fn condemn(tx: &mut TenantTx, object_key: &str, now: Timestamp) -> Result<()> {
+    tx.execute("UPDATE uploads SET condemned_at = $2 WHERE s3_path = $1", params![object_key, now]).await?;
+    Ok(())
+}
+
+/// Condemns the uploads that expired before a time.
+pub async fn condemn_expired(tx: &mut TenantTx, before: Timestamp, now: Timestamp) -> Result<u64> {
+    tx.execute("UPDATE uploads SET condemned_at = $2 WHERE expires_at <= $1 AND condemned_at IS NULL", params![before, now]).await
+}
+
+/// The keys of condemned uploads.
+pub async fn list_condemned(connection: &mut Connection<Tenant>, limit: u32) -> Result<Vec<String>> {
+    let rows =
+        connection.query("SELECT s3_path FROM uploads WHERE condemned_at IS NOT NULL ORDER BY s3_path LIMIT $1", params![limit]).await?;
+    rows.into_iter().map(|mut row| row.take()).collect()
+}
+
+/// Forgets a condemned upload, after its object is gone.
+pub async fn delete_condemned(tx: &mut TenantTx, object_key: &str) -> Result<()> {
+    tx.execute("DELETE FROM uploads WHERE s3_path = $1 AND condemned_at IS NOT NULL", params![object_key]).await?;
+    Ok(())
+}
+
+/// The keys of all uploads under way or condemned.
+pub async fn list_object_keys(connection: &mut Connection<Tenant>) -> Result<Vec<String>> {
+    let rows = connection.query("SELECT s3_path FROM uploads", params![]).await?;
+    rows.into_iter().map(|mut row| row.take()).collect()
+}

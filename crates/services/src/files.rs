@@ -1,0 +1,65 @@
+//! Files: what a tenant stores, and getting rid of what nobody refers to.
+
+use domain::{
+    Conflict, Document, Error, File, FileId, FileUsage, Noun, Page, PageRequest, Result, Role, StorageTotals, TenantId, failpoint,
+};
+use models::{documents, files, outbox};
+use serde_json::json;
+
+use crate::{Caller, Services};
+
+impl Services {
+    /// The files of a tenant, newest first, each with the number of documents that refer to it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] unless the caller is a member.
+    pub async fn list_files(&self, caller: &Caller, tenant_id: TenantId, request: PageRequest) -> Result<Page<FileUsage>> {
+        let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
+        Ok(files::list(&mut tenant.read().await?, request).await?)
+    }
+
+    /// What the files of a tenant amount to.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] unless the caller is a member.
+    pub async fn get_storage_totals(&self, caller: &Caller, tenant_id: TenantId) -> Result<StorageTotals> {
+        let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
+        Ok(files::totals(&mut tenant.read().await?).await?)
+    }
+
+    /// A file with the documents that refer to it, newest first.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the tenant has no such file.
+    pub async fn get_file(&self, caller: &Caller, tenant_id: TenantId, id: FileId) -> Result<(File, Vec<Document>)> {
+        let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
+        let mut connection = tenant.read().await?;
+        let file = files::find(&mut connection, id).await?.ok_or(Error::NotFound(Noun::File))?;
+        Ok((file, documents::list_by_file(&mut connection, id).await?))
+    }
+
+    /// Deletes a file that no document refers to.
+    ///
+    /// # Errors
+    /// [`Conflict::FileInUse`] when one does; [`Error::Forbidden`] unless the caller is an admin.
+    pub async fn delete_file(&self, caller: &Caller, tenant_id: TenantId, id: FileId) -> Result<()> {
+        let tenant = self.enter(caller, tenant_id, Role::Admin).await?;
+        let mut tx = tenant.begin().await?;
+        let file = files::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::File))?;
+        let documents = documents::count_by_file(&mut tx, id).await?;
+        if documents > 0 {
+            return Err(Error::Conflict(Conflict::FileInUse { documents }));
+        }
+        files::condemn(&mut tx, id, self.clock().now()).await?;
+        let data = json!({ "file_id": id.to_string(), "file_size": file.size });
+        outbox::push(&mut tx, &self.audit("file.deleted", Some(tenant_id), Some(caller.user_id()), data)).await?;
+        failpoint!("file.deleting");
+        tx.commit().await?;
+        failpoint!("file.deleted");
+        // It is gone for everybody. What of the object's removal fails now, the collector does.
+        if let Err(error) = self.delete_condemned(tenant.database(), id, &file.object_key).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a deleted file's object is left to the collector");
+        }
+        Ok(())
+    }
+}

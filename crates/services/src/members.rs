@@ -1,0 +1,103 @@
+//! Members of tenants and their roles.
+
+use domain::{Conflict, Email, Error, Membership, Noun, Result, Role, TenantId, User, UserId};
+use models::{MainTx, access_changes, members, outbox, tenants, users};
+use serde_json::json;
+
+use crate::{Caller, Services, access::require};
+
+/// How somebody who is to become a member is named.
+#[derive(Clone, Debug)]
+pub enum Candidate {
+    /// By id.
+    Id(UserId),
+    /// By address.
+    Email(Email),
+}
+
+impl Services {
+    /// Makes a user a member of the caller's tenant.
+    ///
+    /// # Errors
+    /// [`Conflict::AlreadyMember`]; [`Error::NotFound`] when there is no such user who can log in.
+    pub async fn add_member(&self, caller: &Caller, tenant_id: TenantId, who: Candidate, role: Role) -> Result<(Membership, User)> {
+        self.enter(caller, tenant_id, Role::Admin).await?;
+        let now = self.clock().now();
+        let mut tx = self.main().begin().await?;
+        tenants::lock(&mut tx, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
+        let user = match who {
+            Candidate::Id(id) => users::find(&mut tx, id).await?,
+            Candidate::Email(email) => users::find_by_email(&mut tx, &email).await?,
+        };
+        let user = user.filter(|user| user.is_active).ok_or(Error::NotFound(Noun::User))?;
+        if let Some(already) = members::find(&mut tx, tenant_id, user.id).await? {
+            return Err(Error::Conflict(Conflict::AlreadyMember { role: already.role }));
+        }
+        let membership = Membership { user_id: user.id, tenant_id, role, joined_at: now };
+        members::insert(&mut tx, &membership).await?;
+        self.commit_change(tx, caller, "member.added", tenant_id, user.id, Some(role)).await?;
+        Ok((membership, user))
+    }
+
+    /// Changes a member's role.
+    ///
+    /// # Errors
+    /// [`Conflict::LastAdmin`] when the tenant would be left without an admin.
+    pub async fn change_role(&self, caller: &Caller, tenant_id: TenantId, user_id: UserId, role: Role) -> Result<(Membership, User)> {
+        self.enter(caller, tenant_id, Role::Admin).await?;
+        let mut tx = self.main().begin().await?;
+        let before = lock_member(&mut tx, tenant_id, user_id).await?;
+        if role < Role::Admin {
+            keep_an_admin(&mut tx, &before).await?;
+        }
+        let user = users::find(&mut tx, user_id).await?.ok_or(Error::NotFound(Noun::Member))?;
+        members::set_role(&mut tx, tenant_id, user_id, role).await?;
+        self.commit_change(tx, caller, "member.role_changed", tenant_id, user_id, Some(role)).await?;
+        Ok((Membership { role, ..before }, user))
+    }
+
+    /// Removes a member: an admin anybody, everybody themselves.
+    ///
+    /// # Errors
+    /// [`Conflict::LastAdmin`] when the tenant would be left without an admin.
+    pub async fn remove_member(&self, caller: &Caller, tenant_id: TenantId, user_id: UserId) -> Result<()> {
+        let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
+        if user_id != caller.user_id() {
+            require(tenant.role(), Role::Admin)?;
+        }
+        let mut tx = self.main().begin().await?;
+        let member = lock_member(&mut tx, tenant_id, user_id).await?;
+        keep_an_admin(&mut tx, &member).await?;
+        members::delete(&mut tx, tenant_id, user_id).await?;
+        self.commit_change(tx, caller, "member.removed", tenant_id, user_id, None).await
+    }
+
+    async fn commit_change(
+        &self,
+        mut tx: MainTx,
+        caller: &Caller,
+        action: &str,
+        tenant_id: TenantId,
+        user_id: UserId,
+        role: Option<Role>,
+    ) -> Result<()> {
+        let data = json!({ "member_id": user_id.to_string(), "role": role.map(Role::as_str) });
+        outbox::push(&mut tx, &self.audit(action, Some(tenant_id), Some(caller.user_id()), data)).await?;
+        let version = access_changes::push(&mut tx, user_id, self.clock().now()).await?;
+        tx.commit().await?;
+        self.access_changed(user_id, version);
+        Ok(())
+    }
+}
+
+/// A member, with the tenant locked: nobody else changes its members until the transaction ends.
+async fn lock_member(tx: &mut MainTx, tenant_id: TenantId, user_id: UserId) -> Result<Membership> {
+    tenants::lock(tx, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
+    members::find(tx, tenant_id, user_id).await?.ok_or(Error::NotFound(Noun::Member))
+}
+
+/// Fails when nobody else is an admin of the member's tenant.
+async fn keep_an_admin(tx: &mut MainTx, member: &Membership) -> Result<()> {
+    let is_needed = member.role == Role::Admin && members::count_other_admins(tx, member).await? == 0;
+    if is_needed { Err(Error::Conflict(Conflict::LastAdmin)) } else { Ok(()) }
+}

@@ -1,0 +1,221 @@
+//! Password hashing that never delays anything else: Argon2id for new hashes, bcrypt for those of old.
+
+mod gate;
+#[cfg(test)]
+mod tests;
+
+use std::{str::FromStr, thread, time::Duration};
+
+use argon2::{
+    ARGON2ID_IDENT, Algorithm, Argon2, Block, Params, Version,
+    password_hash::{
+        self,
+        phc::{self, Output, ParamsString, Salt},
+    },
+};
+use domain::{NewPassword, PasswordHash, random_bytes};
+use secrecy::{ExposeSecret, SecretSlice};
+
+use self::gate::{Gate, Limits, Memory};
+
+const SALT_BYTES: usize = 16;
+const OUTPUT_BYTES: usize = 32;
+
+/// The most that one Argon2 hash may cost: kibibytes times passes (1 GiB in one pass). The default costs a 27th of it. A
+/// stored hash that asks for more is damaged, or planted to keep the threads busy.
+const MAX_KIB_PASSES: u64 = 1 << 20;
+
+/// The most that one bcrypt hash may cost, as the logarithm of its rounds, for the same reason. The usual cost is 12.
+const MAX_BCRYPT_COST: u32 = 16;
+
+/// How passwords are hashed. The default is what OWASP's Password Storage Cheat Sheet recommends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PasswordSettings {
+    /// Argon2id's memory, in kibibytes: at least 8 per lane. Every thread holds that much while there is work.
+    pub memory_kib: u32,
+    /// Argon2id's passes over it, at least 1. Memory times passes is at most 1 GiB.
+    pub passes: u32,
+    /// Argon2id's lanes, at least 1. They don't make it parallel here.
+    pub lanes: u32,
+    /// Passwords hashed at once, at least 1.
+    pub threads: usize,
+    /// Passwords waiting to be hashed, at least 1; past it callers are told to come back later.
+    pub queue: usize,
+    /// How long a thread without work keeps itself and its memory.
+    pub idle: Duration,
+}
+
+impl Default for PasswordSettings {
+    /// 19 MiB, two passes, one lane; half the machine's cores, 64 waiting, ten seconds.
+    fn default() -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        Self { memory_kib: 19 * 1024, passes: 2, lanes: 1, threads: (cores / 2).max(1), queue: 64, idle: Duration::from_secs(10) }
+    }
+}
+
+/// Whether a password is the one that was hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is not, or there is no hash to compare with.
+    Wrong,
+    /// It is.
+    Right,
+    /// It is, and should be hashed anew: the hash is of another algorithm or of other parameters than today's.
+    RightButOutdated,
+}
+
+/// Hashes and verifies passwords on a few threads of low priority, which come with the work and go when it is done.
+pub struct Passwords {
+    recipe: Recipe,
+    gate: Gate,
+}
+
+impl Passwords {
+    /// Checks the settings; costs no time and no memory yet.
+    ///
+    /// # Errors
+    /// `Invalid` with the setting that is out of its range.
+    pub fn new(settings: &PasswordSettings) -> domain::Result<Self> {
+        let PasswordSettings { memory_kib, passes, lanes, threads, queue, idle } = *settings;
+        for (setting, is_zero) in [("passes", passes == 0), ("lanes", lanes == 0), ("threads", threads == 0), ("queue", queue == 0)] {
+            if is_zero {
+                return Err(domain::Error::invalid(setting, "must be at least 1"));
+            }
+        }
+        let params = Params::new(memory_kib, passes, lanes, Some(OUTPUT_BYTES))
+            .map_err(|_| domain::Error::invalid("memory_kib", "must be at least 8 for every lane"))?;
+        if !is_affordable(&params) {
+            return Err(domain::Error::invalid("memory_kib", "must be at most 1 GiB when multiplied by the passes"));
+        }
+        Ok(Self { recipe: Recipe { params }, gate: Gate::new(Limits { threads, queue, idle }) })
+    }
+
+    /// Hashes a password with Argon2id (RFC 9106) and a fresh salt, as a PHC string.
+    ///
+    /// # Errors
+    /// `Overloaded` when too many wait already.
+    pub async fn hash(&self, password: &NewPassword) -> domain::Result<PasswordHash> {
+        let recipe = self.recipe.clone();
+        let password = secret(password.expose().as_bytes());
+        self.gate.run(move |memory| recipe.hash(password.expose_secret(), memory)).await?
+    }
+
+    /// Whether the given password is the one that was hashed. Without a stored hash (nobody has that address, or may log in)
+    /// it is wrong, after the same work as for a wrong password. So is one of more than [`NewPassword::MAX_BYTES`]. A stored
+    /// hash that can't be read counts as none, and is reported in the log.
+    ///
+    /// Verifies Argon2 in all its variants and bcrypt as `$2a$`, `$2b$` and `$2y$`; of the latter only the password's first 72
+    /// bytes count, as they always did.
+    ///
+    /// # Errors
+    /// `Overloaded` when too many wait already.
+    pub async fn verify(&self, stored: Option<PasswordHash>, given: &str) -> domain::Result<Verdict> {
+        let recipe = self.recipe.clone();
+        let too_long = given.len() > NewPassword::MAX_BYTES;
+        let given = secret(&given.as_bytes()[..given.len().min(NewPassword::MAX_BYTES)]);
+        let verdict = self.gate.run(move |memory| recipe.verify(stored.as_ref(), given.expose_secret(), memory)).await??;
+        Ok(if too_long { Verdict::Wrong } else { verdict })
+    }
+}
+
+fn secret(bytes: &[u8]) -> SecretSlice<u8> {
+    bytes.to_vec().into()
+}
+
+/// Why a stored hash can't be used.
+type Damage = Box<dyn std::error::Error + Send + Sync>;
+
+/// How new hashes are made.
+#[derive(Clone)]
+struct Recipe {
+    params: Params,
+}
+
+impl Recipe {
+    fn hash(&self, password: &[u8], memory: &mut Memory) -> domain::Result<PasswordHash> {
+        let mut hash = self.random_hash().map_err(domain::Error::internal)?;
+        hash.hash = Some(self.argon2(&hash, password, memory).map_err(domain::Error::internal)?);
+        Ok(PasswordHash::from_stored(hash.to_string()))
+    }
+
+    fn verify(&self, stored: Option<&PasswordHash>, given: &[u8], memory: &mut Memory) -> domain::Result<Verdict> {
+        let verified = match stored.map(PasswordHash::expose) {
+            None => None,
+            Some(stored) if is_bcrypt(stored) => Some(verify_bcrypt(stored, given)),
+            Some(stored) => Some(self.verify_argon2(stored, given, memory)),
+        };
+        match verified {
+            Some(Ok(verdict)) => return Ok(verdict),
+            Some(Err(problem)) => tracing::error!(%problem, "a stored password hash is damaged: its user can't log in"),
+            None => {}
+        }
+        let nobodys = self.random_hash().map_err(domain::Error::internal)?.to_string();
+        self.verify_argon2(&nobodys, given, memory).map_err(domain::Error::internal)?;
+        Ok(Verdict::Wrong)
+    }
+
+    fn verify_argon2(&self, stored: &str, given: &[u8], memory: &mut Memory) -> Result<Verdict, Damage> {
+        let stored = phc::PasswordHash::new(stored)?;
+        let expected = stored.hash.ok_or(phc::Error::MissingField)?;
+        // `Output` compares in constant time.
+        Ok(match self.argon2(&stored, given, memory)? == expected {
+            false => Verdict::Wrong,
+            true if self.is_current(&stored)? => Verdict::Right,
+            true => Verdict::RightButOutdated,
+        })
+    }
+
+    /// What the password becomes with the algorithm, parameters and salt of the given hash.
+    fn argon2(&self, hash: &phc::PasswordHash, password: &[u8], memory: &mut Memory) -> Result<Output, Damage> {
+        let algorithm = Algorithm::try_from(hash.algorithm.as_str())?;
+        // The version was left out of the string before there was a second one.
+        let version = hash.version.map_or(Ok(Version::V0x10), Version::try_from)?;
+        let params = Params::try_from(hash)?;
+        let salt = hash.salt.ok_or(phc::Error::MissingField)?;
+        if !is_affordable(&params) {
+            return Err("it asks for too much work".into());
+        }
+
+        let mut output = [0; Output::MAX_LENGTH];
+        let output = &mut output[..params.output_len().unwrap_or(OUTPUT_BYTES)];
+        if memory.len() < params.block_count() {
+            memory.resize(params.block_count(), Block::new());
+        }
+        Argon2::new(algorithm, version, params).hash_password_into_with_memory(password, &salt, output, &mut *memory)?;
+        memory.truncate(self.params.block_count());
+        memory.shrink_to_fit();
+        Ok(Output::new(output)?)
+    }
+
+    /// A hash with today's parameters that no password has: what a new hash starts from, and what an unknown user's password
+    /// is compared with.
+    fn random_hash(&self) -> password_hash::Result<phc::PasswordHash> {
+        Ok(phc::PasswordHash {
+            algorithm: ARGON2ID_IDENT,
+            version: Some(Version::V0x13.into()),
+            params: ParamsString::try_from(&self.params)?,
+            salt: Some(Salt::new(&random_bytes::<SALT_BYTES>())?),
+            hash: Some(Output::new(&random_bytes::<OUTPUT_BYTES>())?),
+        })
+    }
+
+    fn is_current(&self, hash: &phc::PasswordHash) -> password_hash::Result<bool> {
+        let newest = hash.algorithm == ARGON2ID_IDENT && hash.version == Some(Version::V0x13.into());
+        Ok(newest && Params::try_from(hash)? == self.params)
+    }
+}
+
+fn is_affordable(params: &Params) -> bool {
+    u64::from(params.m_cost()) * u64::from(params.t_cost()) <= MAX_KIB_PASSES
+}
+
+fn is_bcrypt(stored: &str) -> bool {
+    ["$2a$", "$2b$", "$2y$"].iter().any(|prefix| stored.starts_with(prefix))
+}
+
+fn verify_bcrypt(stored: &str, given: &[u8]) -> Result<Verdict, Damage> {
+    if bcrypt::HashParts::from_str(stored)?.get_cost() > MAX_BCRYPT_COST {
+        return Err("it asks for too much work".into());
+    }
+    Ok(if bcrypt::verify(given, stored)? { Verdict::RightButOutdated } else { Verdict::Wrong })
+}

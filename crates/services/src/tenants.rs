@@ -1,0 +1,267 @@
+//! Tenants, and the making of their databases.
+
+use std::{sync::Arc, time::Duration};
+
+use domain::{
+    DatabaseName, Denial, Error, EventKind, Member, Membership, Noun, Page, PageRequest, Provisioning, Result, Role, Tenant, TenantId,
+    TenantName, TenantPlace, Timestamp, User, UserId, failpoint,
+};
+use futures_util::StreamExt;
+use models::{access_changes, members, outbox, tenants};
+use serde_json::json;
+
+use crate::{Caller, Services, access::require};
+
+/// A tenant whose making took this long was probably left by a crash. If it was not, two complete it, which does no harm.
+const ABANDONED_AFTER: Duration = Duration::from_secs(30);
+
+/// A tenant as one of its members sees it.
+#[derive(Clone, Debug)]
+pub struct TenantDetails {
+    /// The tenant with the caller's own membership.
+    pub tenant: Arc<Member<Tenant>>,
+    /// All members, in the order in which they joined.
+    pub members: Vec<Member<User>>,
+}
+
+impl Services {
+    /// The caller's tenants, active or not, newest membership first.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn list_tenants(&self, caller: &Caller, request: PageRequest) -> Result<Page<Member<Tenant>>> {
+        Ok(members::list_tenants(&mut self.main().read().await?, caller.user_id(), request).await?)
+    }
+
+    /// Makes a tenant with a database of its own and the caller as its admin. It is ready when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when no server can take the database; then nothing of it stays.
+    pub async fn create_tenant(&self, caller: &Caller, name: &TenantName) -> Result<Member<Tenant>> {
+        self.create_tenant_for(caller.user_id(), name).await
+    }
+
+    /// Makes a tenant for a user who becomes its admin: for the command line.
+    ///
+    /// # Errors
+    /// As [`Services::create_tenant`].
+    pub async fn create_tenant_for(&self, user_id: UserId, name: &TenantName) -> Result<Member<Tenant>> {
+        let now = self.clock().now();
+        let id = TenantId::generate(self.clock());
+        let mut tx = self.main().begin().await?;
+        let place = TenantPlace {
+            tenant_id: id,
+            server: self.least_loaded_server(&tenants::count_by_server(&mut tx).await?)?,
+            database: DatabaseName::derive(name, id),
+        };
+        let mut tenant = Tenant {
+            id,
+            name: name.as_str().to_owned(),
+            place,
+            provisioning: Provisioning::Reserved,
+            schema_version: 0,
+            is_active: true,
+            created_at: now,
+            updated_at: now,
+            created_by: Some(user_id),
+        };
+        let membership = Membership { user_id, tenant_id: id, role: Role::Admin, joined_at: now };
+        tenants::insert(&mut tx, &tenant).await?;
+        members::insert(&mut tx, &membership).await?;
+        failpoint!("tenant.reserving");
+        tx.commit().await?;
+        failpoint!("tenant.reserved");
+
+        match self.provision(&tenant).await {
+            Ok((schema_version, updated_at)) => {
+                tenant = Tenant { provisioning: Provisioning::Active, schema_version, updated_at, ..tenant };
+                Ok(Member { membership, of: tenant })
+            }
+            Err(error) => {
+                if let Err(error) = self.abandon(&tenant).await {
+                    tracing::warn!(tenant_id = %id, error = &error as &dyn std::error::Error, "what was made of a tenant could not be removed yet");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn least_loaded_server(&self, loads: &[(String, u64)]) -> Result<String> {
+        let load = |server: &str| loads.iter().find(|(name, _)| name == server).map_or(0, |(_, load)| *load);
+        let servers = self.0.parts.tenant_databases.servers();
+        servers.min_by_key(|server| load(server)).map(str::to_owned).ok_or_else(|| Error::internal("no server for tenants' databases"))
+    }
+
+    /// Makes a reserved tenant's database, or what is missing of it. Every step can be repeated.
+    async fn provision(&self, tenant: &Tenant) -> Result<(i64, Timestamp)> {
+        let databases = &self.0.parts.tenant_databases;
+        databases.create(&tenant.place).await?;
+        failpoint!("tenant.created");
+        let migrated = databases.migrate(&tenant.place).await?;
+        failpoint!("tenant.migrated");
+        let now = self.clock().now();
+        let mut tx = self.main().begin().await?;
+        if tenants::set_provisioning(&mut tx, tenant.id, Provisioning::Active, migrated.to, now).await? {
+            let data = json!({ "name": tenant.name, "database_name": tenant.place.database.as_str() });
+            outbox::push(&mut tx, &self.event(EventKind::TenantCreated, Some(tenant.id), tenant.created_by, &data)).await?;
+        } else if tenants::find(&mut tx, tenant.id).await?.is_none_or(|settled| settled.provisioning != Provisioning::Active) {
+            // Whoever gave it up may have dropped the database before it was made here again.
+            databases.drop_database(&tenant.place).await?;
+            return Err(Error::Unavailable { dependency: "tenant database", source: "the tenant's making was given up".into() });
+        }
+        // Whoever was told that the tenant is still being made is told otherwise at once.
+        let version = access_changes::push(&mut tx, tenant.id, now).await?;
+        failpoint!("tenant.activating");
+        tx.commit().await?;
+        failpoint!("tenant.active");
+        self.access_changed(tenant.id, version);
+        Ok((migrated.to, now))
+    }
+
+    /// Removes what was made of a tenant that nobody was ever told of.
+    async fn abandon(&self, tenant: &Tenant) -> Result<()> {
+        let mut tx = self.main().begin().await?;
+        // First the mark, so that nobody completes it meanwhile; the database next; the row last.
+        if !tenants::set_provisioning(&mut tx, tenant.id, Provisioning::Failed, 0, self.clock().now()).await? {
+            return Ok(());
+        }
+        tx.commit().await?;
+        failpoint!("tenant.given_up");
+        self.0.parts.tenant_databases.drop_database(&tenant.place).await?;
+        let mut tx = self.main().begin().await?;
+        tenants::delete_failed(&mut tx, tenant.id).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Takes up tenants whose making was interrupted: completes those that a crash left, removes those that were given up.
+    /// Answers how many it settled. Those from before these services were assembled are taken up at once, for they are not
+    /// of their making; others after a time in which nothing happened to them.
+    ///
+    /// # Errors
+    /// When the main database is down. A tenant that can't be settled is logged and left for the next time.
+    pub async fn resume_provisioning(&self) -> Result<usize> {
+        let since = self.clock().now().minus(ABANDONED_AFTER).max(self.0.assembled_at);
+        let unfinished = tenants::list_unfinished(&mut self.main().read().await?, since).await?;
+        let mut settled = 0;
+        for tenant in unfinished {
+            let result = match tenant.provisioning {
+                Provisioning::Failed => self.abandon(&tenant).await,
+                _ => self.provision(&tenant).await.map(drop),
+            };
+            match result {
+                Ok(()) => settled += 1,
+                Err(error) => {
+                    tracing::warn!(tenant_id = %tenant.id, error = &error as &dyn std::error::Error, "a tenant's making could not be completed");
+                }
+            }
+        }
+        Ok(settled)
+    }
+
+    /// A tenant with its members. An inactive one only its admins see.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] unless the caller is a member.
+    pub async fn get_tenant(&self, caller: &Caller, tenant_id: TenantId) -> Result<TenantDetails> {
+        let tenant = self.membership(caller, tenant_id).await?;
+        if !tenant.of.is_active && tenant.membership.role < Role::Admin {
+            return Err(Error::Forbidden(Denial::TenantInactive));
+        }
+        let members = members::list_users(&mut self.main().read().await?, tenant_id).await?;
+        Ok(TenantDetails { tenant, members })
+    }
+
+    /// Changes what is given of a tenant; an admin may also bring an inactive one back.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] unless the caller is an admin.
+    pub async fn update_tenant(
+        &self,
+        caller: &Caller,
+        tenant_id: TenantId,
+        name: Option<TenantName>,
+        is_active: Option<bool>,
+    ) -> Result<Member<Tenant>> {
+        let known = self.membership(caller, tenant_id).await?;
+        if !known.of.is_active && known.membership.role < Role::Admin {
+            return Err(Error::Forbidden(Denial::TenantInactive));
+        }
+        require(known.membership.role, Role::Admin)?;
+        let tenant = self.change_tenant(tenant_id, Some(caller.user_id()), name.as_ref(), is_active).await?;
+        Ok(Member { membership: known.membership, of: tenant })
+    }
+
+    /// Makes a tenant inactive. Nothing of it is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] unless the caller is an admin, or when it is inactive already.
+    pub async fn deactivate_tenant(&self, caller: &Caller, tenant_id: TenantId) -> Result<()> {
+        self.enter(caller, tenant_id, Role::Admin).await?;
+        self.change_tenant(tenant_id, Some(caller.user_id()), None, Some(false)).await.map(drop)
+    }
+
+    /// Changes a tenant for an admin or the operator.
+    async fn change_tenant(
+        &self,
+        tenant_id: TenantId,
+        user_id: Option<UserId>,
+        name: Option<&TenantName>,
+        is_active: Option<bool>,
+    ) -> Result<Tenant> {
+        let now = self.clock().now();
+        let mut tx = self.main().begin().await?;
+        let before = tenants::lock(&mut tx, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
+        let tenant = tenants::update(&mut tx, tenant_id, name, is_active, now).await?.ok_or(Error::NotFound(Noun::Tenant))?;
+        let data = json!({ "name": tenant.name, "is_active": tenant.is_active });
+        if before.is_active && !tenant.is_active {
+            outbox::push(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), user_id, &json!({ "name": tenant.name }))).await?;
+        }
+        outbox::push(&mut tx, &self.audit("tenant.updated", Some(tenant_id), user_id, data)).await?;
+        let version = access_changes::push(&mut tx, tenant_id, now).await?;
+        tx.commit().await?;
+        self.access_changed(tenant_id, version);
+        Ok(tenant)
+    }
+
+    /// All tenants, for the operator.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn list_all_tenants(&self) -> Result<Vec<Tenant>> {
+        Ok(tenants::list(&mut self.main().read().await?).await?)
+    }
+
+    /// Brings one tenant's database to this program's schema, and notes the version. Answers the versions before and after.
+    ///
+    /// # Errors
+    /// When the database is down or can't be migrated; it stays as it was.
+    pub async fn migrate_tenant(&self, tenant: &Tenant) -> Result<models::Migrated> {
+        let migrated = self.0.parts.tenant_databases.migrate(&tenant.place).await?;
+        if migrated.to != tenant.schema_version {
+            let mut tx = self.main().begin().await?;
+            tenants::set_schema_version(&mut tx, tenant.id, migrated.to).await?;
+            let version = access_changes::push(&mut tx, tenant.id, self.clock().now()).await?;
+            tx.commit().await?;
+            self.access_changed(tenant.id, version);
+        }
+        Ok(migrated)
+    }
+
+    /// Drops every tenant's database and every object, for an operator who wants to begin anew. Answers how many tenants
+    /// there were.
+    ///
+    /// # Errors
+    /// When a server or the storage is down. What was dropped until then is gone.
+    pub async fn drop_everything(&self) -> Result<usize> {
+        let tenants = self.list_all_tenants().await?;
+        for tenant in &tenants {
+            self.0.parts.tenant_databases.drop_database(&tenant.place).await?;
+        }
+        let storage = &self.0.parts.storage;
+        let mut objects = storage.list("tenants");
+        while let Some(object) = objects.next().await {
+            storage.delete(&object?.key).await?;
+        }
+        Ok(tenants.len())
+    }
+}

@@ -1,0 +1,110 @@
+//! Accounts and profiles.
+
+use domain::{Conflict, Email, Error, Member, NewPassword, Noun, Page, PageRequest, PersonName, Result, Tenant, User, UserId};
+use models::{access_changes, members, outbox, sessions, users};
+use serde_json::json;
+
+use crate::{Caller, Services};
+
+/// What it takes to have an account.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    /// Unique among all users.
+    pub email: Email,
+    /// What the user logs in with.
+    pub password: NewPassword,
+    /// First name.
+    pub first_name: PersonName,
+    /// Last name.
+    pub last_name: PersonName,
+}
+
+impl Services {
+    /// Makes an account.
+    ///
+    /// # Errors
+    /// [`Conflict::EmailTaken`] when somebody has the address.
+    pub async fn register_user(&self, registration: Registration) -> Result<User> {
+        if users::find_by_email(&mut self.main().read().await?, &registration.email).await?.is_some() {
+            // Not worth a hash. Two at once are told apart by the unique index below.
+            return Err(Error::Conflict(Conflict::EmailTaken));
+        }
+        let password = self.0.parts.passwords.hash(&registration.password).await?;
+        let now = self.clock().now();
+        let user = User {
+            id: UserId::generate(self.clock()),
+            first_name: registration.first_name.into_string(),
+            last_name: registration.last_name.into_string(),
+            email: registration.email.into_string(),
+            is_active: true,
+            created_at: now,
+            updated_at: now,
+            created_by: None,
+        };
+        let mut tx = self.main().begin().await?;
+        users::insert(&mut tx, &user, &password)
+            .await
+            .map_err(|error| if error.violates(users::EMAIL_KEY) { Error::Conflict(Conflict::EmailTaken) } else { error.into() })?;
+        outbox::push(&mut tx, &self.audit("user.registered", None, Some(user.id), json!({}))).await?;
+        tx.commit().await?;
+        Ok(user)
+    }
+
+    /// The caller's profile.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn get_profile(&self, caller: &Caller) -> Result<User> {
+        let found = users::find(&mut self.main().read().await?, caller.user_id()).await?;
+        found.ok_or(Error::NotFound(Noun::User))
+    }
+
+    /// Changes the names that are given in the caller's profile.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn update_profile(&self, caller: &Caller, first_name: Option<PersonName>, last_name: Option<PersonName>) -> Result<User> {
+        let mut tx = self.main().begin().await?;
+        let changed = users::rename(&mut tx, caller.user_id(), first_name.as_ref(), last_name.as_ref(), self.clock().now()).await?;
+        let user = changed.ok_or(Error::NotFound(Noun::User))?;
+        tx.commit().await?;
+        Ok(user)
+    }
+
+    /// The active tenants that the caller belongs to, newest membership first.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn list_active_tenants(&self, caller: &Caller, request: PageRequest) -> Result<Page<Member<Tenant>>> {
+        Ok(members::list_active_tenants(&mut self.main().read().await?, caller.user_id(), request).await?)
+    }
+
+    /// The user with this address, for the command line.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn find_user_by_email(&self, email: &Email) -> Result<Option<User>> {
+        Ok(users::find_by_email(&mut self.main().read().await?, email).await?)
+    }
+
+    /// Lets a user log in again, or no longer; then all the user's sessions end at once.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such user.
+    pub async fn set_user_active(&self, user_id: UserId, is_active: bool) -> Result<()> {
+        let now = self.clock().now();
+        let mut tx = self.main().begin().await?;
+        if !users::set_active(&mut tx, user_id, is_active, now).await? {
+            return Err(Error::NotFound(Noun::User));
+        }
+        let action = if is_active { "user.activated" } else { "user.deactivated" };
+        outbox::push(&mut tx, &self.audit(action, None, Some(user_id), json!({}))).await?;
+        if !is_active {
+            sessions::end_all_of(&mut tx, user_id, now).await?;
+        }
+        let version = access_changes::push(&mut tx, user_id, now).await?;
+        tx.commit().await?;
+        self.access_changed(user_id, version);
+        Ok(())
+    }
+}

@@ -1,0 +1,68 @@
+//! From the configuration to the services: what every command has in common.
+
+use std::{fs, sync::Arc};
+
+use anyhow::{Context, Result, anyhow};
+use database::{MainDatabase, PostgresLimits, SqliteThreads, TenantDatabases};
+use domain::SystemClock;
+use secrecy::{ExposeSecret, SecretString};
+use services::{LocalStorage, Parts, PasswordSettings, Passwords, SecretKey, Services, Settings, Spool, TokenSettings, Tokens, UrlSigner};
+
+use crate::config::Config;
+
+/// Threads that wait for SQLite's commits, which is mostly for the disk.
+const WRITE_THREADS: usize = 4;
+
+/// The services of a configuration, and the main database for those who migrate it. Makes the data directory; connects to
+/// nothing yet.
+///
+/// # Errors
+/// When the data directory can't be used.
+pub fn assemble(config: &Config) -> Result<(Services, MainDatabase)> {
+    let make = |name: &str| {
+        let path = config.data_dir.join(name);
+        fs::create_dir_all(&path).with_context(|| format!("make the directory {}", path.display()))?;
+        Ok::<_, anyhow::Error>(path)
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = SqliteThreads::start(cores, WRITE_THREADS).context("start the SQLite threads")?;
+    let databases = &config.databases;
+    let limits = |per_server| PostgresLimits { per_server, per_database: databases.pool_size };
+    let main = MainDatabase::new(&databases.main, &threads, limits(databases.pool_size));
+    let servers = databases.tenant_servers.iter().map(|server| (server.name.clone(), server.url.clone())).collect();
+    let parts = Parts {
+        main: main.clone(),
+        tenant_databases: TenantDatabases::new(&servers, &threads, limits(databases.tenant_connection_budget)),
+        storage: Arc::new(LocalStorage::open(&make("objects")?).context("open the object storage")?),
+        spool: Spool::new(&make("spool")?).context("open the spool")?,
+        passwords: Passwords::new(&PasswordSettings {
+            threads: config.passwords.threads,
+            queue: config.passwords.queue,
+            ..PasswordSettings::default()
+        })
+        .context("start the hashing threads")?,
+        tokens: tokens(config)?,
+        url_signer: UrlSigner::new(config.tokens.secret.expose_secret().as_bytes()),
+        clock: Arc::new(SystemClock),
+        settings: Settings {
+            max_upload_bytes: config.documents.max_upload_bytes,
+            download_url_life: config.documents.download_url_expires,
+            garbage_grace: config.documents.garbage_grace,
+        },
+    };
+    Ok((Services::new(parts), main))
+}
+
+fn tokens(config: &Config) -> Result<Tokens> {
+    let key =
+        |secret: &SecretString| SecretKey::new(secret.expose_secret().as_bytes()).map_err(|problem| anyhow!("a JWT secret {problem}"));
+    let settings = TokenSettings {
+        issuer: config.tokens.issuer.clone(),
+        audience: config.tokens.audience.clone(),
+        access_life: config.tokens.access_expires,
+        refresh_life: config.tokens.refresh_expires,
+        signing: key(&config.tokens.secret)?,
+        verifying: config.tokens.previous_secrets.iter().map(key).collect::<Result<_>>()?,
+    };
+    Tokens::new(settings).context("prepare the token keys")
+}

@@ -1,0 +1,103 @@
+//! `tenantry serve`
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use api::server::{self, Limits};
+use domain::SystemClock;
+use services::Services;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    time::interval,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    assembly::assemble,
+    config::{Config, Origins},
+};
+
+/// How often what a crash left of a tenant's making is looked for.
+const RESUME_INTERVAL: Duration = Duration::from_secs(15);
+/// How often expired sessions are forgotten.
+const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Serves the API until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the address is taken or the main database can't be brought up to date.
+pub async fn run(config: &Config) -> Result<ExitCode> {
+    raise_descriptor_limit();
+    let (services, main) = assemble(config)?;
+    let listener = listen(SocketAddr::new(config.server.host, config.server.port))?;
+    let address = listener.local_addr()?;
+    main.migrate().await.context("bring the main database up to date")?;
+    let settings = api::Settings {
+        public_url: config.server.public_url.clone(),
+        cors_origins: match &config.cors.origins {
+            Origins::Any => vec!["*".to_owned()],
+            Origins::These(origins) => origins.clone(),
+        },
+        cors_allow_credentials: config.cors.allow_credentials,
+    };
+    let app = api::router(services.clone(), Arc::new(SystemClock), settings);
+    let limits =
+        Limits { max_connections: config.server.max_connections, shutdown_grace: config.server.shutdown_grace, ..Limits::default() };
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop)?;
+    let housekeeping = tokio::spawn(keep_house(services));
+    tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
+    let report = server::serve(listener, app, limits, stop).await;
+    housekeeping.abort();
+    tracing::info!(connections_cut = report.connections_cut, "stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Listens so that a restart does not have to wait for old connections to be forgotten.
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address).with_context(|| format!("listen on {address} (HOST, PORT)"))?;
+    Ok(socket.listen(1024)?)
+}
+
+fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: requests in flight may finish");
+        stop.cancel();
+    });
+    Ok(())
+}
+
+/// What goes on beside the requests.
+async fn keep_house(services: Services) {
+    let (mut resume, mut forget) = (interval(RESUME_INTERVAL), interval(FORGET_INTERVAL));
+    let chores = async {
+        loop {
+            let done = tokio::select! {
+                _ = resume.tick() => services.resume_provisioning().await.map(drop),
+                _ = forget.tick() => services.forget_expired_sessions().await,
+            };
+            if let Err(error) = done {
+                tracing::warn!(error = &error as &dyn std::error::Error, "housekeeping failed; it is tried again");
+            }
+        }
+    };
+    tokio::join!(services.follow_access_changes(), chores);
+}
+
+/// Every open tenant file takes three descriptors and every connection one: as many as the system lets us.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files can't be raised");
+    }
+}

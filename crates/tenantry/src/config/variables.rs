@@ -1,0 +1,199 @@
+//! The table of all variables.
+
+use self::Fallback::{Otherwise, Value};
+
+/// An environment variable.
+#[derive(Clone, Copy, Debug)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is about, as a heading.
+    pub section: &'static str,
+    /// What it means, with its unit.
+    pub meaning: &'static str,
+    /// What holds when it is not set.
+    pub default: Fallback,
+    /// Whether its value (or a part of it) must not be seen. It can then also be given as a file, by the variable of the
+    /// same name with `_FILE` added.
+    pub secret: bool,
+}
+
+/// What holds when a variable is not set.
+#[derive(Clone, Copy, Debug)]
+pub enum Fallback {
+    /// This value.
+    Value(&'static str),
+    /// Something that no constant can say.
+    Otherwise {
+        /// What holds then, in words.
+        words: &'static str,
+        /// A value that would be right.
+        example: &'static str,
+    },
+}
+
+impl Variable {
+    /// A value that would be right (or for a signing secret, how to make one: a secret that stands in a manual is none).
+    #[must_use]
+    pub const fn example(&self) -> &'static str {
+        match self.default {
+            Value(value) => value,
+            Otherwise { example, .. } => example,
+        }
+    }
+
+    /// The variable that names a file with the value, for secrets.
+    #[must_use]
+    pub fn file_name(&self) -> Option<String> {
+        self.secret.then(|| format!("{}_FILE", self.name))
+    }
+}
+
+/// Declares a constant for each variable, and the table of them. What is said about a variable is its doc comment.
+macro_rules! variables {
+    ($($section:literal { $($(#[doc = $meaning:literal])+ $name:ident: $default:expr $(, $secret:ident)?;)+ })+) => {
+        $($(
+            $(#[doc = $meaning])+
+            pub(super) const $name: Variable = Variable {
+                name: stringify!($name),
+                section: $section,
+                meaning: concat!($($meaning),+).trim_ascii(),
+                default: $default,
+                secret: variables!(@secret $($secret)?),
+            };
+        )+)+
+
+        /// Every variable that Tenantry knows, by section.
+        pub const VARIABLES: &[Variable] = &[$($($name),+),+];
+    };
+    (@secret) => { false };
+    (@secret secret) => { true };
+}
+
+variables! {
+    "Process" {
+        /// What the process is used for: development, production (which refuses unsafe settings) or testing.
+        TENANTRY_ENV: Value("development");
+        /// The directory of all that is kept on the local file system.
+        DATA_DIR: Value("./data");
+    }
+    "HTTP server" {
+        /// The IP address to listen on; 0.0.0.0 or :: for all of the machine's.
+        HOST: Value("127.0.0.1");
+        /// The port to listen on; 0 takes any free one.
+        PORT: Value("4999");
+        /// The URL at which clients reach the API, for the links that it gives out.
+        PUBLIC_URL: Otherwise { words: "the address listened on", example: "https://api.example.com" };
+        /// How many connections may be open at once; more wait to be accepted.
+        MAX_CONNECTIONS: Value("1024");
+        /// How many seconds requests in flight have to finish after SIGTERM.
+        SHUTDOWN_GRACE: Value("30");
+        /// The origins whose pages may call the API from a browser, separated by commas; * for all.
+        CORS_ORIGINS: Otherwise { words: "none", example: "https://app.example.com,http://localhost:3000" };
+        /// Whether pages of those origins may send cookies and HTTP authentication; not together with *.
+        CORS_ALLOW_CREDENTIALS: Value("false");
+    }
+    "Databases" {
+        /// The main database: sqlite:PATH or postgres://user:password@host:port/database.
+        DATABASE_URL: Otherwise {
+            words: "the SQLite file main.sqlite3 in DATA_DIR",
+            example: "postgres://tenantry:password@localhost:5432/tenantry"
+        }, secret;
+        /// How many connections to the main database may be open at once.
+        DATABASE_POOL_SIZE: Value("10");
+        /// The servers of tenants' databases: name=url, separated by commas; for SQLite, sqlite:DIRECTORY. Keep a server's name.
+        TENANT_DATABASE_URLS: Otherwise {
+            words: "one server named main: the main database's, or the directory tenants in DATA_DIR",
+            example: "main=postgres://tenantry:password@db1:5432/postgres,second=postgres://tenantry:password@db2:5432/postgres"
+        }, secret;
+        /// How many connections to tenants' databases may be open at once, for each server.
+        TENANT_CONNECTION_BUDGET: Value("100");
+    }
+    "Sessions" {
+        /// The secret that signs tokens: at least 32 random bytes. Whoever knows it can be anybody.
+        JWT_SECRET_KEY: Otherwise {
+            words: "made once and kept as jwt_secret in DATA_DIR, but in production the start is refused",
+            example: "the-output-of-openssl-rand-hex-32"
+        }, secret;
+        /// Secrets that signed tokens earlier and still verify them, separated by commas.
+        JWT_PREVIOUS_SECRET_KEYS: Otherwise { words: "none", example: "the-jwt-secret-key-before-this-one" }, secret;
+        /// How many seconds an access token is valid.
+        JWT_ACCESS_TOKEN_EXPIRES: Value("900");
+        /// How many seconds a refresh token is valid.
+        JWT_REFRESH_TOKEN_EXPIRES: Value("604800");
+        /// Who issues the tokens (their claim iss).
+        JWT_ISSUER: Value("tenantry");
+        /// Whom the tokens are meant for (their claim aud).
+        JWT_AUDIENCE: Value("tenantry");
+    }
+    "Passwords" {
+        /// How many threads hash passwords.
+        PASSWORD_HASH_THREADS: Otherwise { words: "half of the processor's cores", example: "2" };
+        /// How many passwords may wait to be hashed; more are told to come back later.
+        PASSWORD_HASH_QUEUE: Value("32");
+    }
+    "Documents" {
+        /// The largest upload in bytes; the units kB, MB, GB, KiB, MiB and GiB are understood.
+        MAX_UPLOAD_BYTES: Value("104857600");
+        /// How many seconds a signed download URL is valid, at most 7 days.
+        DOWNLOAD_URL_EXPIRES: Value("3600");
+        /// How many seconds a file is kept that no document refers to any more; then `tenantry gc` removes it.
+        GARBAGE_GRACE: Value("86400");
+    }
+    "First user and tenant, for tenantry init" {
+        /// The e-mail address of the user that --create-admin makes.
+        ADMIN_EMAIL: Otherwise { words: "asked for", example: "ada@example.com" };
+        /// That user's password: 8 to 256 characters, with a letter and a digit.
+        ADMIN_PASSWORD: Otherwise { words: "asked for", example: "correct-horse-1" }, secret;
+        /// That user's first name.
+        ADMIN_FIRST_NAME: Otherwise { words: "asked for", example: "Ada" };
+        /// That user's last name.
+        ADMIN_LAST_NAME: Otherwise { words: "asked for", example: "Lovelace" };
+        /// The name of the tenant that --create-test-tenant makes.
+        TEST_TENANT_NAME: Otherwise { words: "asked for", example: "Acme" };
+    }
+    "Log" {
+        /// What is logged: error, warn, info, debug, trace, or a filter such as info,tenantry=debug.
+        LOG_LEVEL: Value("info");
+        /// How it is logged, on standard error: text for people or json for programs.
+        LOG_FORMAT: Value("text");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn the_example_file_is_the_table() {
+        let expected = example_file();
+        let actual = include_str!("../../../../.env.example");
+        assert!(expected == actual, "write this to .env.example:\n{expected}");
+    }
+
+    fn example_file() -> String {
+        let mut file = String::from(
+            "# The environment variables of Tenantry, each with its meaning and its default. Copy this file to .env in the working\n\
+             # directory and set what should differ; variables of the environment win over those of the file. In .env, a value\n\
+             # with spaces or with $ # ' \" or \\ in it is written in single quotes.\n",
+        );
+        let mut section = "";
+        for variable in VARIABLES {
+            if variable.section != section {
+                section = variable.section;
+                write!(file, "\n\n## {section}\n").unwrap();
+            }
+            write!(file, "\n# {}\n", variable.meaning).unwrap();
+            if let Otherwise { words, .. } = variable.default {
+                writeln!(file, "# Default: {words}.").unwrap();
+            }
+            if let Some(name) = variable.file_name() {
+                writeln!(file, "# Or {name}, the path of a file that holds it.").unwrap();
+            }
+            writeln!(file, "# {}={}", variable.name, variable.example()).unwrap();
+        }
+        file
+    }
+}

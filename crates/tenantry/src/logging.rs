@@ -1,0 +1,104 @@
+//! The log: for people or for programs, on standard error.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::{
+    EnvFilter,
+    filter::ParseError,
+    fmt::{MakeWriter, SubscriberBuilder},
+    util::{SubscriberInitExt, TryInitError},
+};
+
+use crate::config::{Log, LogFormat};
+
+/// Why the log could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// The filter is none.
+    #[error("the log filter is malformed")]
+    Filter(#[from] ParseError),
+    /// The process has a log already.
+    #[error("the log was set up twice")]
+    Twice(#[from] TryInitError),
+}
+
+/// Sets up the log of the process on standard error; text is coloured on a terminal, unless `NO_COLOR` is set.
+///
+/// # Errors
+/// When the process has a log already.
+pub fn init(log: &Log) -> Result<(), LoggingError> {
+    Ok(subscriber(log, io::stderr, io::stderr().is_terminal())?.try_init()?)
+}
+
+fn subscriber<W>(log: &Log, writer: W, may_colour: bool) -> Result<Box<dyn tracing::Subscriber + Send + Sync>, ParseError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::builder().parse(&log.filter)?;
+    let builder = SubscriberBuilder::default().with_env_filter(filter).with_writer(writer);
+    // Left alone, the builder heeds NO_COLOR.
+    let builder = if may_colour { builder } else { builder.with_ansi(false) };
+    Ok(match log.format {
+        LogFormat::Text => Box::new(builder.finish()),
+        LogFormat::Json => Box::new(builder.json().flatten_event(true).with_current_span(false).finish()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(filter: &str, format: LogFormat) -> String {
+        let page = Page::default();
+        let writer = page.clone();
+        let log = Log { filter: filter.to_owned(), format };
+        tracing::subscriber::with_default(subscriber(&log, move || writer.clone(), false).unwrap(), || {
+            let _request = tracing::info_span!("request", id = 7).entered();
+            tracing::info!(documents = 2, "listed");
+            tracing::debug!("in detail");
+        });
+        let bytes = page.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn text_is_for_people() {
+        let text = logged("info", LogFormat::Text);
+        assert!(text.ends_with(" INFO request{id=7}: tenantry::logging::tests: listed documents=2\n"), "{text}");
+        assert!(!text.contains('\u{1b}'), "no colours where there is no terminal: {text}");
+    }
+
+    #[test]
+    fn json_is_for_programs() {
+        let text = logged("info", LogFormat::Json);
+        let line: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&line["level"], &line["message"], &line["documents"]), (&json!("INFO"), &json!("listed"), &json!(2)));
+        assert_eq!(line["spans"], json!([{"name": "request", "id": 7}]));
+        assert!(line["timestamp"].as_str().unwrap().ends_with('Z'), "{line}");
+    }
+
+    #[test]
+    fn the_filter_decides() {
+        assert_eq!(logged("error", LogFormat::Text), "");
+        assert_eq!(logged("debug", LogFormat::Text).lines().count(), 2);
+        assert_eq!(logged("info,tenantry::logging=debug", LogFormat::Text).lines().count(), 2);
+    }
+}

@@ -1,0 +1,90 @@
+//! The `tenantry` program.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tenantry::{
+    commands::{check, gc, init, migrate, serve, users},
+    config::Config,
+    logging,
+};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A multi-tenant backend with a database of its own for every tenant.
+///
+/// Configured by environment variables and `.env`; `tenantry check` shows them with their meaning.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the API
+    Serve,
+    /// Make the main database, and on demand a first user and a test tenant
+    Init(init::Arguments),
+    /// Bring the main database and every tenant's database up to date
+    Migrate(migrate::Arguments),
+    /// Show the configuration and ask every dependency whether it is there
+    Check(check::Arguments),
+    /// Collect what nothing refers to any more
+    Gc(gc::Arguments),
+    /// Look at users, let them log in or not
+    #[command(subcommand)]
+    Users(users::Command),
+    /// Print the API's specification (OpenAPI 3.1)
+    Openapi,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&format!("tenantry: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    if let Command::Openapi = command {
+        say(&api::specification());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let config = match Config::from_process() {
+        Ok(config) => config,
+        Err(error) => {
+            complain(&format!("tenantry: {error}"));
+            return Ok(ExitCode::from(2));
+        }
+    };
+    logging::init(&config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = match command {
+        Command::Serve => runtime.block_on(serve::run(&config)),
+        Command::Init(arguments) => runtime.block_on(init::run(&config, &arguments)),
+        Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
+        Command::Check(arguments) => runtime.block_on(check::run(&config, &arguments)),
+        Command::Gc(arguments) => runtime.block_on(gc::run(&config, &arguments)),
+        Command::Users(command) => runtime.block_on(users::run(&config, &command)),
+        Command::Openapi => Ok(ExitCode::SUCCESS),
+    };
+    // Work that can't be cancelled, like a file being written, does not hold up the exit.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
+
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+fn say(text: &str) {
+    print!("{text}");
+}
+
+#[expect(clippy::print_stderr, reason = "there may be no log yet")]
+fn complain(text: &str) {
+    eprintln!("{text}");
+}

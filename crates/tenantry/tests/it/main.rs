@@ -1,0 +1,11 @@
+//! The program as its operators run it: a process, with signals, crashes, full disks and services that go away.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test that can't go on fails")]
+
+mod bad_days;
+mod command_line;
+mod failpoints;
+mod kill;
+mod load;
+mod logs;
+mod process;
+mod shutdown;

@@ -1,0 +1,231 @@
+//! The program as a process, with a home of its own.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    path::Path,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use reqwest::{Client, StatusCode, redirect};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use testkit::{Persona, TestDatabases, invariants};
+
+/// How long a process may take to do what takes it milliseconds: a busy machine is no failure.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A temporary folder with everything that the program keeps, and databases of its own. Outlives the processes that run on
+/// it, one after the other.
+pub(crate) struct Home {
+    folder: TempDir,
+    databases: TestDatabases,
+}
+
+impl Home {
+    /// An empty one, on the engine that the test run is for.
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let databases = TestDatabases::new(folder.path());
+        Self { folder, databases }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn databases(&self) -> &TestDatabases {
+        &self.databases
+    }
+
+    pub(crate) fn is_sqlite(&self) -> bool {
+        self.databases.engine() == "sqlite"
+    }
+
+    /// The program, to be run in the home with nothing else in its environment.
+    pub(crate) fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tenantry"));
+        command.args(arguments).env_clear().envs(self.databases.environment());
+        command.env("DATA_DIR", self.path()).env("PORT", "0").env("GARBAGE_GRACE", "0");
+        command.current_dir(self.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the program to its end.
+    pub(crate) fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Ran {
+        Ran::of(&mut self.command(arguments))
+    }
+
+    /// Starts the server, and waits until it answers.
+    pub(crate) async fn serve(&self) -> Server {
+        self.serve_with(&[]).await
+    }
+
+    /// Starts the server with more in its environment.
+    pub(crate) async fn serve_with(&self, variables: &[(&str, &str)]) -> Server {
+        let mut command = self.command(["serve"]);
+        command.envs(variables.iter().copied());
+        Server::start(command, self.path()).await
+    }
+
+    /// What must always hold and does not.
+    pub(crate) async fn broken(&self) -> Vec<String> {
+        invariants::find_broken(&self.databases, &self.path().join("objects")).await
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let databases = self.databases.clone();
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                // Not every test has come so far that there is one.
+                databases.open().0.migrate().await.unwrap();
+                invariants::drop_databases(&databases).await;
+            });
+        });
+        // A test that failed has said more than this could.
+        assert!(dropping.join().is_ok() || std::thread::panicking(), "the test's databases can't be dropped");
+    }
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ran {
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Self { code: status.code(), out: text(stdout), err: text(stderr) }
+    }
+
+    #[track_caller]
+    pub(crate) fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+
+    /// The one line on standard error of a command that failed.
+    #[track_caller]
+    pub(crate) fn complaint(&self, code: i32) -> &str {
+        assert_eq!((self.code, self.err.lines().count()), (Some(code), 1), "{self:#?}");
+        self.err.trim_end()
+    }
+}
+
+/// A running server. Dropped, it is killed.
+pub(crate) struct Server {
+    child: Child,
+    /// `http://ADDRESS:PORT`
+    pub(crate) base: String,
+    log: std::path::PathBuf,
+}
+
+impl Server {
+    /// Starts a server by a command of one's own, and waits until it answers.
+    pub(crate) async fn start(mut command: Command, home: &Path) -> Self {
+        let log = home.join(format!("log-{:?}", Instant::now()).replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', ""));
+        let child = command.stderr(File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap();
+        let mut server = Self { child, base: String::new(), log };
+        let log = server.wait_for("listening on http://", |log| log.contains(": documentation at")).await;
+        let address = log.split("listening on ").nth(1).unwrap().split(": documentation").next().unwrap();
+        server.base = address.to_owned();
+        let started = Instant::now();
+        while !server.is_healthy().await {
+            assert!(started.elapsed() < PATIENCE, "the server is not healthy: {}", server.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        server
+    }
+
+    /// Waits until the log says something, and answers the log.
+    pub(crate) async fn wait_for(&mut self, what: &str, said: impl Fn(&str) -> bool) -> String {
+        let started = Instant::now();
+        loop {
+            let log = self.log();
+            if said(&log) {
+                return log;
+            }
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none() && started.elapsed() < PATIENCE, "no {what:?}, {ended:?}: {log}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    async fn is_healthy(&self) -> bool {
+        let answer = client().get(format!("{}/health", self.base)).timeout(Duration::from_secs(5)).send().await;
+        answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
+    }
+
+    /// Somebody without an account.
+    pub(crate) fn stranger(&self) -> Persona {
+        Persona::stranger(self.base.clone(), client())
+    }
+
+    /// A new user, logged in.
+    pub(crate) async fn user(&self, name: &str) -> Persona {
+        Persona::registered(&self.stranger(), name).await
+    }
+
+    /// The same user at this server, with the tokens that another gave out.
+    pub(crate) fn known(&self, persona: &Persona) -> Persona {
+        persona.at_base(&self.base)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL: nothing is finished, nothing is flushed.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < PATIENCE, "it does not end: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// SIGTERM, and an orderly end.
+    pub(crate) async fn stop(mut self) {
+        self.signal(Signal::TERM);
+        assert_eq!(self.ended().await.code(), Some(0), "{}", self.log());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Fails when it has ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// A client that follows no redirects and keeps no connection that a dead server had.
+pub(crate) fn client() -> Client {
+    Client::builder().redirect(redirect::Policy::none()).no_proxy().build().unwrap()
+}

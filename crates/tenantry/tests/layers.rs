@@ -1,0 +1,76 @@
+//! The layers of the house hold: no crate's manifest names a crate that it may not.
+
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+/// Which of our crates each of our crates may depend on: the vocabulary and the layer below. The program may name what it
+/// assembles, and the test kit and the benchmark what they drive; the test kit itself may only be a dev-dependency, and the
+/// benchmark is nobody's.
+const MAY_NAME: &[(&str, &[&str])] = &[
+    ("domain", &[]),
+    ("database", &["domain"]),
+    ("models", &["domain", "database"]),
+    ("services", &["domain", "models"]),
+    ("api", &["domain", "services"]),
+    ("worker", &["domain", "services"]),
+    ("tenantry", &["domain", "database", "models", "services", "api", "worker"]),
+    ("testkit", &["domain", "database", "models", "services", "api", "worker"]),
+    ("bench", &["domain", "database", "models", "services", "api"]),
+];
+
+#[test]
+fn no_layer_is_skipped() {
+    let found = violations(&our_dependencies().unwrap());
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn a_skipped_layer_is_found() {
+    let graph = |crate_name: &str, dependency: &str| vec![(crate_name.to_owned(), dependency.to_owned())];
+    for (crate_name, dependency) in [
+        ("api", "models"),
+        ("services", "database"),
+        ("worker", "api"),
+        ("models", "services"),
+        ("domain", "database"),
+        ("services", "testkit"),
+        ("tenantry", "testkit"),
+        ("tenantry", "bench"),
+    ] {
+        let found = violations(&graph(crate_name, dependency));
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with(&format!("`{crate_name}` depends on `{dependency}`, but may name only ")), "{}", found[0]);
+    }
+    assert_eq!(violations(&graph("mail", "domain")), ["`mail` has no place among the layers: give it one in MAY_NAME"]);
+    assert!(violations(&graph("api", "services")).is_empty());
+}
+
+#[test]
+fn the_graph_is_read() {
+    let edges = our_dependencies().unwrap();
+    for (crate_name, dependency) in [("api", "services"), ("services", "models"), ("models", "database"), ("database", "domain")] {
+        assert!(edges.contains(&(crate_name.to_owned(), dependency.to_owned())), "{crate_name} -> {dependency}: {edges:?}");
+    }
+}
+
+/// The rules that the dependencies (who, on whom) break.
+fn violations(dependencies: &[(String, String)]) -> Vec<String> {
+    let problem = |(crate_name, dependency): &(String, String)| match MAY_NAME.iter().find(|(name, _)| name == crate_name) {
+        None => Some(format!("`{crate_name}` has no place among the layers: give it one in MAY_NAME")),
+        Some((_, allowed)) if allowed.contains(&dependency.as_str()) => None,
+        Some((_, allowed)) => Some(format!("`{crate_name}` depends on `{dependency}`, but may name only {allowed:?}")),
+    };
+    dependencies.iter().filter_map(problem).collect()
+}
+
+/// Which of our crates depend on which of them, dev-dependencies left out.
+fn our_dependencies() -> cargo_metadata::Result<Vec<(String, String)>> {
+    let workspace = MetadataCommand::new().no_deps().exec()?;
+    let mut edges = Vec::new();
+    for package in &workspace.packages {
+        let lasting = package.dependencies.iter().filter(|dependency| dependency.kind != DependencyKind::Development);
+        for dependency in lasting.filter(|dependency| dependency.path.is_some()) {
+            edges.push((package.name.to_string(), dependency.name.clone()));
+        }
+    }
+    Ok(edges)
+}

@@ -1,0 +1,81 @@
+//! Databases for one test.
+
+use std::{collections::BTreeMap, path::Path};
+
+use database::{DatabaseUrl, MainDatabase, PostgresLimits, SqliteThreads, TenantDatabases};
+use tokio_postgres::NoTls;
+use uuid::Uuid;
+
+/// The main database and the tenants' databases of one test, on the engine that the test run is for.
+#[derive(Clone, Debug)]
+pub struct TestDatabases {
+    /// The main database.
+    pub main: DatabaseUrl,
+    /// Where tenants' databases go.
+    pub servers: BTreeMap<String, DatabaseUrl>,
+    /// The server's maintenance URL and the main database's name, to drop it at the end.
+    postgres: Option<(String, String)>,
+}
+
+impl TestDatabases {
+    /// Databases in `folder`, or on the server of `TEST_DATABASE_URL`.
+    #[must_use]
+    pub fn new(folder: &Path) -> Self {
+        match server_url() {
+            None => {
+                let url = |name: &str| DatabaseUrl::Sqlite(folder.join(name));
+                Self { main: url("main.sqlite3"), servers: [("main".to_owned(), url("tenants"))].into(), postgres: None }
+            }
+            Some(server) => {
+                let name = format!("tenantry_test_{}", Uuid::from_bytes(domain::random_bytes()).simple());
+                let main: DatabaseUrl = with_database(&server, &name).parse().expect("TEST_DATABASE_URL is an address");
+                Self { servers: [("main".to_owned(), main.clone())].into(), main, postgres: Some((server, name)) }
+            }
+        }
+    }
+
+    /// Fresh handles on the databases, for the runtime that they are used on.
+    #[must_use]
+    pub fn open(&self) -> (MainDatabase, TenantDatabases) {
+        let threads = SqliteThreads::start(2, 2).unwrap();
+        let limits = PostgresLimits { per_server: 16, per_database: 8 };
+        (MainDatabase::new(&self.main, &threads, limits), TenantDatabases::new(&self.servers, &threads, limits))
+    }
+
+    /// The engine's name.
+    #[must_use]
+    pub fn engine(&self) -> &'static str {
+        if self.postgres.is_some() { "postgres" } else { "sqlite" }
+    }
+
+    /// The values of DATABASE_URL and TENANT_DATABASE_URLS for a process of its own.
+    #[must_use]
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        match (&self.postgres, &self.main) {
+            (Some((server, name)), _) => vec![("DATABASE_URL", with_database(server, name))],
+            (None, main) => vec![("DATABASE_URL", main.to_string())],
+        }
+    }
+
+    /// Drops what does not go with the folder. Tenants' databases must be gone already.
+    pub async fn drop_main(&self) {
+        let Some((server, name)) = &self.postgres else { return };
+        let (client, connection) = tokio_postgres::connect(server, NoTls).await.expect("the PostgreSQL of TEST_DATABASE_URL answers");
+        let driver = tokio::spawn(connection);
+        client.batch_execute(&format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)")).await.expect("drop the test's database");
+        drop(client);
+        driver.await.unwrap().unwrap();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "which server a test run uses is the environment's to say")]
+fn server_url() -> Option<String> {
+    std::env::var("TEST_DATABASE_URL").ok().filter(|url| !url.is_empty())
+}
+
+/// The URL with another database.
+fn with_database(url: &str, name: &str) -> String {
+    let (place, parameters) = url.split_once('?').map_or((url, String::new()), |(place, parameters)| (place, format!("?{parameters}")));
+    let server = place.rsplit_once('/').expect("TEST_DATABASE_URL names a database").0;
+    format!("{server}/{name}{parameters}")
+}

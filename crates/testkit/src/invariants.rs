@@ -1,0 +1,87 @@
+//! What must hold whenever nothing is under way, whatever happened before.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use domain::{DocumentFilter, EventKind, PageRequest};
+use models::{documents, files, outbox, tenants, uploads};
+
+use crate::TestDatabases;
+
+/// Looks for what is broken, in words:
+///
+/// - every tenant is completely made, or not there;
+/// - every document's object is there, byte for byte as its hash says;
+/// - every object belongs to a file or to an upload that the collector knows of;
+/// - every document that was uploaded or deleted has its event.
+pub async fn find_broken(databases: &TestDatabases, objects: &Path) -> Vec<String> {
+    let (main, directory) = databases.open();
+    let mut broken = Vec::new();
+    let mut known = BTreeSet::new();
+    let tenants = tenants::list(&mut main.read().await.unwrap()).await.unwrap();
+    for tenant in tenants {
+        if tenant.provisioning != domain::Provisioning::Active {
+            broken.push(format!("tenant {} is {:?}", tenant.name, tenant.provisioning));
+            continue;
+        }
+        let database = directory.open(&tenant.place).unwrap();
+        let mut connection = match database.read().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                broken.push(format!("tenant {}: {error}", tenant.name));
+                continue;
+            }
+        };
+        known.extend(files::list_object_keys(&mut connection).await.unwrap());
+        known.extend(uploads::list_object_keys(&mut connection).await.unwrap());
+        let mut count = 0;
+        for number in 1.. {
+            let request = PageRequest::parse(Some(number), Some(100), &mut domain::FieldErrors::default());
+            let page = documents::list(&mut connection, &DocumentFilter::default(), request).await.unwrap();
+            for document in &page.items {
+                count += 1;
+                let size = fs::metadata(objects.join(&document.file.object_key)).map(|object| object.len());
+                if size.as_ref().ok() != Some(&document.file.size) {
+                    broken.push(format!("document {} ({}): its object is {size:?}", document.filename, document.file.object_key));
+                }
+            }
+            if number >= i64::try_from(page.pages()).unwrap() {
+                break;
+            }
+        }
+        let events = outbox::list_unpublished(&mut connection, 1_000_000).await.unwrap();
+        let of = |kind| events.iter().filter(|event| event.kind == kind).count();
+        let (uploaded, deleted) = (of(EventKind::DocumentUploaded), of(EventKind::DocumentDeleted));
+        if uploaded != count + deleted {
+            broken.push(format!("tenant {}: {count} documents, but {uploaded} uploads and {deleted} deletions in the outbox", tenant.name));
+        }
+    }
+    let mut on_disk = BTreeSet::new();
+    walk(objects, objects, &mut on_disk);
+    broken.extend(on_disk.difference(&known).map(|key| format!("the object {key} is nobody's")));
+    broken
+}
+
+/// Every object's key. Temporary files lie elsewhere.
+fn walk(root: &Path, folder: &Path, keys: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            walk(root, &path, keys);
+        } else if let Some(key) = path.strip_prefix(root).unwrap().to_str().filter(|key| key.starts_with("tenants/")) {
+            keys.insert(key.to_owned());
+        }
+    }
+}
+
+/// Drops what a test left on a server.
+pub async fn drop_databases(databases: &TestDatabases) {
+    let (main, directory) = databases.open();
+    if databases.engine() == "postgres" {
+        for tenant in tenants::list(&mut main.read().await.unwrap()).await.unwrap() {
+            directory.drop_database(&tenant.place).await.unwrap();
+        }
+    }
+    drop((main, directory));
+    databases.drop_main().await;
+}

@@ -1,0 +1,23 @@
+//! What tests are written with: an app on real databases and a real socket, and people who use it.
+//!
+//! ```text
+//! let app = TestApp::new().await;
+//! let alice = app.user("alice").await;
+//! let acme = alice.creates_tenant("Acme").await;
+//! alice.uploads(&acme, "hello.txt", b"hello").await.expect(201);
+//! ```
+//!
+//! Every app has databases of its own: SQLite files, or, when `TEST_DATABASE_URL` is set, databases on that PostgreSQL
+//! server. Dropping the app checks what must always hold (see [`invariants`]).
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that can't go on fails")]
+
+mod app;
+mod databases;
+mod forge;
+pub mod invariants;
+mod persona;
+
+pub use app::{Builder, SECRET, TestApp};
+pub use databases::TestDatabases;
+pub use forge::{Forge, base64url, forge};
+pub use persona::{PASSWORD, Persona, Reply};

@@ -1,0 +1,159 @@
+#!/usr/bin/env bash
+# The services that tests run against, one set for each checkout: on loopback and free ports, with their data in temporary
+# directories. `down` stops exactly what `up` started.
+set -euo pipefail
+
+usage='usage: services.sh up|down|env|status
+  up      starts the services (installing what is missing, as root on Debian)
+  env     prints what tests need to find them, as export lines for the shell
+  status  says what runs; fails unless everything does
+  down    stops what up started and removes its data'
+
+# Where `up` notes what it started.
+notes=$(cd "$(dirname "$0")/.." && pwd)/target/services
+
+main() {
+    case ${1-} in
+        up) mkdir -p "$notes" && postgresql_up ;;
+        down) postgresql_down ;;
+        env) postgresql_env ;;
+        status) postgresql_status ;;
+        *) fail "$usage" ;;
+    esac
+}
+
+# --- PostgreSQL ------------------------------------------------------------------------------------------------------
+# Its note is the directory of its data and its log.
+
+postgresql_up() {
+    if postgresql_status >/dev/null; then
+        postgresql_status
+        return
+    fi
+    postgresql_down # what is left of one that died
+    postgresql_bin >/dev/null || postgresql_install
+    postgresql_bin >/dev/null || fail "no PostgreSQL server is installed: see to it that there is one (Debian: apt-get install postgresql)"
+
+    local directory port
+    directory=$(mktemp -d "${TMPDIR:-/tmp}/tenantry-postgresql.XXXXXX")
+    printf '%s\n' "$directory" >"$notes/postgresql"
+    if ((EUID == 0)); then chown postgres: "$directory"; fi
+    postgresql_run initdb -D "$directory/data" -U postgres --auth=trust -E UTF8 --locale=C.UTF-8 >"$directory/log" 2>&1 ||
+        fail "PostgreSQL can't be set up: $(<"$directory/log")"
+
+    # Another program may take the port between the choice and the start. fsync stays on: tests kill processes.
+    for _ in {1..5}; do
+        port=$(free_port)
+        if postgresql_run pg_ctl start -w -D "$directory/data" -l "$directory/data/log" \
+            -o "-p $port -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=1000" >/dev/null; then
+            postgresql_status
+            return
+        fi
+    done
+    fail "PostgreSQL doesn't start: $(tail -n 5 "$directory/data/log")"
+}
+
+postgresql_down() {
+    [[ -e $notes/postgresql ]] || return 0
+    local directory
+    directory=$(<"$notes/postgresql")
+    if postgresql_status >/dev/null; then
+        postgresql_run pg_ctl stop -m fast -w -D "$directory/data" >/dev/null
+    fi
+    rm -rf "$directory" "$notes/postgresql"
+}
+
+postgresql_env() {
+    local port
+    port=$(postgresql_port)
+    echo "export TEST_DATABASE_URL=postgres://postgres@127.0.0.1:$port/postgres"
+}
+
+postgresql_status() {
+    local port
+    if port=$(postgresql_port 2>/dev/null); then
+        echo "PostgreSQL runs on 127.0.0.1:$port"
+    else
+        echo "PostgreSQL doesn't run"
+        return 1
+    fi
+}
+
+# The port that it answers on. (Whether its process exists says little: a killed one stays for as long as nobody reaps it.)
+postgresql_port() {
+    local data port
+    [[ -e $notes/postgresql ]] || fail "PostgreSQL doesn't run: scripts/services.sh up"
+    data=$(<"$notes/postgresql")/data
+    port=$(sed -n 4p "$data/postmaster.pid" 2>/dev/null || true)
+    listens "$port" || fail "PostgreSQL died: scripts/services.sh up"
+    echo "$port"
+}
+
+# Runs one of its programs; as the user postgres where we are root, which it refuses to run as.
+postgresql_run() {
+    local program
+    program=$(postgresql_bin)/$1
+    shift
+    if ((EUID == 0)); then
+        (cd / && runuser -u postgres -- "$program" "$@")
+    else
+        "$program" "$@"
+    fi
+}
+
+# Where its programs are.
+postgresql_bin() {
+    local bin
+    for bin in "$(pg_config --bindir 2>/dev/null)" "$(program_directory postgres)" /usr/lib/postgresql/*/bin; do
+        if [[ -x $bin/initdb && -x $bin/postgres ]]; then
+            echo "$bin"
+            return
+        fi
+    done
+    return 1
+}
+
+postgresql_install() {
+    can_install || return 0
+    install_packages postgresql-common
+    # Only the programs are wanted, not the server that Debian would start.
+    sed -i 's/^#\?create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+    install_packages postgresql
+}
+
+# --- What all services need ------------------------------------------------------------------------------------------
+
+fail() {
+    printf '%s\n' "$1" >&2
+    exit 1
+}
+
+# A port of 127.0.0.1 that nobody listens on, below those that the system gives to clients.
+free_port() {
+    local port=$((10000 + RANDOM % 20000))
+    while listens "$port"; do
+        port=$((10000 + RANDOM % 20000))
+    done
+    echo "$port"
+}
+
+listens() {
+    (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null
+}
+
+# Where a program on the PATH really is.
+program_directory() {
+    local program
+    program=$(command -v "$1") && dirname "$(readlink -f "$program")"
+}
+
+can_install() {
+    ((EUID == 0)) && command -v apt-get >/dev/null
+}
+
+install_packages() {
+    apt-get update -qq >&2
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >&2
+}
+
+main "$@"
