@@ -240,8 +240,6 @@ pub(crate) fn open_file(path: &Path, access: Access, identity: Option<TenantId>)
         if access == Access::Read {
             connection.execute_batch("PRAGMA query_only = ON;")?;
         }
-        // Otherwise statements would be planned anew whenever a parameter is bound that statistics might say something about.
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         // A statement of one tenant's can never name another's file.
         connection.authorizer(Some(|context: rusqlite::hooks::AuthContext<'_>| match context.action {
             AuthAction::Attach { .. } | AuthAction::Detach { .. } => Authorization::Deny,

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use domain::{DocumentFilter, EventKind, PageRequest};
 use models::{documents, files, outbox, tenants, uploads};
+use sha2::{Digest, Sha256};
 
 use crate::TestDatabases;
 
@@ -39,9 +40,11 @@ pub async fn find_broken(databases: &TestDatabases, objects: &Path) -> Vec<Strin
             let page = documents::list(&mut connection, &DocumentFilter::default(), request).await.unwrap();
             for document in &page.items {
                 count += 1;
-                let size = fs::metadata(objects.join(&document.file.object_key)).map(|object| object.len());
-                if size.as_ref().ok() != Some(&document.file.size) {
-                    broken.push(format!("document {} ({}): its object is {size:?}", document.filename, document.file.object_key));
+                let (name, key) = (&document.filename, &document.file.object_key);
+                match fs::read(objects.join(key)) {
+                    Ok(object) if Sha256::digest(&object)[..] == document.file.hash.sha256 => {}
+                    Ok(object) => broken.push(format!("document {name} ({key}): its object of {} bytes is not its content", object.len())),
+                    Err(error) => broken.push(format!("document {name} ({key}): {error}")),
                 }
             }
             if number >= i64::try_from(page.pages()).unwrap() {

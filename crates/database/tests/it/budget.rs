@@ -1,6 +1,13 @@
 //! The budget of connections to a PostgreSQL server.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use database::{Error, PostgresLimits, TenantDatabase, params};
 use domain::TenantPlace;
@@ -14,16 +21,18 @@ async fn connections(admin: &tokio_postgres::Client, tenants: &[String]) -> BTre
     admin.query(pids, &[&tenants]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
-/// How many connections there are at most while 50 tasks work in these databases. A server process that was told to end
-/// takes its time: those count that are there in two looks.
+/// How many connections there are at most while 50 tasks work in these databases, over twenty looks. A server process that
+/// was told to end takes its time: those count that are there in two looks.
 async fn most_connections(engine: &Engine, places: &[TenantPlace], per_server: usize) -> usize {
     let tenants = engine.tenants_with(PostgresLimits { per_server, per_database: 4 });
     let names: Vec<_> = places.iter().map(|place| place.database.as_str().to_owned()).collect();
+    let seen_enough = Arc::new(AtomicBool::new(false));
     let workers: Vec<_> = (0..50)
         .map(|n| {
             let tenant = tenants.open(&places[n % places.len()]).unwrap();
+            let seen_enough = Arc::clone(&seen_enough);
             tokio::spawn(async move {
-                for round in 0..3 {
+                for round in (0..).take_while(|_| !seen_enough.load(Ordering::Relaxed)) {
                     work(&tenant, n + round).await;
                 }
             })
@@ -31,12 +40,13 @@ async fn most_connections(engine: &Engine, places: &[TenantPlace], per_server: u
         .collect();
     let admin = engine.admin().await;
     let mut most = 0;
-    while workers.iter().any(|worker| !worker.is_finished()) {
+    for _ in 0..20 {
         let before = connections(&admin, &names).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
         let after = connections(&admin, &names).await;
         most = most.max(before.intersection(&after).count());
     }
+    seen_enough.store(true, Ordering::Relaxed);
     for worker in workers {
         worker.await.unwrap();
     }
