@@ -144,5 +144,5 @@ pub(crate) async fn root() -> Answer<RootOut> {
 
 /// The specification.
 pub(crate) async fn specification(State(app): State<crate::App>) -> Response {
-    (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], app.specification.to_string()).into_response()
+    (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], app.specification.clone()).into_response()
 }

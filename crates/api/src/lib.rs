@@ -18,7 +18,7 @@ mod sessions;
 mod tenants;
 mod users;
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use axum::{
     Router,
@@ -28,6 +28,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing,
 };
+use bytes::Bytes;
 use domain::Clock;
 use services::Services;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -50,13 +51,23 @@ pub struct Settings {
     pub cors_allow_credentials: bool,
 }
 
-/// What handlers share.
+/// What handlers share. Cloned several times for each request, so it is one pointer.
 #[derive(Clone)]
-pub(crate) struct App {
+pub(crate) struct App(Arc<Shared>);
+
+pub(crate) struct Shared {
     services: Services,
     clock: Arc<dyn Clock>,
-    settings: Arc<Settings>,
-    specification: Arc<str>,
+    settings: Settings,
+    specification: Bytes,
+}
+
+impl Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
 }
 
 impl FromRef<App> for Services {
@@ -121,8 +132,7 @@ pub fn specification() -> String {
 pub fn router(services: Services, clock: Arc<dyn Clock>, settings: Settings) -> Router {
     let cors = cors(&settings);
     let upload_limit = services.settings().max_upload_bytes;
-    let specification = Arc::from(specification());
-    let app = App { services, clock, settings: Arc::new(settings), specification };
+    let app = App(Arc::new(Shared { services, clock, settings, specification: specification().into() }));
     let (router, _) = routes().layer(DefaultBodyLimit::max(MAX_JSON_BYTES)).merge(upload_routes(upload_limit)).split_for_parts();
     let swagger = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
     let swagger = Router::from(swagger).layer(middleware::map_response(in_our_form));

@@ -20,7 +20,7 @@ pub use directory::{TenantDatabase, TenantDatabases};
 pub use error::{Constraint, Error, Result};
 pub use main_database::MainDatabase;
 pub use migrations::{Migrated, main_schema_version, tenant_schema_version};
-pub use postgres::{PostgresLimits, PostgresServer};
+pub use postgres::{Connections, PostgresLimits, PostgresServer};
 pub use sqlite::SqliteThreads;
 pub use url::{DatabaseUrl, PostgresUrl, UrlProblem};
 pub use value::{FromValue, Row, Value};

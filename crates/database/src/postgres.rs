@@ -1,40 +1,47 @@
 //! PostgreSQL: connections leased from a budget per server, each belonging to one database for its whole life.
 
+mod budget;
+mod wire;
+
 use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{BufMut, BytesMut};
 use domain::{TenantId, Timestamp};
-use futures_util::{
-    FutureExt,
-    future::{try_join, try_join_all},
-};
-use tokio::{
-    runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinHandle,
-    time::timeout,
-};
+use futures_util::future::{try_join, try_join_all};
+use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle, time::timeout};
 use tokio_postgres::{
-    CancelToken, Client, Config, NoTls,
+    Client, Config,
     error::SqlState,
     types::{FromSql, IsNull, ToSql, Type},
 };
-use tokio_postgres_rustls::MakeRustlsConnect;
 use uuid::Uuid;
 
+pub use self::budget::Connections;
+use self::{
+    budget::{Acquired, Budget, Grant, Held, Limits},
+    wire::{Connector, Wired},
+};
 use crate::{
     Error, Result, Row, Value,
     connection::{Outcome, Statement},
     error::Constraint,
 };
 
-/// How long a request waits for a free connection, and for the server to take a new one.
+/// How long a request waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long opening one may take: less, so that who waits for it is told what is wrong.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a request waits for a connection of its database before it asks for a further one: about what opening it costs.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// A connection that nobody has used for this time is closed.
+const IDLE_TIME: Duration = Duration::from_secs(600);
+/// How often such connections are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// How long statements may take together before the connection is given up. Longer than the server's own limit below, which
 /// is what ends a slow statement; this one ends waiting for a server that is gone without a word.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -57,38 +64,29 @@ pub struct PostgresLimits {
 
 /// A PostgreSQL server with this process's connections to it.
 pub struct PostgresServer {
-    config: Config,
-    tls: Option<MakeRustlsConnect>,
+    connector: Connector,
     limits: PostgresLimits,
-    permits: Arc<Semaphore>,
-    /// Connections that nobody uses, the one used last at the end.
-    idle: Mutex<HashMap<Target, Vec<Idle>>>,
+    budget: Mutex<Budget<Arc<Target>, Session>>,
+    /// The task that closes connections that nobody has used for long.
+    sweeper: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What a connection is to, and whose database it was checked to be: handed to another tenant, it would pass unchecked.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Target {
     database: String,
     identity: Option<TenantId>,
 }
 
-struct Idle {
-    session: Session,
-    /// Grows with every return: the smallest is the least recently used.
-    returned: u64,
-}
-
 struct Session {
-    client: Client,
-    /// Ends when the connection is closed.
-    closed: JoinHandle<()>,
+    wired: Wired,
     statements: HashMap<&'static str, tokio_postgres::Statement>,
 }
 
 impl fmt::Debug for PostgresServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // `Config` would print the user; hosts are enough.
-        f.debug_struct("PostgresServer").field("hosts", &self.config.get_hosts()).field("limits", &self.limits).finish_non_exhaustive()
+        // The configuration would print the user; hosts are enough.
+        f.debug_struct("PostgresServer").field("hosts", &self.connector.hosts()).field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 
@@ -96,111 +94,129 @@ impl PostgresServer {
     /// The server that `config` names. Connects to nothing yet.
     #[must_use]
     pub fn new(config: Config, tls: Option<rustls::ClientConfig>, limits: PostgresLimits) -> Arc<Self> {
+        let PostgresLimits { per_server: total, per_database } = limits;
         Arc::new(Self {
-            config,
-            tls: tls.map(MakeRustlsConnect::new),
+            connector: Connector::new(config, tls),
             limits,
-            permits: Arc::new(Semaphore::new(limits.per_server.max(1))),
-            idle: Mutex::default(),
+            budget: Mutex::new(Budget::new(Limits { total, per_database })),
+            sweeper: Mutex::default(),
         })
+    }
+
+    /// What the connections to the server are doing; those for administration don't count.
+    #[must_use]
+    pub fn connections(&self) -> Connections {
+        lock(&self.budget).connections()
     }
 
     /// Runs statements that can't stand in a transaction, or bring their own, on a connection made for them and closed
     /// afterwards.
     pub(crate) async fn administer(&self, database: &str) -> Result<Client> {
-        let mut config = self.config.clone();
-        config.dbname(database).options("-c synchronous_commit=on -c timezone=UTC -c lock_timeout=30s");
-        within_acquire_timeout(self.connect_with(&config)).await.map(|(client, _)| client)
+        let settings = "-c synchronous_commit=on -c timezone=UTC -c lock_timeout=30s";
+        within_connect_timeout(self.connector.connect(database, settings)).await.map(|wired| wired.client)
     }
 
-    async fn connect(&self, Target { database, identity }: &Target) -> Result<Session> {
-        let mut config = self.config.clone();
-        config.dbname(database).options(SESSION_SETTINGS);
-        within_acquire_timeout(async {
-            let (client, closed) = self.connect_with(&config).await?;
+    async fn open(&self, Target { database, identity }: &Target) -> Result<Session> {
+        within_connect_timeout(async {
+            let wired = self.connector.connect(database, SESSION_SETTINGS).await?;
             if let Some(expected) = identity {
-                check_identity(&client, *expected).await?;
+                check_identity(&wired.client, *expected).await?;
             }
-            Ok(Session { client, closed, statements: HashMap::new() })
+            Ok(Session { wired, statements: HashMap::new() })
         })
         .await
     }
 
-    async fn connect_with(&self, config: &Config) -> Result<(Client, JoinHandle<()>)> {
-        // Why a connection ended is told to whoever uses it.
-        match &self.tls {
-            Some(tls) => {
-                let (client, connection) = config.connect(tls.clone()).await.map_err(from_postgres)?;
-                Ok((client, tokio::spawn(connection.map(drop))))
-            }
-            None => {
-                let (client, connection) = config.connect(NoTls).await.map_err(from_postgres)?;
-                Ok((client, tokio::spawn(connection.map(drop))))
-            }
-        }
-    }
-
-    async fn cancel(&self, token: &CancelToken) {
-        let _finished_or_gone = match &self.tls {
-            Some(tls) => token.cancel_query(tls.clone()).await,
-            None => token.cancel_query(NoTls).await,
-        };
-    }
-
-    fn idle(&self) -> MutexGuard<'_, HashMap<Target, Vec<Idle>>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take_idle(&self, target: &Target) -> Option<Session> {
-        let mut idle = self.idle();
-        let sessions = idle.get_mut(target)?;
-        // Those that the server has closed meanwhile are dropped on the way.
-        let session = std::iter::from_fn(|| sessions.pop()).map(|idle| idle.session).find(|session| !session.client.is_closed());
-        if sessions.is_empty() {
-            idle.remove(target);
-        }
-        session
-    }
-
-    fn give_back(&self, target: &Target, session: Session) {
-        let mut idle = self.idle();
-        let returned = idle.values().flatten().map(|idle| idle.returned).max().unwrap_or_default() + 1;
-        idle.entry(target.clone()).or_default().push(Idle { session, returned });
-    }
-
-    /// Closes the least recently used idle connections until another one fits into the budget. Every open connection that
-    /// is not idle has a permit, and the caller has one for its own.
-    async fn make_room(&self) {
-        for session in self.take_surplus() {
-            session.close().await;
-        }
-    }
-
-    fn take_surplus(&self) -> Vec<Session> {
-        let mut idle = self.idle();
-        let mut surplus = Vec::new();
-        let in_use = self.limits.per_server.max(1) - self.permits.available_permits();
-        while idle.values().map(Vec::len).sum::<usize>() + in_use > self.limits.per_server.max(1) {
-            let oldest = idle.iter().filter_map(|(target, sessions)| Some((sessions.first()?.returned, target.clone()))).min();
-            let Some((_, target)) = oldest else { break };
-            let Some(sessions) = idle.get_mut(&target) else { break };
-            surplus.push(sessions.remove(0).session);
-            if sessions.is_empty() {
-                idle.remove(&target);
+    /// Changes the books, and does what follows from the change.
+    fn book<T>(self: &Arc<Self>, change: impl FnOnce(&mut Budget<Arc<Target>, Session>, Instant, &mut Vec<BudgetTask>) -> T) -> T {
+        let mut tasks = Vec::new();
+        let answer = change(&mut lock(&self.budget), Instant::now(), &mut tasks);
+        for task in tasks {
+            let pending = Pending::new(self, task);
+            match Handle::try_current() {
+                Ok(runtime) => drop(runtime.spawn(pending.run())),
+                // Nothing can be opened any more; what is dropped is closed.
+                Err(_) => drop(pending),
             }
         }
-        surplus
+        answer
+    }
+
+    /// Sees to it that connections don't stay open for tenants that nobody works in any more.
+    fn sweep_idle(self: &Arc<Self>) {
+        let mut sweeper = lock(&self.sweeper);
+        if sweeper.as_ref().is_none_or(JoinHandle::is_finished) {
+            let server = Arc::downgrade(self);
+            *sweeper = Some(tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(SWEEP_INTERVAL).await;
+                    let Some(server) = server.upgrade() else { return };
+                    server.book(|budget, now, tasks| budget.expire(IDLE_TIME, now, tasks));
+                }
+            }));
+        }
     }
 
     /// Whether the server answers.
     pub(crate) async fn ping(&self, database: &str) -> Result<()> {
         let client = self.administer(database).await?;
-        within_acquire_timeout(async { client.batch_execute("SELECT 1").await.map_err(from_postgres) }).await
+        within_connect_timeout(async { client.batch_execute("SELECT 1").await.map_err(from_postgres) }).await
     }
 
     /// Closes every idle connection to a database, before it is dropped or renamed.
-    pub(crate) fn forget(&self, database: &str) {
-        self.idle().retain(|target, _| target.database != database);
+    pub(crate) fn forget(self: &Arc<Self>, database: &str) {
+        self.book(|budget, _, tasks| budget.forget(|target| target.database == database, tasks));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+type BudgetTask = budget::Task<Arc<Target>, Session>;
+
+/// What is to be done for the budget. Dropped before it is done, it is booked as failed, so that nothing counts for ever.
+struct Pending {
+    server: Arc<PostgresServer>,
+    to_close: Option<Session>,
+    to_open: Option<Arc<Target>>,
+    is_booked: bool,
+}
+
+impl Pending {
+    fn new(server: &Arc<PostgresServer>, task: BudgetTask) -> Self {
+        let (to_close, to_open) = match task {
+            budget::Task::Open(target, victim) => (victim, Some(target)),
+            budget::Task::Close(session) => (Some(session), None),
+        };
+        Self { server: Arc::clone(server), to_close, to_open, is_booked: false }
+    }
+
+    async fn run(mut self) {
+        if let Some(session) = self.to_close.take() {
+            session.close().await;
+        }
+        if let Some(target) = self.to_open.clone() {
+            self.server.sweep_idle();
+            let opened = self.server.open(&target).await;
+            self.is_booked = true;
+            self.server.book(|budget, now, tasks| budget.opened(&target, opened, now, tasks));
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if self.is_booked {
+            return;
+        }
+        match &self.to_open {
+            Some(target) => {
+                let given_up = Err(Error::unavailable("opening the connection was given up"));
+                self.server.book(|budget, now, tasks| budget.opened(target, given_up, now, tasks));
+            }
+            None => self.server.book(|budget, _, tasks| budget.closed(tasks)),
+        }
     }
 }
 
@@ -213,8 +229,8 @@ pub(crate) async fn create_database(client: &Client, name: &str) -> Result<()> {
     }
 }
 
-async fn within_acquire_timeout<T>(connect: impl Future<Output = Result<T>>) -> Result<T> {
-    timeout(ACQUIRE_TIMEOUT, connect).await.map_err(|_| Error::unavailable("connecting took too long"))?
+async fn within_connect_timeout<T>(connect: impl Future<Output = Result<T>>) -> Result<T> {
+    timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| Error::unavailable("connecting took too long"))?
 }
 
 async fn check_identity(client: &Client, expected: TenantId) -> Result<()> {
@@ -229,14 +245,12 @@ async fn check_identity(client: &Client, expected: TenantId) -> Result<()> {
 #[derive(Debug)]
 pub(crate) struct PostgresDatabase {
     pub(crate) server: Arc<PostgresServer>,
-    target: Target,
-    permits: Arc<Semaphore>,
+    target: Arc<Target>,
 }
 
 impl PostgresDatabase {
     pub(crate) fn new(server: Arc<PostgresServer>, name: String, identity: Option<TenantId>) -> Arc<Self> {
-        let permits = Arc::new(Semaphore::new(server.limits.per_database.max(1)));
-        Arc::new(Self { server, target: Target { database: name, identity }, permits })
+        Arc::new(Self { server, target: Arc::new(Target { database: name, identity }) })
     }
 
     /// Its name on the server.
@@ -244,55 +258,121 @@ impl PostgresDatabase {
         &self.target.database
     }
 
-    /// Leases a connection: an idle one of this database, or a new one.
-    pub(crate) async fn lease(self: &Arc<Self>) -> Result<PostgresConnection> {
-        let acquire = async {
-            // The database's own queue first, so that one database's crowd doesn't stand in the server's.
-            let own = Arc::clone(&self.permits).acquire_owned().await;
-            (own, Arc::clone(&self.server.permits).acquire_owned().await)
-        };
-        let (own, shared) = timeout(ACQUIRE_TIMEOUT, acquire).await.map_err(|_| Error::Busy("no connection became free in time"))?;
-        let permits = [own.map_err(Error::internal)?, shared.map_err(Error::internal)?];
-        let session = match self.server.take_idle(&self.target) {
-            Some(session) => session,
-            None => {
-                self.server.make_room().await;
+    /// Leases a connection: an idle one of this database, one that comes back, or a new one.
+    pub(crate) async fn lease(&self) -> Result<PostgresConnection> {
+        let held = match self.server.book(|budget, now, tasks| budget.acquire(&self.target, now, tasks)) {
+            Acquired::Now(held) => held,
+            Acquired::Later(granted) => {
+                let waiting = Waiting { server: &self.server, target: &self.target, granted };
                 // Boxed, for it is rare and large: every request's future would hold room for it.
-                Box::pin(self.server.connect(&self.target)).await?
+                Box::pin(waiting.end()).await?
             }
         };
-        let lease = Lease { session, database: Arc::clone(self), _permits: permits };
+        let lease = Lease { held: Some(held), server: Arc::clone(&self.server), target: Arc::clone(&self.target) };
+        if lease.session()?.wired.client.is_closed() {
+            // The server has closed it while it was idle. That costs this one try, and no error.
+            drop(lease);
+            return Box::pin(self.lease()).await;
+        }
         Ok(PostgresConnection { lease: Some(lease), in_transaction: InTransaction::No, interrupted: false })
     }
 }
 
+/// Somebody who waits for a connection.
+struct Waiting<'a> {
+    server: &'a Arc<PostgresServer>,
+    target: &'a Arc<Target>,
+    granted: oneshot::Receiver<Grant<Session>>,
+}
+
+impl Waiting<'_> {
+    async fn end(mut self) -> Result<Held<Session>> {
+        let deadline = tokio::time::Instant::now() + ACQUIRE_TIMEOUT;
+        let mut patience = PATIENCE;
+        loop {
+            let next = deadline.min(tokio::time::Instant::now() + patience);
+            match tokio::time::timeout_at(next, &mut self.granted).await {
+                Ok(Ok(Ok(held))) => return Ok(held),
+                Ok(Ok(Err(problem))) => return Err(Error::unavailable(problem)),
+                Ok(Err(_)) => return Err(Error::internal("a queue for connections was lost")),
+                Err(_) if next == deadline => return Err(Error::Busy("no connection became free in time")),
+                Err(_) => {
+                    self.server.book(|budget, now, tasks| budget.open_further(self.target, now, tasks));
+                    patience *= 2;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.granted.close();
+        if let Ok(Ok(held)) = self.granted.try_recv() {
+            self.server.book(|budget, now, tasks| budget.give_back(self.target, held, now, tasks));
+        }
+    }
+}
+
+/// A connection that goes back to its server when it is dropped.
 struct Lease {
-    session: Session,
-    database: Arc<PostgresDatabase>,
-    _permits: [OwnedSemaphorePermit; 2],
+    /// Absent when it went another way.
+    held: Option<Held<Session>>,
+    server: Arc<PostgresServer>,
+    target: Arc<Target>,
 }
 
 impl Lease {
-    fn go_home(self) {
-        if !self.session.client.is_closed() {
-            self.database.server.give_back(&self.database.target, self.session);
-        }
+    fn session(&self) -> Result<&Session> {
+        self.held.as_ref().map(|held| &held.session).ok_or_else(|| Error::internal("the connection was lost"))
+    }
+
+    fn session_mut(&mut self) -> Result<&mut Session> {
+        self.held.as_mut().map(|held| &mut held.session).ok_or_else(|| Error::internal("the connection was lost"))
     }
 
     /// Ends what the server does for nobody. Until the connection is gone, with its transaction and its locks, it counts.
-    async fn abandon(self) {
-        let Session { client, mut closed, .. } = self.session;
-        let cancel = client.cancel_token();
-        drop(client);
-        let close = async {
-            // Statements that went out together are cancelled one by one.
-            while timeout(CANCEL_INTERVAL, &mut closed).await.is_err() {
-                self.database.server.cancel(&cancel).await;
+    async fn abandon(mut self) {
+        let Some(held) = self.held.take() else { return };
+        // Dropped in the middle of this, too, the connection is booked as lost.
+        let _lost = Lost { server: &self.server, target: &self.target };
+        let (cancel, address) = (held.session.wired.client.cancel_token(), held.session.wired.cancel_address());
+        let closing = held.session.close();
+        let cancelling = async {
+            loop {
+                tokio::time::sleep(CANCEL_INTERVAL).await;
+                // Statements that went out together are cancelled one by one.
+                let _finished_or_gone = self.server.connector.cancel(&cancel, &address).await;
             }
         };
-        if timeout(ANSWER_TIMEOUT, close).await.is_err() {
-            closed.abort();
+        tokio::select! {
+            () = closing => {}
+            () = cancelling => {}
         }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        match self.held.take() {
+            Some(held) if !held.session.wired.client.is_closed() => {
+                self.server.book(|budget, now, tasks| budget.give_back(&self.target, held, now, tasks));
+            }
+            Some(_) => drop(Lost { server: &self.server, target: &self.target }),
+            None => {}
+        }
+    }
+}
+
+/// Books a leased connection as closed when it is dropped.
+struct Lost<'a> {
+    server: &'a Arc<PostgresServer>,
+    target: &'a Arc<Target>,
+}
+
+impl Drop for Lost<'_> {
+    fn drop(&mut self) {
+        self.server.book(|budget, _, tasks| budget.lost(self.target, tasks));
     }
 }
 
@@ -333,7 +413,7 @@ impl PostgresConnection {
             let run_all = try_join_all(statements.iter().map(|statement| session.run(statement)));
             if begin {
                 // Polled in this order, the two are sent in this order.
-                let begin = async { session.client.batch_execute("BEGIN READ WRITE").await.map_err(from_postgres) };
+                let begin = async { session.wired.client.batch_execute("BEGIN READ WRITE").await.map_err(from_postgres) };
                 let ((), outcomes) = try_join(begin, run_all).await?;
                 Ok(outcomes)
             } else {
@@ -347,13 +427,14 @@ impl PostgresConnection {
         if std::mem::replace(&mut self.in_transaction, InTransaction::No) != InTransaction::Yes {
             return Ok(());
         }
-        self.with_session(async |session| session.client.batch_execute("COMMIT").await.map_err(from_postgres)).await
+        self.with_session(async |session| session.wired.client.batch_execute("COMMIT").await.map_err(from_postgres)).await
     }
 
     async fn with_session<T>(&mut self, work: impl AsyncFnOnce(&mut Session) -> Result<T>) -> Result<T> {
         let lease = self.lease.as_mut().filter(|_| !self.interrupted).ok_or_else(|| Error::internal("the connection was lost"))?;
+        let session = lease.session_mut()?;
         self.interrupted = true;
-        let result = timeout(ANSWER_TIMEOUT, work(&mut lease.session)).await;
+        let result = timeout(ANSWER_TIMEOUT, work(session)).await;
         // After a time-out the server may still be at work: stays marked, and so is closed.
         let result = result.map_err(|_| Error::unavailable("the database server does not answer"))?;
         self.interrupted = false;
@@ -365,35 +446,58 @@ impl Drop for PostgresConnection {
     fn drop(&mut self) {
         let Some(lease) = self.lease.take() else { return };
         if !self.interrupted && self.in_transaction != InTransaction::Yes {
-            lease.go_home();
             return;
         }
+        let unfinished = Unfinished(Some(lease));
         // Dropped without a runtime, the connection is closed, and the server rolls back.
         let Ok(runtime) = Handle::try_current() else { return };
         if self.interrupted {
-            runtime.spawn(lease.abandon());
+            runtime.spawn(unfinished.abandon());
         } else {
-            runtime.spawn(async move {
-                let rolled_back = timeout(ANSWER_TIMEOUT, lease.session.client.batch_execute("ROLLBACK")).await;
-                if matches!(rolled_back, Ok(Ok(()))) {
-                    lease.go_home();
-                }
-            });
+            runtime.spawn(unfinished.roll_back());
+        }
+    }
+}
+
+/// A lease in a state in which nobody may have it: dropped, it is closed.
+struct Unfinished(Option<Lease>);
+
+impl Unfinished {
+    async fn abandon(mut self) {
+        if let Some(lease) = self.0.take() {
+            lease.abandon().await;
+        }
+    }
+
+    async fn roll_back(mut self) {
+        let Some(Ok(session)) = self.0.as_ref().map(Lease::session) else { return };
+        let rolled_back = timeout(ANSWER_TIMEOUT, session.wired.client.batch_execute("ROLLBACK")).await;
+        if matches!(rolled_back, Ok(Ok(()))) {
+            // It goes home, whole again.
+            drop(self.0.take());
+        }
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(mut lease) = self.0.take() {
+            drop(lease.held.take());
+            drop(Lost { server: &lease.server, target: &lease.target });
         }
     }
 }
 
 impl Session {
-    /// Closes the connection, and waits for it.
+    /// Closes the connection, and waits until the server has, too.
     async fn close(self) {
-        drop(self.client);
-        let _gone = timeout(ACQUIRE_TIMEOUT, self.closed).await;
+        self.wired.close(ANSWER_TIMEOUT).await;
     }
 
     async fn prepare(&mut self, statements: &[Statement]) -> Result<()> {
         for statement in statements {
             if !self.statements.contains_key(statement.sql) {
-                let prepared = self.client.prepare(statement.sql).await.map_err(from_postgres)?;
+                let prepared = self.wired.client.prepare(statement.sql).await.map_err(from_postgres)?;
                 self.statements.insert(statement.sql, prepared);
             }
         }
@@ -404,10 +508,10 @@ impl Session {
         let prepared = self.statements.get(sql).ok_or_else(|| Error::internal("a statement was not prepared"))?;
         let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|value| value as _).collect();
         if prepared.columns().is_empty() {
-            let affected = self.client.execute(prepared, &params).await.map_err(from_postgres)?;
+            let affected = self.wired.client.execute(prepared, &params).await.map_err(from_postgres)?;
             return Ok(Outcome { rows: Vec::new(), affected });
         }
-        let found = self.client.query(prepared, &params).await.map_err(from_postgres)?;
+        let found = self.wired.client.query(prepared, &params).await.map_err(from_postgres)?;
         let rows = found.into_iter().map(|row| {
             let values = (0..row.len()).map(|n| row.try_get::<_, Value>(n).map_err(from_postgres));
             values.collect::<Result<_>>().map(Row::new)

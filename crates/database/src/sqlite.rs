@@ -1,7 +1,9 @@
 //! SQLite: one writer and several readers per file, on a small set of threads of our own.
 //!
 //! A statement hops to a thread together with its connection and comes back with the outcome, so SQLite's work and its
-//! fsyncs never run on the async threads. A commit waits for the disk, so writes have threads of their own, and more of them.
+//! fsyncs don't hold up the async threads. A commit waits for the disk, so writes have threads of their own, and more of them.
+//! A hop costs several times what it takes to find a row by its key, so a single read is first tried where it is asked for, and
+//! hops when it is not done after a few microseconds.
 
 use std::{
     os::unix::fs::MetadataExt,
@@ -39,6 +41,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(15);
 /// After how many instructions of its virtual machine SQLite asks whether to go on: some 20 µs.
 const INSTRUCTIONS_PER_CHECK: i32 = 1_000;
+/// After how many instructions a read that was tried on an async thread moves to one of ours: some 20 µs. Finding a row by its
+/// key takes a hundred.
+const INSTRUCTIONS_HERE: i32 = 1_000;
 /// Read connections per file. More than there are read threads would only wait for each other.
 const READERS_PER_FILE: usize = 4;
 /// Prepared statements kept per connection: more than the models have.
@@ -322,19 +327,43 @@ impl SqliteConnection {
     }
 
     pub(crate) async fn run(&mut self, statements: Vec<Statement>) -> Result<Vec<Outcome>> {
+        if let [statement] = &statements[..]
+            && let Some(outcome) = self.try_here(statement)
+        {
+            return Ok(vec![outcome?]);
+        }
         let begin = self.begun == Begun::WithFirstStatement;
         let outcomes = self
             .with_connection(move |connection| {
                 if begin {
                     connection.execute_batch("BEGIN IMMEDIATE").map_err(from_rusqlite)?;
                 }
-                statements.into_iter().map(|statement| run_statement(connection, statement)).collect()
+                statements.iter().map(|statement| run_statement(connection, statement)).collect()
             })
             .await;
         if begin && outcomes.is_ok() {
             self.begun = Begun::Yes;
         }
         outcomes
+    }
+
+    /// Runs a read on this very thread, unless it takes long or has to wait: then there is no outcome, and it is to be run anew.
+    fn try_here(&mut self, statement: &Statement) -> Option<Result<Outcome>> {
+        let Lease { connection: Some(open), home: Home::Reader(..) } = self.lease.as_mut()? else { return None };
+        let connection = &mut open.connection;
+        let limit = |connection: &mut Connection| {
+            connection.busy_timeout(Duration::ZERO)?;
+            connection.progress_handler(INSTRUCTIONS_HERE, Some(|| true))
+        };
+        let lift = |connection: &mut Connection| {
+            connection.progress_handler(0, None::<fn() -> bool>)?;
+            connection.busy_timeout(BUSY_TIMEOUT)
+        };
+        let outcome = limit(connection).map_err(from_rusqlite).and_then(|()| run_statement(connection, statement));
+        match lift(connection).map_err(from_rusqlite).and(outcome) {
+            Err(Error::Busy(_)) => None,
+            outcome => Some(outcome),
+        }
     }
 
     pub(crate) async fn commit(&mut self) -> Result<()> {
@@ -395,7 +424,7 @@ impl Drop for SqliteConnection {
     }
 }
 
-fn run_statement(connection: &Connection, Statement { sql, params }: Statement) -> Result<Outcome> {
+fn run_statement(connection: &Connection, Statement { sql, params }: &Statement) -> Result<Outcome> {
     // A write transaction holds the whole file already.
     let sql = sql.strip_suffix(" FOR UPDATE").unwrap_or(sql);
     let mut statement = connection.prepare_cached(sql).map_err(from_rusqlite)?;
@@ -499,7 +528,7 @@ mod tests {
     fn prepared_again(connection: &Connection) -> i32 {
         const SQL: &str = "SELECT f.id FROM documents d JOIN files f ON f.id = d.file_id WHERE d.id = $1";
         for value in 0..5 {
-            run_statement(connection, Statement::new(SQL, vec![Value::Bytes(vec![value; 16])])).unwrap();
+            run_statement(connection, &Statement::new(SQL, vec![Value::Bytes(vec![value; 16])])).unwrap();
         }
         connection.prepare_cached(SQL).unwrap().get_status(StatementStatus::RePrepare)
     }

@@ -14,7 +14,10 @@ use std::{
 
 use bytes::Bytes;
 use domain::{ContentHash, Error, Result, random_bytes};
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, try_join},
+};
 use md5::{Digest, Md5};
 use sha2::Sha256;
 
@@ -123,7 +126,11 @@ impl SpooledContent {
                 Arc::new(file)
             }
         };
-        file.file.sync_data()?;
+        if self.size > WRITE_BACK as u64 {
+            file.write_back()?
+        } else {
+            file.file.sync_data()?
+        }
         Ok(file)
     }
 }
@@ -183,15 +190,15 @@ impl Receiving {
             }
             writer.unsynced = 0;
             let file = writer.file.clone();
-            self.write_back = Some(blocking(move || file.file.sync_data()).boxed());
+            self.write_back = Some(blocking(move || file.write_back()).boxed());
         }
         let piece = mem::replace(&mut self.buffer, mem::take(&mut writer.spare));
-        self.writing = Some(blocking(move || writer.write(piece)).boxed());
+        self.writing = Some(writer.write(piece).boxed());
         Ok(())
     }
 }
 
-/// Hashes and writes pieces, on whatever thread may block.
+/// Hashes and writes pieces, on whatever threads may block.
 struct Writer {
     file: Arc<TemporaryFile>,
     hasher: Hasher,
@@ -206,13 +213,29 @@ impl Writer {
         Ok(Self { file, hasher: Hasher::default(), unsynced: 0, spare: Vec::with_capacity(PIECE) })
     }
 
-    fn write(mut self, mut piece: Vec<u8>) -> io::Result<Self> {
-        self.hasher.update(&piece);
-        (&self.file.file).write_all(&piece)?;
-        self.unsynced += piece.len();
-        piece.clear();
-        self.spare = piece;
-        Ok(self)
+    /// Begins at once to hash and write a piece. MD5 takes longer than SHA-256 and writing together, so it gets a thread of its
+    /// own.
+    fn write(self, piece: Vec<u8>) -> impl Future<Output = Result<Self>> + Send + 'static {
+        let Self { file, hasher: Hasher { mut md5, mut sha256 }, unsynced, .. } = self;
+        let size = piece.len();
+        let piece = Arc::new(piece);
+        let (for_md5, for_sha256, target) = (Arc::clone(&piece), Arc::clone(&piece), Arc::clone(&file));
+        let md5 = blocking(move || {
+            md5.update(&*for_md5);
+            Ok(md5)
+        });
+        let sha256 = blocking(move || {
+            sha256.update(&*for_sha256);
+            (&target.file).write_all(&for_sha256)?;
+            Ok(sha256)
+        });
+        async move {
+            let (md5, sha256) = try_join(md5, sha256).await?;
+            // Both threads have let go of the piece.
+            let mut spare = Arc::try_unwrap(piece).unwrap_or_default();
+            spare.clear();
+            Ok(Self { file, hasher: Hasher { md5, sha256 }, unsynced: unsynced + size, spare })
+        }
     }
 }
 
@@ -247,6 +270,13 @@ impl TemporaryFile {
         let path = directory.path.join(directory.files.fetch_add(1, Ordering::Relaxed).to_string());
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         Ok(Self { path, file, _directory: directory })
+    }
+
+    /// Makes what was written durable, and lets go of the kernel's copy of it: large contents would push out of memory what is
+    /// read again and again, databases above all.
+    fn write_back(&self) -> io::Result<()> {
+        self.file.sync_data()?;
+        Ok(rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed)?)
     }
 
     /// Where it is.

@@ -1,5 +1,7 @@
 //! The log: for people or for programs, on standard error.
 
+mod buffer;
+
 use std::io::{self, IsTerminal};
 
 use tracing_subscriber::{
@@ -9,6 +11,7 @@ use tracing_subscriber::{
     util::{SubscriberInitExt, TryInitError},
 };
 
+use self::buffer::LineBuffer;
 use crate::config::{Log, LogFormat};
 
 /// Why the log could not be set up.
@@ -17,17 +20,38 @@ pub enum LoggingError {
     /// The filter is none.
     #[error("the log filter is malformed")]
     Filter(#[from] ParseError),
+    /// The thread that writes it could not be started.
+    #[error("the log's thread can't be started")]
+    Thread(#[from] io::Error),
     /// The process has a log already.
     #[error("the log was set up twice")]
     Twice(#[from] TryInitError),
 }
 
-/// Sets up the log of the process on standard error; text is coloured on a terminal, unless `NO_COLOR` is set.
+/// Writes what the log still holds back when it is dropped, at the end of the process.
+pub struct Flush(Option<LineBuffer>);
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        if let Some(lines) = &self.0 {
+            lines.flush();
+        }
+    }
+}
+
+/// Sets up the log of the process on standard error. On a terminal every line is written as it comes and coloured, unless
+/// `NO_COLOR` is set; elsewhere lines are gathered for at most 50 ms, but for warnings and errors.
 ///
 /// # Errors
 /// When the process has a log already.
-pub fn init(log: &Log) -> Result<(), LoggingError> {
-    Ok(subscriber(log, io::stderr, io::stderr().is_terminal())?.try_init()?)
+pub fn init(log: &Log) -> Result<Flush, LoggingError> {
+    if io::stderr().is_terminal() {
+        subscriber(log, io::stderr, true)?.try_init()?;
+        return Ok(Flush(None));
+    }
+    let lines = LineBuffer::new(io::stderr())?;
+    subscriber(log, lines.clone(), false)?.try_init()?;
+    Ok(Flush(Some(lines)))
 }
 
 fn subscriber<W>(log: &Log, writer: W, may_colour: bool) -> Result<Box<dyn tracing::Subscriber + Send + Sync>, ParseError>

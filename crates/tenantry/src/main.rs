@@ -63,7 +63,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(2));
         }
     };
-    logging::init(&config.log)?;
+    let _flush = logging::init(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = match command {
         Command::Serve => runtime.block_on(serve::run(&config)),

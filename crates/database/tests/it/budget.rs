@@ -1,7 +1,6 @@
 //! The budget of connections to a PostgreSQL server.
 
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,14 +14,14 @@ use tokio::time::timeout;
 
 use crate::engine::{Engine, on_postgres};
 
-/// Connections to tenants' databases of this test, by process id.
-async fn connections(admin: &tokio_postgres::Client, tenants: &[String]) -> BTreeSet<i32> {
-    let pids = "SELECT pid FROM pg_stat_activity WHERE datname = ANY ($1) AND backend_type = 'client backend'";
-    admin.query(pids, &[&tenants]).await.unwrap().iter().map(|row| row.get(0)).collect()
+/// Connections to tenants' databases of this test, as the server counts them.
+async fn connections(admin: &tokio_postgres::Client, tenants: &[String]) -> usize {
+    let count = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = ANY ($1) AND backend_type = 'client backend'";
+    let counted: i64 = admin.query_one(count, &[&tenants]).await.unwrap().get(0);
+    usize::try_from(counted).unwrap()
 }
 
-/// How many connections there are at most while 50 tasks work in these databases, over twenty looks. A server process that
-/// was told to end takes its time: those count that are there in two looks.
+/// The most connections that the server ever had while 50 tasks worked in these databases.
 async fn most_connections(engine: &Engine, places: &[TenantPlace], per_server: usize) -> usize {
     let tenants = engine.tenants_with(PostgresLimits { per_server, per_database: 4 });
     let names: Vec<_> = places.iter().map(|place| place.database.as_str().to_owned()).collect();
@@ -40,11 +39,9 @@ async fn most_connections(engine: &Engine, places: &[TenantPlace], per_server: u
         .collect();
     let admin = engine.admin().await;
     let mut most = 0;
-    for _ in 0..20 {
-        let before = connections(&admin, &names).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let after = connections(&admin, &names).await;
-        most = most.max(before.intersection(&after).count());
+    for _ in 0..300 {
+        most = most.max(connections(&admin, &names).await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     seen_enough.store(true, Ordering::Relaxed);
     for worker in workers {
@@ -77,9 +74,10 @@ async fn there_are_never_more_connections_than_the_budget() {
             engine.make(place).await;
         }
         engine.close_idle(&places).await;
+        // Planted once: closing that did not wait for the server to close its side. With a budget of 4 there were 6 at times.
         // The control: a larger budget is used, and seen to be.
-        let most = most_connections(engine, &places, 30).await;
-        assert!((5..=30).contains(&most), "{most}");
+        let most = most_connections(engine, &places, 40).await;
+        assert!((5..=40).contains(&most), "{most}");
         engine.close_idle(&places).await;
         let most = most_connections(engine, &places, 4).await;
         assert!((1..=4).contains(&most), "{most}");

@@ -163,7 +163,7 @@ impl Shared {
 fn lower_priority() {
     // Only Linux gives each thread a nice value of its own; elsewhere this would slow down the whole process.
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::nice(10) {
+    if let Err(error) = rustix::process::nice(19) {
         tracing::debug!(%error, "a hashing thread runs at normal priority");
     }
 }
