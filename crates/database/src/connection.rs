@@ -5,7 +5,11 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
-use crate::{Error, Result, Row, Value, postgres::PostgresConnection, sqlite::SqliteConnection};
+use crate::{
+    Error, Result, Row, Value,
+    postgres::{PostgresConnection, PostgresReader},
+    sqlite::SqliteConnection,
+};
 
 /// Which kind of database a connection belongs to.
 pub trait Scope: Send + Sync + 'static {}
@@ -75,6 +79,8 @@ enum Transaction {
 pub(crate) enum Engine {
     Sqlite(SqliteConnection),
     Postgres(PostgresConnection),
+    /// For reading only, outside of transactions.
+    PostgresReader(PostgresReader),
 }
 
 impl<S: Scope> Connection<S> {
@@ -98,6 +104,7 @@ impl<S: Scope> Connection<S> {
         let outcomes = match &mut self.engine {
             Engine::Sqlite(connection) => connection.run(statements).await,
             Engine::Postgres(connection) => connection.run(statements).await,
+            Engine::PostgresReader(reader) => reader.run(&statements).await,
         }?;
         self.transaction = before;
         Ok(outcomes)
@@ -142,6 +149,7 @@ impl<S: Scope> Tx<S> {
         match &mut engine {
             Engine::Sqlite(connection) => connection.begin(),
             Engine::Postgres(connection) => connection.begin(),
+            Engine::PostgresReader(_) => {}
         }
         Self(Connection { transaction: Transaction::Whole, ..Connection::new(engine) })
     }
@@ -166,6 +174,7 @@ impl<S: Scope> Tx<S> {
         match &mut self.0.engine {
             Engine::Sqlite(connection) => connection.commit().await,
             Engine::Postgres(connection) => connection.commit().await,
+            Engine::PostgresReader(_) => Err(Error::internal("a reader has no transaction")),
         }
     }
 }

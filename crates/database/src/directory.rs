@@ -268,7 +268,7 @@ impl TenantDatabase {
     pub async fn read(&self) -> Result<Connection<Tenant>> {
         let engine = match &self.at {
             At::Sqlite(file) => Engine::Sqlite(file.read().await?),
-            At::Postgres(database) => Engine::Postgres(database.lease().await?),
+            At::Postgres(database) => Engine::PostgresReader(database.read().await?),
         };
         Ok(Connection::new(engine))
     }
@@ -280,7 +280,7 @@ impl TenantDatabase {
     pub async fn begin(&self) -> Result<TenantTx> {
         let engine = match &self.at {
             At::Sqlite(file) => Engine::Sqlite(file.write().await?),
-            At::Postgres(database) => Engine::Postgres(database.lease().await?),
+            At::Postgres(database) => Engine::Postgres(database.write().await?),
         };
         Ok(Tx::begin(engine))
     }

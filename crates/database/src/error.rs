@@ -43,6 +43,18 @@ impl Error {
         Self::Unavailable(cause.into())
     }
 
+    /// The same, for another who waited for the same.
+    pub(crate) fn again(&self) -> Self {
+        let causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
+        let told = causes.skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        match self {
+            Self::Violated(constraint) => Self::Violated(constraint.clone()),
+            Self::Unavailable(_) => Self::unavailable(told),
+            Self::Busy(why) => Self::Busy(why),
+            Self::Internal(_) => Self::internal(told),
+        }
+    }
+
     /// Whether the unique constraint of this name forbids it.
     #[must_use]
     pub fn violates(&self, unique: &str) -> bool {

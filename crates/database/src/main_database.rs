@@ -49,7 +49,7 @@ impl MainDatabase {
     pub async fn read(&self) -> Result<Connection<Main>> {
         let engine = match &self.at {
             At::Sqlite(file) => Engine::Sqlite(file.read().await?),
-            At::Postgres(database) => Engine::Postgres(database.lease().await?),
+            At::Postgres(database) => Engine::PostgresReader(database.read().await?),
         };
         Ok(Connection::new(engine))
     }
@@ -61,7 +61,7 @@ impl MainDatabase {
     pub async fn begin(&self) -> Result<MainTx> {
         let engine = match &self.at {
             At::Sqlite(file) => Engine::Sqlite(file.write().await?),
-            At::Postgres(database) => Engine::Postgres(database.lease().await?),
+            At::Postgres(database) => Engine::Postgres(database.write().await?),
         };
         Ok(Tx::begin(engine))
     }

@@ -1,6 +1,8 @@
 //! PostgreSQL: connections leased from a budget per server, each belonging to one database for its whole life.
 
 mod budget;
+mod hub;
+mod unfinished;
 mod wire;
 
 use std::{
@@ -22,8 +24,11 @@ use tokio_postgres::{
 use uuid::Uuid;
 
 pub use self::budget::Connections;
+pub(crate) use self::hub::PostgresReader;
 use self::{
     budget::{Acquired, Budget, Grant, Held, Limits},
+    hub::Hubs,
+    unfinished::Unfinished,
     wire::{Connector, Wired},
 };
 use crate::{
@@ -45,8 +50,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// How long statements may take together before the connection is given up. Longer than the server's own limit below, which
 /// is what ends a slow statement; this one ends waiting for a server that is gone without a word.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a statement that nobody waits for any more may go on before it is cancelled, and cancelled again.
-const CANCEL_INTERVAL: Duration = Duration::from_millis(20);
 /// What every connection is started with. Outside `BEGIN READ WRITE` nothing can be written, so a write can't slip past
 /// its transaction; a commit is durable before it is acknowledged; nothing waits for ever.
 const SESSION_SETTINGS: &str = "-c default_transaction_read_only=on -c synchronous_commit=on -c timezone=UTC \
@@ -80,7 +83,8 @@ struct Target {
 
 struct Session {
     wired: Wired,
-    statements: HashMap<&'static str, tokio_postgres::Statement>,
+    /// By the address of their text, which is static: hashing the text itself would take as long as encoding its parameters.
+    statements: Mutex<HashMap<usize, tokio_postgres::Statement>>,
 }
 
 impl fmt::Debug for PostgresServer {
@@ -122,7 +126,7 @@ impl PostgresServer {
             if let Some(expected) = identity {
                 check_identity(&wired.client, *expected).await?;
             }
-            Ok(Session { wired, statements: HashMap::new() })
+            Ok(Session { wired, statements: Mutex::default() })
         })
         .await
     }
@@ -242,15 +246,21 @@ async fn check_identity(client: &Client, expected: TenantId) -> Result<()> {
 }
 
 /// One database on a server.
-#[derive(Debug)]
 pub(crate) struct PostgresDatabase {
     pub(crate) server: Arc<PostgresServer>,
     target: Arc<Target>,
+    hubs: Hubs,
+}
+
+impl fmt::Debug for PostgresDatabase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresDatabase").field("target", &self.target).finish_non_exhaustive()
+    }
 }
 
 impl PostgresDatabase {
     pub(crate) fn new(server: Arc<PostgresServer>, name: String, identity: Option<TenantId>) -> Arc<Self> {
-        Arc::new(Self { server, target: Arc::new(Target { database: name, identity }) })
+        Arc::new(Self { server, target: Arc::new(Target { database: name, identity }), hubs: Hubs::default() })
     }
 
     /// Its name on the server.
@@ -258,8 +268,18 @@ impl PostgresDatabase {
         &self.target.database
     }
 
+    /// A place to read from, outside of transactions, on a connection that others may share.
+    pub(crate) async fn read(self: &Arc<Self>) -> Result<PostgresReader> {
+        PostgresReader::begin(self).await
+    }
+
+    /// A connection of one's own, for a transaction.
+    pub(crate) async fn write(&self) -> Result<PostgresConnection> {
+        Ok(PostgresConnection { lease: Some(self.lease().await?), in_transaction: InTransaction::No, interrupted: false })
+    }
+
     /// Leases a connection: an idle one of this database, one that comes back, or a new one.
-    pub(crate) async fn lease(&self) -> Result<PostgresConnection> {
+    async fn lease(&self) -> Result<Lease> {
         let held = match self.server.book(|budget, now, tasks| budget.acquire(&self.target, now, tasks)) {
             Acquired::Now(held) => held,
             Acquired::Later(granted) => {
@@ -269,12 +289,12 @@ impl PostgresDatabase {
             }
         };
         let lease = Lease { held: Some(held), server: Arc::clone(&self.server), target: Arc::clone(&self.target) };
-        if lease.session()?.wired.client.is_closed() {
+        if lease.is_closed() {
             // The server has closed it while it was idle. That costs this one try, and no error.
             drop(lease);
             return Box::pin(self.lease()).await;
         }
-        Ok(PostgresConnection { lease: Some(lease), in_transaction: InTransaction::No, interrupted: false })
+        Ok(lease)
     }
 }
 
@@ -293,7 +313,7 @@ impl Waiting<'_> {
             let next = deadline.min(tokio::time::Instant::now() + patience);
             match tokio::time::timeout_at(next, &mut self.granted).await {
                 Ok(Ok(Ok(held))) => return Ok(held),
-                Ok(Ok(Err(problem))) => return Err(Error::unavailable(problem)),
+                Ok(Ok(Err(problem))) => return Err(problem.again()),
                 Ok(Err(_)) => return Err(Error::internal("a queue for connections was lost")),
                 Err(_) if next == deadline => return Err(Error::Busy("no connection became free in time")),
                 Err(_) => {
@@ -323,32 +343,17 @@ struct Lease {
 }
 
 impl Lease {
+    fn is_closed(&self) -> bool {
+        self.session().is_ok_and(|session| session.wired.client.is_closed())
+    }
+
+    /// Whether anybody waits for it to come back.
+    fn is_wanted(&self) -> bool {
+        lock(&self.server.budget).is_wanted(&self.target)
+    }
+
     fn session(&self) -> Result<&Session> {
         self.held.as_ref().map(|held| &held.session).ok_or_else(|| Error::internal("the connection was lost"))
-    }
-
-    fn session_mut(&mut self) -> Result<&mut Session> {
-        self.held.as_mut().map(|held| &mut held.session).ok_or_else(|| Error::internal("the connection was lost"))
-    }
-
-    /// Ends what the server does for nobody. Until the connection is gone, with its transaction and its locks, it counts.
-    async fn abandon(mut self) {
-        let Some(held) = self.held.take() else { return };
-        // Dropped in the middle of this, too, the connection is booked as lost.
-        let _lost = Lost { server: &self.server, target: &self.target };
-        let (cancel, address) = (held.session.wired.client.cancel_token(), held.session.wired.cancel_address());
-        let closing = held.session.close();
-        let cancelling = async {
-            loop {
-                tokio::time::sleep(CANCEL_INTERVAL).await;
-                // Statements that went out together are cancelled one by one.
-                let _finished_or_gone = self.server.connector.cancel(&cancel, &address).await;
-            }
-        };
-        tokio::select! {
-            () = closing => {}
-            () = cancelling => {}
-        }
     }
 }
 
@@ -430,9 +435,9 @@ impl PostgresConnection {
         self.with_session(async |session| session.wired.client.batch_execute("COMMIT").await.map_err(from_postgres)).await
     }
 
-    async fn with_session<T>(&mut self, work: impl AsyncFnOnce(&mut Session) -> Result<T>) -> Result<T> {
+    async fn with_session<T>(&mut self, work: impl AsyncFnOnce(&Session) -> Result<T>) -> Result<T> {
         let lease = self.lease.as_mut().filter(|_| !self.interrupted).ok_or_else(|| Error::internal("the connection was lost"))?;
-        let session = lease.session_mut()?;
+        let session = lease.session()?;
         self.interrupted = true;
         let result = timeout(ANSWER_TIMEOUT, work(session)).await;
         // After a time-out the server may still be at work: stays marked, and so is closed.
@@ -448,43 +453,8 @@ impl Drop for PostgresConnection {
         if !self.interrupted && self.in_transaction != InTransaction::Yes {
             return;
         }
-        let unfinished = Unfinished(Some(lease));
-        // Dropped without a runtime, the connection is closed, and the server rolls back.
-        let Ok(runtime) = Handle::try_current() else { return };
-        if self.interrupted {
-            runtime.spawn(unfinished.abandon());
-        } else {
-            runtime.spawn(unfinished.roll_back());
-        }
-    }
-}
-
-/// A lease in a state in which nobody may have it: dropped, it is closed.
-struct Unfinished(Option<Lease>);
-
-impl Unfinished {
-    async fn abandon(mut self) {
-        if let Some(lease) = self.0.take() {
-            lease.abandon().await;
-        }
-    }
-
-    async fn roll_back(mut self) {
-        let Some(Ok(session)) = self.0.as_ref().map(Lease::session) else { return };
-        let rolled_back = timeout(ANSWER_TIMEOUT, session.wired.client.batch_execute("ROLLBACK")).await;
-        if matches!(rolled_back, Ok(Ok(()))) {
-            // It goes home, whole again.
-            drop(self.0.take());
-        }
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if let Some(mut lease) = self.0.take() {
-            drop(lease.held.take());
-            drop(Lost { server: &lease.server, target: &lease.target });
-        }
+        let unfinished = Unfinished::new(lease);
+        if self.interrupted { unfinished.abandon() } else { unfinished.roll_back() }
     }
 }
 
@@ -494,18 +464,19 @@ impl Session {
         self.wired.close(ANSWER_TIMEOUT).await;
     }
 
-    async fn prepare(&mut self, statements: &[Statement]) -> Result<()> {
-        for statement in statements {
-            if !self.statements.contains_key(statement.sql) {
-                let prepared = self.wired.client.prepare(statement.sql).await.map_err(from_postgres)?;
-                self.statements.insert(statement.sql, prepared);
+    async fn prepare(&self, statements: &[Statement]) -> Result<()> {
+        for Statement { sql, .. } in statements {
+            if !lock(&self.statements).contains_key(&sql.as_ptr().addr()) {
+                let prepared = self.wired.client.prepare(sql).await.map_err(from_postgres)?;
+                lock(&self.statements).insert(sql.as_ptr().addr(), prepared);
             }
         }
         Ok(())
     }
 
     async fn run(&self, Statement { sql, params }: &Statement) -> Result<Outcome> {
-        let prepared = self.statements.get(sql).ok_or_else(|| Error::internal("a statement was not prepared"))?;
+        let prepared = lock(&self.statements).get(&sql.as_ptr().addr()).cloned();
+        let prepared = &prepared.ok_or_else(|| Error::internal("a statement was not prepared"))?;
         let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|value| value as _).collect();
         if prepared.columns().is_empty() {
             let affected = self.wired.client.execute(prepared, &params).await.map_err(from_postgres)?;

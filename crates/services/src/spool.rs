@@ -127,9 +127,9 @@ impl SpooledContent {
             }
         };
         if self.size > WRITE_BACK as u64 {
-            file.write_back()?
+            file.write_back()?;
         } else {
-            file.file.sync_data()?
+            file.file.sync_data()?;
         }
         Ok(file)
     }

@@ -220,6 +220,12 @@ impl<K: Hash + Eq + Clone, S> Budget<K, S> {
         }
     }
 
+    /// Whether anybody waits for a connection of this database, or for its place.
+    pub(super) fn is_wanted(&self, key: &K) -> bool {
+        let of_its_own = self.databases.get(key).is_some_and(|database| !database.waiting.is_empty());
+        of_its_own || !self.turns.is_empty() && self.open >= self.limits.total
+    }
+
     /// A connection that was on lease is closed.
     pub(super) fn lost(&mut self, key: &K, tasks: &mut Vec<Task<K, S>>) {
         self.open -= 1;

@@ -34,9 +34,9 @@ async fn killed_connections_cost_one_error_at_most() {
     on_postgres(LIMITS, async |engine| {
         let admin = engine.admin().await;
         for _ in 0..10 {
-            let readers = futures_util::future::join_all((0..4).map(|_| engine.main.read())).await;
-            assert!(readers.iter().all(Result::is_ok));
-            drop(readers);
+            let transactions = futures_util::future::join_all((0..4).map(|_| engine.main.begin())).await;
+            assert!(transactions.iter().all(Result::is_ok));
+            drop(transactions);
             assert_eq!(kill_all(engine, &admin).await, 4);
             match write(&engine.main).await {
                 Ok(()) | Err(Error::Unavailable(_)) => {}
