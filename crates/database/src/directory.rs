@@ -15,7 +15,7 @@ use crate::{
     Connection, DatabaseUrl, Error, Migrated, PostgresLimits, PostgresServer, PostgresUrl, Result, SqliteThreads, Tenant, TenantTx, Tx,
     connection::Engine,
     migrations::{Schema, migrate_postgres, migrate_sqlite, migrate_sqlite_connection},
-    postgres::{PostgresDatabase, create_database, from_postgres},
+    postgres::PostgresDatabase,
     sqlite::{Access, SqliteFile, from_rusqlite, open_file},
     url::tls_for,
 };
@@ -88,11 +88,12 @@ impl TenantDatabases {
         Ok(entry.into_value())
     }
 
-    /// Makes a tenant's database. One that is there already stays as it is, so this can be repeated after a crash.
+    /// Makes a tenant's database. One that is there already stays as it is, so this can be repeated after a crash. Answers
+    /// whether it is known to be finished, with schema and identity; else [`TenantDatabases::migrate`] has to follow.
     ///
     /// # Errors
     /// When the server is down or has no room.
-    pub async fn create(&self, place: &TenantPlace) -> Result<()> {
+    pub async fn create(&self, place: &TenantPlace) -> Result<bool> {
         match self.server(place)? {
             Server::Sqlite { folder, .. } => {
                 let (servers, folder, place) = (Arc::clone(&self.servers), folder.clone(), place.clone());
@@ -104,10 +105,39 @@ impl TenantDatabases {
                 };
                 self.threads.run(create).await
             }
-            Server::Postgres { server, maintenance } => {
-                // Its type admits nothing but [a-z0-9_] to the name.
-                create_database(&server.administer(maintenance).await?, place.database.as_str()).await
-            }
+            // The name's type admits nothing but [a-z0-9_].
+            Server::Postgres { server, maintenance } => server.make_database(maintenance, &place.database, place.tenant_id).await,
+        }
+    }
+
+    /// Whether tenants' databases of a server can be made before they are wanted. A file is made faster than it is found.
+    #[must_use]
+    pub fn keeps_spares(&self, server: &str) -> bool {
+        matches!(self.servers.get(server), Some(Server::Postgres { .. }))
+    }
+
+    /// Makes a spare database on a server, for a tenant of this id to come: [`TenantDatabases::create`] will take it.
+    ///
+    /// # Errors
+    /// When the server is down or keeps no spares. What was made of it is made good by making or dropping it again.
+    pub async fn make_spare(&self, server: &str, tenant_id: TenantId) -> Result<()> {
+        let (server, maintenance) = self.postgres(server)?;
+        server.make_spare(maintenance, tenant_id).await
+    }
+
+    /// Drops a spare database. One that is gone already is no error.
+    ///
+    /// # Errors
+    /// When the server is down or keeps no spares.
+    pub async fn drop_spare(&self, server: &str, tenant_id: TenantId) -> Result<()> {
+        let (server, maintenance) = self.postgres(server)?;
+        server.drop_spare(maintenance, tenant_id).await
+    }
+
+    fn postgres(&self, server: &str) -> Result<(&Arc<PostgresServer>, &str)> {
+        match self.servers.get(server) {
+            Some(Server::Postgres { server, maintenance }) => Ok((server, maintenance)),
+            _ => Err(Error::unavailable(format!("{server} is no PostgreSQL server"))),
         }
     }
 
@@ -148,12 +178,7 @@ impl TenantDatabases {
                 let remove = move || remove_database(&path.with_extension(UNFINISHED)).and_then(|()| remove_database(&path));
                 self.threads.run(move || remove().map_err(Error::unavailable)).await
             }
-            Server::Postgres { server, maintenance } => {
-                server.forget(place.database.as_str());
-                let client = server.administer(maintenance).await?;
-                let drop = format!("DROP DATABASE IF EXISTS \"{}\" WITH (FORCE)", place.database);
-                client.batch_execute(&drop).await.map_err(from_postgres)
-            }
+            Server::Postgres { server, maintenance } => server.drop_database(maintenance, &place.database, place.tenant_id).await,
         }
     }
 
@@ -186,14 +211,15 @@ fn file_of(folder: &Path, place: &TenantPlace) -> PathBuf {
 const UNFINISHED: &str = "new";
 
 /// Makes a tenant's file whole beside its place and moves it there, so that it is either complete or not there at all.
-fn create_file(folder: &Path, place: &TenantPlace, template: &OnceLock<Vec<u8>>) -> Result<()> {
+fn create_file(folder: &Path, place: &TenantPlace, template: &OnceLock<Vec<u8>>) -> Result<bool> {
     let path = file_of(folder, place);
     fs::create_dir_all(folder).map_err(Error::unavailable)?;
     // One at a time over all processes: of two that make the same file, the slower one must not put its empty one in the
     // place of the other's, which is in use by then.
     let making = fs::File::open(folder).map_err(Error::unavailable)?;
     making.lock().map_err(Error::unavailable)?;
-    if !path.exists() {
+    let is_new = !path.exists();
+    if is_new {
         let unfinished = path.with_extension(UNFINISHED);
         write_unfinished(&unfinished, template_in(folder, template)?, Schema::Tenant(place.tenant_id))?;
         failpoint!("tenant.file_written");
@@ -201,7 +227,8 @@ fn create_file(folder: &Path, place: &TenantPlace, template: &OnceLock<Vec<u8>>)
         file.sync_all().and_then(|()| fs::rename(&unfinished, &path)).map_err(Error::unavailable)?;
         failpoint!("tenant.file_renamed");
     }
-    making.sync_all().map_err(Error::unavailable)
+    making.sync_all().map_err(Error::unavailable)?;
+    Ok(is_new)
 }
 
 /// A file with today's schema and no identity, as bytes: made once per process, since copying it is faster than running

@@ -19,7 +19,7 @@ pub use connection::{Connection, Main, MainTx, Outcome, Scope, Statement, Tenant
 pub use directory::{TenantDatabase, TenantDatabases};
 pub use error::{Constraint, Error, Result};
 pub use main_database::MainDatabase;
-pub use migrations::{Migrated, main_schema_version, tenant_schema_version};
+pub use migrations::{Migrated, main_schema_version, tenant_schema_digest, tenant_schema_version};
 pub use postgres::{Connections, PostgresLimits, PostgresServer};
 pub use sqlite::SqliteThreads;
 pub use url::{DatabaseUrl, PostgresUrl, UrlProblem};

@@ -12,8 +12,18 @@ use crate::{
 };
 
 /// The tables of the main database, in an order in which they can be dropped.
-const TABLES: &[&str] =
-    &["outbox", "access_changes", "access_version", "sessions", "user_tenant_associations", "tenants", "users", "schema_migrations"];
+const TABLES: &[&str] = &[
+    "outbox",
+    "access_changes",
+    "access_version",
+    "sessions",
+    "spare_databases",
+    "leases",
+    "user_tenant_associations",
+    "tenants",
+    "users",
+    "schema_migrations",
+];
 
 /// The main database. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -123,5 +133,5 @@ async fn create_if_missing(server: &PostgresServer, name: &str) -> Result<()> {
     }
     // A name can't be a parameter. It comes from the configuration, not from a request; quoted all the same.
     let quoted = name.replace('"', "\"\"");
-    create_database(&client, &quoted).await
+    create_database(&client, &quoted, "template0").await
 }

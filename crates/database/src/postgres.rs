@@ -2,6 +2,7 @@
 
 mod budget;
 mod hub;
+mod maintenance;
 mod unfinished;
 mod wire;
 
@@ -24,13 +25,14 @@ use tokio_postgres::{
 use uuid::Uuid;
 
 pub use self::budget::Connections;
-pub(crate) use self::hub::PostgresReader;
 use self::{
     budget::{Acquired, Budget, Grant, Held, Limits},
     hub::Hubs,
+    maintenance::Maintenance,
     unfinished::Unfinished,
     wire::{Connector, Wired},
 };
+pub(crate) use self::{hub::PostgresReader, maintenance::create_database};
 use crate::{
     Error, Result, Row, Value,
     connection::{Outcome, Statement},
@@ -72,6 +74,7 @@ pub struct PostgresServer {
     budget: Mutex<Budget<Arc<Target>, Session>>,
     /// The task that closes connections that nobody has used for long.
     sweeper: Mutex<Option<JoinHandle<()>>>,
+    maintenance: Maintenance,
 }
 
 /// What a connection is to, and whose database it was checked to be: handed to another tenant, it would pass unchecked.
@@ -104,6 +107,7 @@ impl PostgresServer {
             limits,
             budget: Mutex::new(Budget::new(Limits { total, per_database })),
             sweeper: Mutex::default(),
+            maintenance: Maintenance::default(),
         })
     }
 
@@ -116,8 +120,11 @@ impl PostgresServer {
     /// Runs statements that can't stand in a transaction, or bring their own, on a connection made for them and closed
     /// afterwards.
     pub(crate) async fn administer(&self, database: &str) -> Result<Client> {
-        let settings = "-c synchronous_commit=on -c timezone=UTC -c lock_timeout=30s";
-        within_connect_timeout(self.connector.connect(database, settings)).await.map(|wired| wired.client)
+        Ok(self.connect_for_administration(database).await?.client)
+    }
+
+    async fn connect_for_administration(&self, database: &str) -> Result<Wired> {
+        within_connect_timeout(self.connector.connect(database, "-c synchronous_commit=on -c timezone=UTC -c lock_timeout=30s")).await
     }
 
     async fn open(&self, Target { database, identity }: &Target) -> Result<Session> {
@@ -168,7 +175,7 @@ impl PostgresServer {
     }
 
     /// Closes every idle connection to a database, before it is dropped or renamed.
-    pub(crate) fn forget(self: &Arc<Self>, database: &str) {
+    fn forget(self: &Arc<Self>, database: &str) {
         self.book(|budget, _, tasks| budget.forget(|target| target.database == database, tasks));
     }
 }
@@ -221,15 +228,6 @@ impl Drop for Pending {
             }
             None => self.server.book(|budget, _, tasks| budget.closed(tasks)),
         }
-    }
-}
-
-/// Makes a database from the pristine template, unless it is there. The name is quoted already where it has to be.
-pub(crate) async fn create_database(client: &Client, name: &str) -> Result<()> {
-    match client.batch_execute(&format!("CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'UTF8'")).await {
-        // Somebody else was faster: before, or at the same moment.
-        Err(error) if matches!(error.code(), Some(&(SqlState::DUPLICATE_DATABASE | SqlState::UNIQUE_VIOLATION))) => Ok(()),
-        made => made.map_err(from_postgres),
     }
 }
 

@@ -426,6 +426,7 @@ impl Drop for SqliteConnection {
 
 fn run_statement(connection: &Connection, Statement { sql, params }: &Statement) -> Result<Outcome> {
     // A write transaction holds the whole file already.
+    let sql = sql.strip_suffix(" SKIP LOCKED").unwrap_or(sql);
     let sql = sql.strip_suffix(" FOR UPDATE").unwrap_or(sql);
     let mut statement = connection.prepare_cached(sql).map_err(from_rusqlite)?;
     for position in 1..=statement.parameter_count() {

@@ -6,16 +6,18 @@
 pub mod access_changes;
 pub mod documents;
 pub mod files;
+pub mod leases;
 pub mod members;
 pub mod outbox;
 pub mod sessions;
+pub mod spares;
 pub mod tenants;
 pub mod uploads;
 pub mod users;
 
 pub use database::{
     Connection, DatabaseUrl, Error, Main, MainDatabase, MainTx, Migrated, Result, Scope, Tenant, TenantDatabase, TenantDatabases, TenantTx,
-    Tx, main_schema_version, tenant_schema_version,
+    Tx, main_schema_version, tenant_schema_digest, tenant_schema_version,
 };
 
 use database::{FromValue, Row, Statement};

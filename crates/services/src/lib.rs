@@ -12,16 +12,23 @@ mod members;
 mod passwords;
 mod sessions;
 mod signed_urls;
+mod spares;
 mod spool;
 mod storage;
 mod tenants;
 pub mod tokens;
 mod users;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use domain::{Clock, Timestamp};
 use models::{MainDatabase, TenantDatabases};
+use tokio::sync::Notify;
+use uuid::Uuid;
 
 pub use access::Caller;
 pub use content_disposition::content_disposition;
@@ -71,6 +78,8 @@ pub struct Settings {
     pub download_url_life: Duration,
     /// How long an orphaned file is kept before it is collected.
     pub garbage_grace: Duration,
+    /// How many databases each server keeps ready for tenants to come; only PostgreSQL servers do.
+    pub spare_databases: usize,
 }
 
 impl Default for Settings {
@@ -79,6 +88,7 @@ impl Default for Settings {
             max_upload_bytes: 100 * 1024 * 1024,
             download_url_life: Duration::from_secs(3600),
             garbage_grace: Duration::from_secs(24 * 3600),
+            spare_databases: 0,
         }
     }
 }
@@ -91,6 +101,11 @@ struct Inner {
     parts: Parts,
     access: Access,
     assembled_at: Timestamp,
+    /// Tells this instance from others, for leases.
+    instance: Uuid,
+    spare_taken: Notify,
+    /// Servers of tenants' databases that failed to make one, and when.
+    troubled_servers: Mutex<HashMap<String, Instant>>,
 }
 
 impl Services {
@@ -99,7 +114,9 @@ impl Services {
     pub fn new(parts: Parts) -> Self {
         let access = Access::new(parts.main.clone());
         let assembled_at = parts.clock.now();
-        Self(Arc::new(Inner { parts, access, assembled_at }))
+        let instance = parts.clock.new_uuid();
+        let (spare_taken, troubled_servers) = (Notify::new(), Mutex::default());
+        Self(Arc::new(Inner { parts, access, assembled_at, instance, spare_taken, troubled_servers }))
     }
 
     /// The limits in force.

@@ -1,19 +1,26 @@
 //! Tenants, and the making of their databases.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use domain::{
     DatabaseName, Denial, Error, EventKind, Member, Membership, Noun, Page, PageRequest, Provisioning, Result, Role, Tenant, TenantId,
     TenantName, TenantPlace, Timestamp, User, UserId, failpoint,
 };
 use futures_util::StreamExt;
-use models::{access_changes, members, outbox, tenants};
+use models::{access_changes, members, outbox, spares, tenant_schema_digest, tenant_schema_version, tenants};
 use serde_json::json;
 
 use crate::{Caller, Services, access::require};
 
 /// A tenant whose making took this long was probably left by a crash. If it was not, two complete it, which does no harm.
 const ABANDONED_AFTER: Duration = Duration::from_secs(30);
+
+/// How long a server that failed to make a database is tried last.
+const TROUBLE_LASTS: Duration = Duration::from_secs(30);
 
 /// A tenant as one of its members sees it.
 #[derive(Clone, Debug)]
@@ -41,23 +48,50 @@ impl Services {
         self.create_tenant_for(caller.user_id(), name).await
     }
 
-    /// Makes a tenant for a user who becomes its admin: for the command line.
+    /// Makes a tenant for a user who becomes its admin: for the command line. Its database goes to the server that holds the
+    /// fewest; when that one can't take it, to the next.
     ///
     /// # Errors
     /// As [`Services::create_tenant`].
     pub async fn create_tenant_for(&self, user_id: UserId, name: &TenantName) -> Result<Member<Tenant>> {
+        let servers = self.servers_by_load(&tenants::count_by_server(&mut self.main().read().await?).await?);
+        let mut problem = Error::internal("no server for tenants' databases");
+        for server in servers {
+            match self.create_tenant_on(&server, user_id, name).await {
+                Err(error @ Error::Unavailable { .. }) => {
+                    tracing::warn!(server, error = &error as &dyn std::error::Error, "a server can't take a tenant's database");
+                    self.troubled_servers().insert(server, Instant::now());
+                    problem = error;
+                }
+                settled => return settled,
+            }
+        }
+        Err(problem)
+    }
+
+    /// The servers, those that hold the fewest databases first, and last those that failed just now.
+    fn servers_by_load(&self, loads: &[(String, u64)]) -> Vec<String> {
+        let load = |server: &str| loads.iter().find(|(name, _)| name == server).map_or(0, |(_, load)| *load);
+        let mut troubled = self.troubled_servers();
+        troubled.retain(|_, since| since.elapsed() < TROUBLE_LASTS);
+        let mut servers: Vec<_> = self.0.parts.tenant_databases.servers().map(str::to_owned).collect();
+        servers.sort_by_key(|server| (troubled.contains_key(server), load(server)));
+        servers
+    }
+
+    fn troubled_servers(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.0.troubled_servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn create_tenant_on(&self, server: &str, user_id: UserId, name: &TenantName) -> Result<Member<Tenant>> {
         let now = self.clock().now();
-        let id = TenantId::generate(self.clock());
         let mut tx = self.main().begin().await?;
-        let place = TenantPlace {
-            tenant_id: id,
-            server: self.least_loaded_server(&tenants::count_by_server(&mut tx).await?)?,
-            database: DatabaseName::derive(name, id),
-        };
+        let spare = spares::take(&mut tx, server, &tenant_schema_digest()).await?;
+        let id = spare.unwrap_or_else(|| TenantId::generate(self.clock()));
         let mut tenant = Tenant {
             id,
             name: name.as_str().to_owned(),
-            place,
+            place: TenantPlace { tenant_id: id, server: server.to_owned(), database: DatabaseName::derive(name, id) },
             provisioning: Provisioning::Reserved,
             schema_version: 0,
             is_active: true,
@@ -71,6 +105,9 @@ impl Services {
         failpoint!("tenant.reserving");
         tx.commit().await?;
         failpoint!("tenant.reserved");
+        if spare.is_some() {
+            self.0.spare_taken.notify_one();
+        }
 
         match self.provision(&tenant).await {
             Ok((schema_version, updated_at)) => {
@@ -86,22 +123,16 @@ impl Services {
         }
     }
 
-    fn least_loaded_server(&self, loads: &[(String, u64)]) -> Result<String> {
-        let load = |server: &str| loads.iter().find(|(name, _)| name == server).map_or(0, |(_, load)| *load);
-        let servers = self.0.parts.tenant_databases.servers();
-        servers.min_by_key(|server| load(server)).map(str::to_owned).ok_or_else(|| Error::internal("no server for tenants' databases"))
-    }
-
     /// Makes a reserved tenant's database, or what is missing of it. Every step can be repeated.
     async fn provision(&self, tenant: &Tenant) -> Result<(i64, Timestamp)> {
         let databases = &self.0.parts.tenant_databases;
-        databases.create(&tenant.place).await?;
+        let is_finished = databases.create(&tenant.place).await?;
         failpoint!("tenant.created");
-        let migrated = databases.migrate(&tenant.place).await?;
+        let schema_version = if is_finished { tenant_schema_version() } else { databases.migrate(&tenant.place).await?.to };
         failpoint!("tenant.migrated");
         let now = self.clock().now();
         let mut tx = self.main().begin().await?;
-        if tenants::set_provisioning(&mut tx, tenant.id, Provisioning::Active, migrated.to, now).await? {
+        if tenants::set_provisioning(&mut tx, tenant.id, Provisioning::Active, schema_version, now).await? {
             let data = json!({ "name": tenant.name, "database_name": tenant.place.database.as_str() });
             outbox::push(&mut tx, &self.event(EventKind::TenantCreated, Some(tenant.id), tenant.created_by, &data)).await?;
         } else if tenants::find(&mut tx, tenant.id).await?.is_none_or(|settled| settled.provisioning != Provisioning::Active) {
@@ -115,7 +146,7 @@ impl Services {
         tx.commit().await?;
         failpoint!("tenant.active");
         self.access_changed(tenant.id, version);
-        Ok((migrated.to, now))
+        Ok((schema_version, now))
     }
 
     /// Removes what was made of a tenant that nobody was ever told of.

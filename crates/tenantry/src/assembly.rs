@@ -27,12 +27,15 @@ pub fn assemble(config: &Config) -> Result<(Services, MainDatabase)> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = SqliteThreads::start(cores, WRITE_THREADS).context("start the SQLite threads")?;
     let databases = &config.databases;
-    let limits = |per_server| PostgresLimits { per_server, per_database: databases.pool_size };
-    let main = MainDatabase::new(&databases.main, &threads, limits(databases.pool_size));
+    let limits = |per_server, per_database| PostgresLimits { per_server, per_database };
+    let main = MainDatabase::new(&databases.main, &threads, limits(databases.pool_size, databases.pool_size));
+    let budget = databases.tenant_connection_budget;
+    // No tenant may hold all of the budget, whatever it does.
+    let tenant_limits = limits(budget, databases.pool_size.min(budget.div_ceil(4)));
     let servers = databases.tenant_servers.iter().map(|server| (server.name.clone(), server.url.clone())).collect();
     let parts = Parts {
         main: main.clone(),
-        tenant_databases: TenantDatabases::new(&servers, &threads, limits(databases.tenant_connection_budget)),
+        tenant_databases: TenantDatabases::new(&servers, &threads, tenant_limits),
         storage: Arc::new(LocalStorage::open(&make("objects")?).context("open the object storage")?),
         spool: Spool::new(&make("spool")?).context("open the spool")?,
         passwords: Passwords::new(&PasswordSettings {
@@ -48,6 +51,7 @@ pub fn assemble(config: &Config) -> Result<(Services, MainDatabase)> {
             max_upload_bytes: config.documents.max_upload_bytes,
             download_url_life: config.documents.download_url_expires,
             garbage_grace: config.documents.garbage_grace,
+            spare_databases: databases.tenant_warm_pool,
         },
     };
     Ok((Services::new(parts), main))

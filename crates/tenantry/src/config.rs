@@ -105,6 +105,7 @@ impl Config {
             (&variables::DATABASE_POOL_SIZE, databases.pool_size.to_string()),
             (&variables::TENANT_DATABASE_URLS, values::join(&databases.tenant_servers)),
             (&variables::TENANT_CONNECTION_BUDGET, databases.tenant_connection_budget.to_string()),
+            (&variables::TENANT_WARM_POOL, databases.tenant_warm_pool.to_string()),
             (&variables::JWT_SECRET_KEY, "(secret)".to_owned()),
             (&variables::JWT_PREVIOUS_SECRET_KEYS, format!("({} secrets)", tokens.previous_secrets.len())),
             (&variables::JWT_ACCESS_TOKEN_EXPIRES, tokens.access_expires.as_secs().to_string()),

@@ -57,6 +57,17 @@ impl TestDatabases {
         }
     }
 
+    /// Which of these databases are on the PostgreSQL server.
+    pub async fn db_existing(&self, names: &[String]) -> Vec<String> {
+        let (server, _) = self.postgres.as_ref().expect("the test is on PostgreSQL");
+        let (client, connection) = tokio_postgres::connect(server, NoTls).await.expect("the PostgreSQL of TEST_DATABASE_URL answers");
+        let driver = tokio::spawn(connection);
+        let found = client.query("SELECT datname FROM pg_database WHERE datname = ANY ($1)", &[&names]).await.unwrap();
+        drop(client);
+        driver.await.unwrap().unwrap();
+        found.iter().map(|row| row.get::<_, String>(0)).collect()
+    }
+
     /// Drops what does not go with the folder. Tenants' databases must be gone already.
     pub async fn drop_main(&self) {
         let Some((server, name)) = &self.postgres else { return };

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use domain::{DocumentFilter, EventKind, PageRequest};
-use models::{documents, files, outbox, tenants, uploads};
+use models::{documents, files, outbox, spares, tenants, uploads};
 use sha2::{Digest, Sha256};
 
 use crate::TestDatabases;
@@ -83,6 +83,9 @@ pub async fn drop_databases(databases: &TestDatabases) {
     if databases.engine() == "postgres" {
         for tenant in tenants::list(&mut main.read().await.unwrap()).await.unwrap() {
             directory.drop_database(&tenant.place).await.unwrap();
+        }
+        for spare in spares::list(&mut main.read().await.unwrap()).await.unwrap() {
+            directory.drop_spare(&spare.server, spare.tenant_id).await.unwrap();
         }
     }
     drop((main, directory));

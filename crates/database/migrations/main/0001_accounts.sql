@@ -27,6 +27,26 @@ CREATE TABLE tenants (
 ) STRICT;
 CREATE INDEX tenants_unfinished_idx ON tenants (updated_at) WHERE provisioning <> 'active';
 
+-- Databases that were made before the tenants that will have them.
+CREATE TABLE spare_databases (
+    -- The id that the tenant will have.
+    tenant_id UUID NOT NULL PRIMARY KEY,
+    server TEXT NOT NULL,
+    -- Which schema it has: one of another program's is of no use.
+    schema_digest TEXT NOT NULL,
+    -- False while it is being made.
+    is_ready BOOLEAN NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL
+) STRICT;
+CREATE INDEX spare_databases_server_idx ON spare_databases (server, created_at);
+
+-- What one instance at a time may do, until when.
+CREATE TABLE leases (
+    name TEXT NOT NULL PRIMARY KEY,
+    holder UUID NOT NULL,
+    expires_at TIMESTAMPTZ NOT NULL
+) STRICT;
+
 CREATE TABLE user_tenant_associations (
     user_id UUID NOT NULL REFERENCES users (id) ON DELETE CASCADE,
     tenant_id UUID NOT NULL REFERENCES tenants (id) ON DELETE CASCADE,

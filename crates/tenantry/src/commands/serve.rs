@@ -9,7 +9,7 @@ use services::Services;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    time::interval,
+    time::{MissedTickBehavior, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +20,8 @@ use crate::{
 
 /// How often what a crash left of a tenant's making is looked for.
 const RESUME_INTERVAL: Duration = Duration::from_secs(15);
+/// How often spare databases are counted; those that are taken are replaced at once.
+const REFILL_INTERVAL: Duration = Duration::from_secs(30);
 /// How often expired sessions are forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -78,19 +80,40 @@ fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
 
 /// What goes on beside the requests.
 async fn keep_house(services: Services) {
-    let (mut resume, mut forget) = (interval(RESUME_INTERVAL), interval(FORGET_INTERVAL));
-    let chores = async {
-        loop {
-            let done = tokio::select! {
-                _ = resume.tick() => services.resume_provisioning().await.map(drop),
-                _ = forget.tick() => services.forget_expired_sessions().await,
-            };
-            if let Err(error) = done {
-                tracing::warn!(error = &error as &dyn std::error::Error, "housekeeping failed; it is tried again");
-            }
+    tokio::join!(
+        services.follow_access_changes(),
+        every(RESUME_INTERVAL, || settle_tenants(services.clone())),
+        every(FORGET_INTERVAL, || forget_sessions(services.clone())),
+        every(REFILL_INTERVAL, || refill_spares(services.clone())),
+    );
+}
+
+async fn settle_tenants(services: Services) -> domain::Result<()> {
+    services.resume_provisioning().await.map(drop)
+}
+
+async fn forget_sessions(services: Services) -> domain::Result<()> {
+    services.forget_expired_sessions().await
+}
+
+async fn refill_spares(services: Services) -> domain::Result<()> {
+    services.refill_spares().await?;
+    // As long as they are taken, they are replaced at once.
+    while timeout(REFILL_INTERVAL, services.spare_taken()).await.is_ok() {
+        services.refill_spares().await?;
+    }
+    Ok(())
+}
+
+async fn every<F: Future<Output = domain::Result<()>>>(interval: Duration, chore: impl Fn() -> F) {
+    let mut interval = tokio::time::interval(interval);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        if let Err(error) = chore().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "housekeeping failed; it is tried again");
         }
-    };
-    tokio::join!(services.follow_access_changes(), chores);
+    }
 }
 
 /// Every open tenant file takes three descriptors and every connection one: as many as the system lets us.

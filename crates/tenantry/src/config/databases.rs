@@ -17,6 +17,8 @@ pub struct Databases {
     pub tenant_servers: Vec<TenantServer>,
     /// How many connections to tenants' databases may be open at once, for each server.
     pub tenant_connection_budget: usize,
+    /// How many databases each PostgreSQL server keeps ready for tenants to come.
+    pub tenant_warm_pool: usize,
 }
 
 impl Databases {
@@ -33,6 +35,7 @@ impl Databases {
             pool_size: settings.get(&variables::DATABASE_POOL_SIZE, values::number(1..=10_000))?,
             tenant_servers,
             tenant_connection_budget: settings.get(&variables::TENANT_CONNECTION_BUDGET, values::number(1..=100_000))?,
+            tenant_warm_pool: settings.get(&variables::TENANT_WARM_POOL, values::number(0..=1_000))?,
         })
     }
 }

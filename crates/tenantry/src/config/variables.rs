@@ -108,6 +108,8 @@ variables! {
         }, secret;
         /// How many connections to tenants' databases may be open at once, for each server.
         TENANT_CONNECTION_BUDGET: Value("100");
+        /// How many databases each PostgreSQL server keeps ready for tenants to come; 0 makes each when it is wanted.
+        TENANT_WARM_POOL: Value("0");
     }
     "Sessions" {
         /// The secret that signs tokens: at least 32 random bytes. Whoever knows it can be anybody.

@@ -7,5 +7,7 @@ mod failpoints;
 mod kill;
 mod load;
 mod logs;
+mod placement;
 mod process;
 mod shutdown;
+mod spares;

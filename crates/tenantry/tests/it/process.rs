@@ -69,6 +69,27 @@ impl Home {
         Server::start(command, self.path()).await
     }
 
+    /// Starts a server that dies before anybody asks it anything.
+    pub(crate) fn serve_doomed(&self, variables: &[(&str, &str)]) -> Server {
+        let mut command = self.command(["serve"]);
+        command.envs(variables.iter().copied());
+        Server::spawn(command, self.path())
+    }
+
+    /// Forgets what a dead instance holds, which expires by itself.
+    pub(crate) async fn forget_leases(&self) {
+        let mut tx = self.databases.open().0.begin().await.unwrap();
+        tx.execute("DELETE FROM leases", Vec::new()).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    /// Forgets the tenants on a server that only this test knows, for the checks at the end.
+    pub(crate) async fn forget_tenants_on(&self, server: &str) {
+        let mut tx = self.databases.open().0.begin().await.unwrap();
+        tx.execute("DELETE FROM tenants WHERE server = $1", vec![server.into()]).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
     /// What must always hold and does not.
     pub(crate) async fn broken(&self) -> Vec<String> {
         invariants::find_broken(&self.databases, &self.path().join("objects")).await
@@ -130,10 +151,8 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts a server by a command of one's own, and waits until it answers.
-    pub(crate) async fn start(mut command: Command, home: &Path) -> Self {
-        let log = home.join(format!("log-{:?}", Instant::now()).replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', ""));
-        let child = command.stderr(File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap();
-        let mut server = Self { child, base: String::new(), log };
+    pub(crate) async fn start(command: Command, home: &Path) -> Self {
+        let mut server = Self::spawn(command, home);
         let log = server.wait_for("listening on http://", |log| log.contains(": documentation at")).await;
         let address = log.split("listening on ").nth(1).unwrap().split(": documentation").next().unwrap();
         server.base = address.to_owned();
@@ -143,6 +162,12 @@ impl Server {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         server
+    }
+
+    fn spawn(mut command: Command, home: &Path) -> Self {
+        let log = home.join(format!("log-{:?}", Instant::now()).replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', ""));
+        let child = command.stderr(File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap();
+        Self { child, base: String::new(), log }
     }
 
     /// Waits until the log says something, and answers the log.
