@@ -96,15 +96,15 @@ pub(crate) struct ReadinessOut {
 #[utoipa::path(get, path = "/health/ready", tag = "health", security(()),
     responses((status = 200, description = "Ready", body = Answer<ReadinessOut>)))]
 pub(crate) async fn ready(State(services): State<Services>) -> Response {
-    let checked = services.check_dependencies().await;
-    for dependency in &checked {
+    let checked = services.readiness().await;
+    for dependency in &*checked {
         if let Some(problem) = &dependency.problem {
             tracing::warn!(dependency = dependency.name, error = problem as &dyn std::error::Error, "a dependency is down");
         }
     }
     let all_up = checked.iter().all(|dependency| dependency.problem.is_none());
     let state = |problem: &Option<_>| if problem.is_none() { "up" } else { "down" };
-    let dependencies = checked.into_iter().map(|dependency| (dependency.name, state(&dependency.problem))).collect();
+    let dependencies = checked.iter().map(|dependency| (dependency.name.clone(), state(&dependency.problem))).collect();
     if all_up {
         return Answer::ok("Ready", ReadinessOut { status: "ready", dependencies }).into_response();
     }

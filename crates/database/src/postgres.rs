@@ -41,8 +41,10 @@ use crate::{
 
 /// How long a request waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long opening one may take: less, so that who waits for it is told what is wrong.
+/// How long connecting may take: less, so that who waits for it is told what is wrong.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long the server may take to close an idle connection, which takes it a millisecond, before it is taken for gone.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a request waits for a connection of its database before it asks for a further one: about what opening it costs.
 const PATIENCE: Duration = Duration::from_millis(10);
 /// A connection that nobody has used for this time is closed.
@@ -86,8 +88,8 @@ struct Target {
 
 struct Session {
     wired: Wired,
-    /// By the address of their text, which is static: hashing the text itself would take as long as encoding its parameters.
-    statements: Mutex<HashMap<usize, tokio_postgres::Statement>>,
+    /// By address and length of their text, which is static: hashing the text itself would take as long as encoding its parameters.
+    statements: Mutex<HashMap<(usize, usize), tokio_postgres::Statement>>,
 }
 
 impl fmt::Debug for PostgresServer {
@@ -128,14 +130,14 @@ impl PostgresServer {
     }
 
     async fn open(&self, Target { database, identity }: &Target) -> Result<Session> {
-        within_connect_timeout(async {
-            let wired = self.connector.connect(database, SESSION_SETTINGS).await?;
-            if let Some(expected) = identity {
-                check_identity(&wired.client, *expected).await?;
-            }
-            Ok(Session { wired, statements: Mutex::default() })
-        })
-        .await
+        let wired = within_connect_timeout(self.connector.connect(database, SESSION_SETTINGS)).await?;
+        if let Some(expected) = identity
+            && let Err(problem) = within_connect_timeout(check_identity(&wired.client, *expected)).await
+        {
+            wired.close(CLOSE_PATIENCE).await;
+            return Err(problem);
+        }
+        Ok(Session { wired, statements: Mutex::default() })
     }
 
     /// Changes the books, and does what follows from the change.
@@ -205,7 +207,7 @@ impl Pending {
 
     async fn run(mut self) {
         if let Some(session) = self.to_close.take() {
-            session.close().await;
+            session.wired.close(CLOSE_PATIENCE).await;
         }
         if let Some(target) = self.to_open.clone() {
             self.server.sweep_idle();
@@ -457,23 +459,18 @@ impl Drop for PostgresConnection {
 }
 
 impl Session {
-    /// Closes the connection, and waits until the server has, too.
-    async fn close(self) {
-        self.wired.close(ANSWER_TIMEOUT).await;
-    }
-
     async fn prepare(&self, statements: &[Statement]) -> Result<()> {
         for Statement { sql, .. } in statements {
-            if !lock(&self.statements).contains_key(&sql.as_ptr().addr()) {
+            if !lock(&self.statements).contains_key(&address(sql)) {
                 let prepared = self.wired.client.prepare(sql).await.map_err(from_postgres)?;
-                lock(&self.statements).insert(sql.as_ptr().addr(), prepared);
+                lock(&self.statements).insert(address(sql), prepared);
             }
         }
         Ok(())
     }
 
     async fn run(&self, Statement { sql, params }: &Statement) -> Result<Outcome> {
-        let prepared = lock(&self.statements).get(&sql.as_ptr().addr()).cloned();
+        let prepared = lock(&self.statements).get(&address(sql)).cloned();
         let prepared = &prepared.ok_or_else(|| Error::internal("a statement was not prepared"))?;
         let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|value| value as _).collect();
         if prepared.columns().is_empty() {
@@ -488,6 +485,10 @@ impl Session {
         let rows = rows.collect::<Result<Vec<_>>>()?;
         Ok(Outcome { affected: rows.len() as u64, rows })
     }
+}
+
+fn address(text: &'static str) -> (usize, usize) {
+    (text.as_ptr().addr(), text.len())
 }
 
 /// Microseconds between 1970 and 2000, PostgreSQL's zero.

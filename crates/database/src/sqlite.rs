@@ -44,6 +44,10 @@ const INSTRUCTIONS_PER_CHECK: i32 = 1_000;
 /// After how many instructions a read that was tried on an async thread moves to one of ours: some 20 µs. Finding a row by its
 /// key takes a hundred.
 const INSTRUCTIONS_HERE: i32 = 1_000;
+/// How long such a read may take, which is longer only when it has to wait for the disk, and for how long a file whose pages
+/// are not in memory is then left to the threads.
+const TOO_LONG_HERE: Duration = Duration::from_millis(1);
+const SLOW_LASTS: Duration = Duration::from_secs(1);
 /// Read connections per file. More than there are read threads would only wait for each other.
 const READERS_PER_FILE: usize = 4;
 /// Prepared statements kept per connection: more than the models have.
@@ -150,7 +154,7 @@ impl SqliteFile {
         let open = move || {
             // Before opening: should the file be exchanged in between, the connection is not used a second time.
             let inode = Inode::of(&path)?;
-            Ok(OpenFile { connection: open_file(&path, access, identity)?, inode })
+            Ok(OpenFile { connection: open_file(&path, access, identity)?, inode, is_slow_until: None })
         };
         on_thread(&self.threads.writes, open).await?
     }
@@ -197,6 +201,8 @@ impl Drop for SqliteFile {
 struct OpenFile {
     connection: Connection,
     inode: Inode,
+    /// Until when reads hop to a thread, since the disk was asked and took its time.
+    is_slow_until: Option<Instant>,
 }
 
 /// A file, whatever it is called: device and number.
@@ -350,6 +356,10 @@ impl SqliteConnection {
     /// Runs a read on this very thread, unless it takes long or has to wait: then there is no outcome, and it is to be run anew.
     fn try_here(&mut self, statement: &Statement) -> Option<Result<Outcome>> {
         let Lease { connection: Some(open), home: Home::Reader(..) } = self.lease.as_mut()? else { return None };
+        let began = Instant::now();
+        if open.is_slow_until.is_some_and(|until| began < until) {
+            return None;
+        }
         let connection = &mut open.connection;
         let limit = |connection: &mut Connection| {
             connection.busy_timeout(Duration::ZERO)?;
@@ -360,6 +370,7 @@ impl SqliteConnection {
             connection.busy_timeout(BUSY_TIMEOUT)
         };
         let outcome = limit(connection).map_err(from_rusqlite).and_then(|()| run_statement(connection, statement));
+        open.is_slow_until = (began.elapsed() > TOO_LONG_HERE).then(|| began + SLOW_LASTS);
         match lift(connection).map_err(from_rusqlite).and(outcome) {
             Err(Error::Busy(_)) => None,
             outcome => Some(outcome),

@@ -1,15 +1,25 @@
 //! Whether what Tenantry rests on answers.
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use domain::{Error, Result};
 use models::access_changes;
-use tokio::time::timeout;
+use tokio::{sync::Mutex, time::timeout};
 
 use crate::Services;
 
 /// How long a dependency may take to answer before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long an answer to the question is good for others: anybody may ask, and each asking costs the servers a connection.
+const FRESHNESS: Duration = Duration::from_secs(1);
+
+/// The last answer, and when it was asked for.
+#[derive(Default)]
+pub(crate) struct LastCheck(Mutex<Option<(Instant, Arc<Vec<Dependency>>)>>);
 
 /// Something that Tenantry rests on, and how it is.
 #[derive(Debug)]
@@ -21,6 +31,20 @@ pub struct Dependency {
 }
 
 impl Services {
+    /// Whether every dependency is there, as of a second ago at most. Of many who ask at once, one asks them.
+    pub async fn readiness(&self) -> Arc<Vec<Dependency>> {
+        let mut last = self.0.last_check.0.lock().await;
+        match &*last {
+            Some((asked_at, answer)) if asked_at.elapsed() < FRESHNESS => Arc::clone(answer),
+            _ => {
+                let asked_at = Instant::now();
+                let answer = Arc::new(self.check_dependencies().await);
+                *last = Some((asked_at, Arc::clone(&answer)));
+                answer
+            }
+        }
+    }
+
     /// Asks every dependency whether it is there, all at once.
     pub async fn check_dependencies(&self) -> Vec<Dependency> {
         let databases = &self.0.parts.tenant_databases;

@@ -46,6 +46,7 @@ pub use tokens::{SecretKey, TokenSettings, Tokens};
 pub use users::Registration;
 
 use access::Access;
+use health::LastCheck;
 
 /// What the services are assembled from.
 pub struct Parts {
@@ -106,6 +107,7 @@ struct Inner {
     spare_taken: Notify,
     /// Servers of tenants' databases that failed to make one, and when.
     troubled_servers: Mutex<HashMap<String, Instant>>,
+    last_check: LastCheck,
 }
 
 impl Services {
@@ -116,7 +118,8 @@ impl Services {
         let assembled_at = parts.clock.now();
         let instance = parts.clock.new_uuid();
         let (spare_taken, troubled_servers) = (Notify::new(), Mutex::default());
-        Self(Arc::new(Inner { parts, access, assembled_at, instance, spare_taken, troubled_servers }))
+        let last_check = LastCheck::default();
+        Self(Arc::new(Inner { parts, access, assembled_at, instance, spare_taken, troubled_servers, last_check }))
     }
 
     /// The limits in force.

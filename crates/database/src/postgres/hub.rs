@@ -3,12 +3,13 @@
 //! and us a good part of the trips to sleep and back.
 //!
 //! What makes it harmless: a connection on which an answer is overdue takes no more readers, so a slow statement holds up those
-//! only who were there already; one whose reader has gone away in the middle is closed, and the others ask again elsewhere.
+//! only who were there already. When a reader has gone away in the middle and its statement goes on, the connection is closed,
+//! and the others ask again elsewhere.
 
 use std::{
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -17,7 +18,7 @@ use futures_util::{
     FutureExt, TryFutureExt,
     future::{BoxFuture, Shared, try_join_all},
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{runtime::Handle, sync::watch, time::timeout};
 
 use super::{ANSWER_TIMEOUT, Lease, PostgresDatabase, budget::QUANTUM, lock, unfinished::Unfinished};
 use crate::{
@@ -29,6 +30,8 @@ use crate::{
 const READERS: usize = 16;
 /// How long an answer may take before its connection takes no more readers.
 const OVERDUE: Duration = Duration::from_millis(2);
+/// How long what a reader left behind may go on before its connection is closed.
+const PROBE: Duration = Duration::from_millis(50);
 /// How often a reader asks elsewhere because others went away.
 const ATTEMPTS: usize = 5;
 
@@ -51,13 +54,21 @@ pub(super) struct Hub {
     since: Instant,
     /// When it last answered or had nothing to answer, in microseconds after `since`.
     answered: AtomicU64,
-    /// Becomes true when a reader left in the middle.
-    left: watch::Sender<bool>,
+    /// Whether a reader left in the middle: it takes no more of them.
+    retired: AtomicBool,
+    /// Becomes true when what that reader left behind goes on.
+    stuck: watch::Sender<bool>,
 }
 
 impl Hub {
     fn new(lease: Lease) -> Self {
-        Self { lease: Some(lease), since: Instant::now(), answered: AtomicU64::new(0), left: watch::Sender::new(false) }
+        Self {
+            lease: Some(lease),
+            since: Instant::now(),
+            answered: AtomicU64::new(0),
+            retired: AtomicBool::new(false),
+            stuck: watch::Sender::new(false),
+        }
     }
 
     fn answered(&self) {
@@ -72,7 +83,7 @@ impl Hub {
     fn is_joinable(&self, readers: usize) -> bool {
         let Some(lease) = &self.lease else { return false };
         let has_time = || self.since.elapsed() < QUANTUM || !lease.is_wanted();
-        !*self.left.borrow() && !lease.is_closed() && (readers == 0 || !self.is_overdue()) && has_time()
+        !self.retired.load(Ordering::Relaxed) && !lease.is_closed() && (readers == 0 || !self.is_overdue()) && has_time()
     }
 
     async fn run(&self, statements: &[Statement]) -> Result<Vec<Outcome>> {
@@ -82,12 +93,20 @@ impl Hub {
         self.answered();
         outcomes
     }
+
+    /// Finds out whether the server still works for a reader that left: an empty query is answered after what was sent before.
+    async fn probe(self: Arc<Self>) {
+        let answers = async { self.lease.as_ref()?.session().ok()?.wired.client.batch_execute("").await.ok() };
+        if !matches!(timeout(PROBE, answers).await, Ok(Some(()))) {
+            self.stuck.send_replace(true);
+        }
+    }
 }
 
 impl Drop for Hub {
     fn drop(&mut self) {
         // Otherwise it goes home by itself.
-        if *self.left.borrow()
+        if *self.stuck.borrow()
             && let Some(lease) = self.lease.take()
         {
             Unfinished::new(lease).abandon();
@@ -149,7 +168,8 @@ fn open(database: Arc<PostgresDatabase>) -> Opening {
 /// A reader, with its place on a connection.
 pub(crate) struct PostgresReader {
     database: Arc<PostgresDatabase>,
-    hub: Arc<Hub>,
+    /// Absent while it looks for another one: held, it could not come back to be had.
+    hub: Option<Arc<Hub>>,
     /// Set while the server works for it.
     interrupted: bool,
 }
@@ -157,17 +177,23 @@ pub(crate) struct PostgresReader {
 impl PostgresReader {
     pub(super) async fn begin(database: &Arc<PostgresDatabase>) -> Result<Self> {
         let hub = database.hubs.join(database).await?;
-        Ok(Self { database: Arc::clone(database), hub, interrupted: false })
+        Ok(Self { database: Arc::clone(database), hub: Some(hub), interrupted: false })
     }
 
     pub(crate) async fn run(&mut self, statements: &[Statement]) -> Result<Vec<Outcome>> {
         for _ in 0..ATTEMPTS {
-            let mut left = self.hub.left.subscribe();
+            let still_good = self.hub.take().filter(|hub| hub.is_joinable(Arc::strong_count(hub) - 1));
+            let hub = match still_good {
+                Some(hub) => hub,
+                None => self.database.hubs.join(&self.database).await?,
+            };
+            let hub = self.hub.insert(hub);
+            let mut stuck = hub.stuck.subscribe();
             self.interrupted = true;
             let outcomes = tokio::select! {
                 biased;
-                outcomes = timeout(ANSWER_TIMEOUT, self.hub.run(statements)) => Some(outcomes),
-                _ = left.wait_for(|left| *left) => None,
+                outcomes = timeout(ANSWER_TIMEOUT, hub.run(statements)) => Some(outcomes),
+                _ = stuck.wait_for(|stuck| *stuck) => None,
             };
             match outcomes {
                 Some(Ok(outcomes)) => {
@@ -178,7 +204,7 @@ impl PostgresReader {
                 Some(Err(_)) => return Err(Error::unavailable("the database server does not answer")),
                 None => {
                     self.interrupted = false;
-                    self.hub = self.database.hubs.join(&self.database).await?;
+                    self.hub = None;
                 }
             }
         }
@@ -188,8 +214,11 @@ impl PostgresReader {
 
 impl Drop for PostgresReader {
     fn drop(&mut self) {
-        if self.interrupted {
-            self.hub.left.send_replace(true);
+        let Some(hub) = self.hub.take().filter(|_| self.interrupted) else { return };
+        hub.retired.store(true, Ordering::Relaxed);
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(hub.probe())),
+            Err(_) => drop(hub.stuck.send_replace(true)),
         }
     }
 }

@@ -28,8 +28,9 @@ impl Unfinished {
         spawn(async move {
             let Some(Ok(session)) = self.0.as_ref().map(Lease::session) else { return };
             let rolled_back = timeout(ANSWER_TIMEOUT, session.wired.client.batch_execute("ROLLBACK")).await;
-            if matches!(rolled_back, Ok(Ok(()))) {
-                drop(self.0.take());
+            match rolled_back {
+                Ok(Ok(())) => drop(self.0.take()),
+                _ => self.end().await,
             }
         });
     }
@@ -40,7 +41,7 @@ impl Unfinished {
         // Dropped in the middle of this, too, the connection is booked as lost.
         let _lost = Lost { server: &lease.server, target: &lease.target };
         let (cancel, address) = (held.session.wired.client.cancel_token(), held.session.wired.cancel_address());
-        let closing = held.session.close();
+        let closing = held.session.wired.close(ANSWER_TIMEOUT);
         let cancelling = async {
             loop {
                 tokio::time::sleep(CANCEL_INTERVAL).await;

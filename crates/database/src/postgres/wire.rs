@@ -2,12 +2,14 @@
 
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use rustls::ClientConfig;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -21,8 +23,11 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::from_postgres;
+use super::{CONNECT_TIMEOUT, from_postgres};
 use crate::{Error, Result};
+
+/// After how long without traffic the kernel asks whether the other side is there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// How to reach a server.
 pub(super) struct Connector {
@@ -42,6 +47,8 @@ pub(super) struct Wired {
 #[derive(Clone)]
 struct Address {
     host: Host,
+    /// Where the host is, when that is not to be looked up.
+    number: Option<IpAddr>,
     port: u16,
 }
 
@@ -61,10 +68,13 @@ impl Connector {
         let options = self.config.get_options().map_or_else(|| settings.to_owned(), |own| format!("{own} {settings}"));
         config.dbname(database).options(options);
         let mut problem = Error::unavailable("the address names no host");
+        let hosts = u32::try_from(self.config.get_hosts().len().max(1)).unwrap_or(u32::MAX);
         for address in self.addresses() {
-            match self.connect_at(&config, address).await {
-                Ok(wired) => return Ok(wired),
-                Err(error) => problem = error,
+            // One that does not answer leaves time for the next.
+            match timeout(CONNECT_TIMEOUT / hosts, self.connect_at(&config, address)).await {
+                Ok(Ok(wired)) => return Ok(wired),
+                Ok(Err(error)) => problem = error,
+                Err(_) => problem = Error::unavailable("the server does not answer"),
             }
         }
         Err(problem)
@@ -74,10 +84,9 @@ impl Connector {
         let numbers = self.config.get_hostaddrs();
         let ports = self.config.get_ports();
         self.config.get_hosts().iter().enumerate().map(move |(n, host)| {
-            let host = numbers.get(n).map_or_else(|| host.clone(), |number| Host::Tcp(number.to_string()));
             // One port for all hosts, or one for each.
             let port = ports.get(n).or(ports.first()).copied().unwrap_or(5432);
-            Address { host, port }
+            Address { host: host.clone(), number: numbers.get(n).copied(), port }
         })
     }
 
@@ -152,17 +161,22 @@ struct Stream {
 }
 
 impl Stream {
-    async fn open(Address { host, port }: &Address) -> io::Result<Self> {
-        let socket: Box<dyn ReadWrite> = match host {
-            Host::Tcp(name) => {
-                let stream = TcpStream::connect((name.as_str(), *port)).await?;
-                stream.set_nodelay(true)?;
-                Box::new(stream)
-            }
-            Host::Unix(folder) => Box::new(UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))).await?),
+    async fn open(Address { host, number, port }: &Address) -> io::Result<Self> {
+        let socket: Box<dyn ReadWrite> = match (host, number) {
+            (Host::Tcp(_), Some(number)) => Box::new(prepared(TcpStream::connect((*number, *port)).await?)?),
+            (Host::Tcp(name), None) => Box::new(prepared(TcpStream::connect((name.as_str(), *port)).await?)?),
+            (Host::Unix(folder), _) => Box::new(UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))).await?),
         };
         Ok(Self { socket, write_closed: false })
     }
+}
+
+/// Sends at once, and notices when the other side is gone without a word: firewalls forget connections that are idle.
+fn prepared(stream: TcpStream) -> io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 4);
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    Ok(stream)
 }
 
 impl AsyncRead for Stream {

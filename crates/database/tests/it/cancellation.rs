@@ -178,3 +178,41 @@ fn a_handle_outlives_the_runtime_it_was_first_used_in() {
     drop(first);
     assert_eq!(runtime().block_on(count(&main)), 1);
 }
+
+async fn pid(main: &MainDatabase) -> i64 {
+    main.read().await.unwrap().query_one("SELECT pg_backend_pid()", params![]).await.unwrap().take().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_leaves_a_slow_statement_holds_up_none_on_its_connection() {
+    // Planted once: the others kept the connection while they waited for the next. With one connection that was for ever.
+    on_postgres(ONE, async |engine| {
+        for _ in 0..5 {
+            let (mut leaving, mut staying) = (engine.main.read().await.unwrap(), engine.main.read().await.unwrap());
+            let leave = async move {
+                timeout(Duration::from_millis(20), leaving.query(SLOW, params![])).await.unwrap_err();
+            };
+            let stay = async {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                staying.query("SELECT version FROM access_version", params![]).await.unwrap()
+            };
+            let ((), rows) =
+                timeout(Duration::from_secs(3), futures_util::future::join(leave, stay)).await.expect("it waits for what nobody wants");
+            assert_eq!(rows.len(), 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_leave_what_is_done_in_a_moment_cost_no_connection() {
+    on_postgres(ONE, async |engine| {
+        let before = pid(&engine.main).await;
+        for _ in 0..100 {
+            let mut leaving = engine.main.read().await.unwrap();
+            let _left = timeout(Duration::from_micros(50), leaving.query("SELECT version FROM access_version", params![])).await;
+        }
+        assert_eq!(pid(&engine.main).await, before);
+    })
+    .await;
+}
