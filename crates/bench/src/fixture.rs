@@ -46,10 +46,9 @@ impl Fixture {
         let writer = User::register(&mut api, "writer@example.com").await?;
         let library = Tenant::create(&mut api, &reader).await?;
         let inbox = Tenant::create(&mut api, &writer).await?;
-        let upload = reader.upload(&library, 10_000);
         let mut documents = Vec::new();
         for _ in 0..DOCUMENTS {
-            documents.push(id_of(&api.call(&upload).await?)?);
+            documents.push(reader.uploaded(&mut api, &library, 10_000).await?);
         }
         let (_, body) = api.exchange(&reader.get_document(&library, documents[0])).await?;
         let document_bytes = body.len();
@@ -58,7 +57,7 @@ impl Fixture {
 }
 
 impl User {
-    async fn register(api: &mut Connection, email: &'static str) -> Result<Self> {
+    pub(crate) async fn register(api: &mut Connection, email: &'static str) -> Result<Self> {
         let registration = json!({ "email": email, "password": PASSWORD, "first_name": "Ada", "last_name": "Lovelace" });
         api.call(&Request::post("/api/auth/register", None, &registration)).await?;
         let mut user = Self { email, token: String::new() };
@@ -86,13 +85,18 @@ impl User {
         Request::get(&tenant.documents(), &self.token)
     }
 
+    /// Uploads a document; its id.
+    pub(crate) async fn uploaded(&self, api: &mut Connection, tenant: &Tenant, size: usize) -> Result<Uuid> {
+        id_of(&api.call(&self.upload(tenant, size)).await?)
+    }
+
     pub(crate) fn upload(&self, tenant: &Tenant, size: usize) -> Request {
         Request::upload(&tenant.documents(), &self.token, size)
     }
 }
 
 impl Tenant {
-    async fn create(api: &mut Connection, admin: &User) -> Result<Self> {
+    pub(crate) async fn create(api: &mut Connection, admin: &User) -> Result<Self> {
         let tenant = api.call(&admin.create_tenant()).await?;
         let database = tenant["database_name"].as_str().context("a tenant has no database")?.to_owned();
         Ok(Self { id: id_of(&tenant)?, database })

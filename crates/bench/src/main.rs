@@ -2,6 +2,7 @@
 
 mod bare_http;
 mod fixture;
+mod fleet;
 mod floors;
 mod histogram;
 mod load;
@@ -72,27 +73,42 @@ enum Part {
     /// Be the bare HTTP server
     #[command(hide = true)]
     BareHttp { address: SocketAddr, body_bytes: usize },
+    /// Measure many tenants: making their databases, keeping them, changing between them
+    Fleet {
+        #[command(flatten)]
+        fleet: fleet::Options,
+        #[command(flatten)]
+        options: Options,
+    },
 }
 
 #[expect(clippy::print_stdout, reason = "the command's answer")]
 fn main() -> Result<()> {
     let Arguments { part, options } = Arguments::parse();
-    if let Some(Part::BareHttp { address, body_bytes }) = part {
-        return bare_http::serve(address, body_bytes);
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let report = runtime.block_on(run(&options))?;
-    println!("{}", if options.json { report.to_json()? } else { report.to_string() });
+    match part {
+        Some(Part::BareHttp { address, body_bytes }) => bare_http::serve(address, body_bytes)?,
+        Some(Part::Fleet { fleet, options }) => {
+            let seconds = Duration::from_secs(options.seconds);
+            let measured =
+                runtime.block_on(run(&options, async |place, tenantry| fleet::measure(&fleet, place, tenantry, seconds).await))?;
+            println!("{}", if options.json { measured.to_json()? } else { measured.to_string() });
+        }
+        None => {
+            let report = runtime.block_on(run(&options, async |place, tenantry| measure(&options, place, tenantry).await))?;
+            println!("{}", if options.json { report.to_json()? } else { report.to_string() });
+        }
+    }
     Ok(())
 }
 
-async fn run(options: &Options) -> Result<Report> {
+async fn run<T>(options: &Options, measure: impl AsyncFnOnce(&Place, &Tenantry) -> Result<T>) -> Result<T> {
     let program = options.tenantry.clone().map_or_else(program_beside, Ok)?;
     ensure!(program.is_file(), "{} is missing: cargo build --release -p tenantry -p bench", program.display());
     let place = Place::make(&options.directory, &options.database).await?;
-    let report = measure(options, &place, &place.tenantry(program)).await;
+    let measured = measure(&place, &place.tenantry(program)).await;
     place.remove().await?;
-    report
+    measured
 }
 
 async fn measure(options: &Options, place: &Place, tenantry: &Tenantry) -> Result<Report> {

@@ -57,6 +57,16 @@ impl Place {
         }
     }
 
+    /// The databases that are kept ready, where there are such.
+    pub(crate) fn spares(&self) -> Option<Spares<'_>> {
+        self.postgres.as_ref().map(Spares)
+    }
+
+    /// The connections to tenants' databases, where there are such.
+    pub(crate) fn sessions(&self) -> Option<Sessions<'_>> {
+        self.postgres.as_ref().map(Sessions)
+    }
+
     /// Removes everything. The server must have ended.
     pub(crate) async fn remove(self) -> Result<()> {
         if let Some(postgres) = &self.postgres {
@@ -84,13 +94,61 @@ impl Postgres {
     }
 
     async fn remove(&self) -> Result<()> {
-        let made = connect(&self.url_of(&self.main)).await?.query("SELECT database_name FROM tenants", &[]).await?;
+        let databases = "SELECT database_name FROM tenants UNION ALL
+             SELECT 'tenantry_spare_' || replace(tenant_id::text, '-', '') FROM spare_databases";
+        let made = connect(&self.url_of(&self.main)).await?.query(databases, &[]).await?;
         let tenants = made.iter().map(|row| row.get(0));
         let server = connect(self.url.as_str()).await?;
         for database in tenants.chain([self.main.as_str()]) {
             server.batch_execute(&format!("DROP DATABASE IF EXISTS \"{database}\" WITH (FORCE)")).await?;
         }
         Ok(())
+    }
+}
+
+/// What a PostgreSQL server keeps ready.
+pub(crate) struct Spares<'a>(&'a Postgres);
+
+impl Spares<'_> {
+    /// Waits until so many are ready.
+    pub(crate) async fn wait_for(&self, count: i64) -> Result<()> {
+        let main = connect(&self.0.url_of(&self.0.main)).await?;
+        loop {
+            let ready: i64 = main.query_one("SELECT COUNT(*) FROM spare_databases WHERE is_ready", &[]).await?.get(0);
+            if ready >= count {
+                return Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// What a PostgreSQL server knows of the connections to tenants' databases.
+pub(crate) struct Sessions<'a>(&'a Postgres);
+
+impl Sessions<'_> {
+    /// How many were opened so far.
+    pub(crate) async fn opened(&self) -> Result<f64> {
+        // A session is counted when it has reported, which it does at its end at the latest.
+        let sum = "SELECT SUM(sessions)::double precision FROM pg_stat_database WHERE datname LIKE 'tenant\\_%'";
+        Ok(connect(self.0.url.as_str()).await?.query_one(sum, &[]).await?.get(0))
+    }
+
+    /// The outcome of some work, and how many were open at most meanwhile.
+    pub(crate) async fn watch<T>(&self, work: impl Future<Output = Result<T>>) -> Result<(T, f64)> {
+        let server = connect(self.0.url.as_str()).await?;
+        let count =
+            "SELECT COUNT(*)::double precision FROM pg_stat_activity WHERE datname LIKE 'tenant\\_%' AND backend_type = 'client backend'";
+        let mut most: f64 = 0.0;
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                outcome = &mut work => return Ok((outcome?, most)),
+                () = tokio::time::sleep(std::time::Duration::from_millis(20)) => {
+                    most = most.max(server.query_one(count, &[]).await?.get(0));
+                }
+            }
+        }
     }
 }
 

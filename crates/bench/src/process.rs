@@ -36,12 +36,17 @@ pub(crate) struct Tenantry {
 impl Tenantry {
     /// Starts it as its operator would: nothing is configured but where things are, and tokens that outlive the benchmark.
     pub(crate) fn start(&self) -> Result<Server> {
+        self.start_with(&[])
+    }
+
+    /// Starts it with more in its environment.
+    pub(crate) fn start_with(&self, variables: &[(&str, &str)]) -> Result<Server> {
         let address = free_address()?;
         let log = File::options().create(true).append(true).open(self.directory.join("log"))?;
         let mut command = Command::new(&self.program);
         command.arg("serve").env_clear().current_dir(&self.directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.env("PORT", address.port().to_string()).env("DATA_DIR", self.directory.join("data"));
-        command.env("JWT_ACCESS_TOKEN_EXPIRES", "86400");
+        command.env("JWT_ACCESS_TOKEN_EXPIRES", "86400").envs(variables.iter().copied());
         if let Some(url) = &self.database_url {
             command.env("DATABASE_URL", url);
         }

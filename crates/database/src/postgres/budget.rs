@@ -30,8 +30,9 @@ const HOLD: Duration = Duration::from_secs(1);
 /// How many wait for each of a database's connections before another one is opened at once. Opening takes as long as dozens
 /// of small requests, and more connections than processors make nothing faster.
 const QUEUE: usize = 4;
-/// Connections that are opened at once: opening is work for the server, and those who have a connection shall not notice.
-const OPENINGS: usize = 4;
+/// Connections that are opened at once: opening is work for the server, and those who have a connection shall not notice. More
+/// than one, so that a database that does not answer holds up no other.
+const OPENINGS: usize = 2;
 
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,7 @@ use services::Services;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    time::{MissedTickBehavior, timeout},
+    time::{MissedTickBehavior, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,8 +20,9 @@ use crate::{
 
 /// How often what a crash left of a tenant's making is looked for.
 const RESUME_INTERVAL: Duration = Duration::from_secs(15);
-/// How often spare databases are counted; those that are taken are replaced at once.
+/// How often spare databases are counted, and how long after one was taken it is replaced.
 const REFILL_INTERVAL: Duration = Duration::from_secs(30);
+const REFILL_DELAY: Duration = Duration::from_secs(1);
 /// How often expired sessions are forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -98,8 +99,9 @@ async fn forget_sessions(services: Services) -> domain::Result<()> {
 
 async fn refill_spares(services: Services) -> domain::Result<()> {
     services.refill_spares().await?;
-    // As long as they are taken, they are replaced at once.
     while timeout(REFILL_INTERVAL, services.spare_taken()).await.is_ok() {
+        // Who makes tenants often makes several, and making a database slows down whoever takes one.
+        sleep(REFILL_DELAY).await;
         services.refill_spares().await?;
     }
     Ok(())

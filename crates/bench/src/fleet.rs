@@ -1,0 +1,222 @@
+//! Many tenants: what their databases cost to make, to keep and to change between.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use anyhow::Result;
+use clap::value_parser;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::{
+    fixture::{Tenant, User},
+    histogram::Histogram,
+    load::{Connection, Load, Outcome, Request},
+    place::Place,
+    process::{Server, Tenantry},
+    progress,
+};
+
+/// Connections that ask at the same time.
+const CLIENTS: usize = 32;
+/// Tenants in constant use, and connections that use them.
+const HOT: usize = 10;
+const HOT_CLIENTS: usize = 8;
+/// Bytes of each tenant's document.
+const SMALL: usize = 1_000;
+
+/// How many of what.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Tenants
+    #[arg(long, default_value_t = 500, value_parser = value_parser!(u16).range(20..=20_000))]
+    tenants: u16,
+    /// Tenants that are made to see how long that takes, in each way
+    #[arg(long, default_value_t = 100, value_parser = value_parser!(u16).range(1..=1_000))]
+    creations: u16,
+    /// Connections to tenants' databases where they don't suffice
+    #[arg(long, default_value_t = 40, value_parser = value_parser!(u16).range(1..=10_000))]
+    budget: u16,
+}
+
+/// The figures of a fleet.
+#[derive(Serialize)]
+pub(crate) struct Fleet {
+    engine: &'static str,
+    tenants: u16,
+    budget: u16,
+    findings: Vec<(&'static str, f64)>,
+}
+
+/// Measures a fleet in an empty place.
+pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantry, seconds: Duration) -> Result<Fleet> {
+    let mut findings = Vec::new();
+    let mut note = |what, value| findings.push((what, value));
+
+    progress("creations");
+    let server = tenantry.start_with(&[("TENANT_WARM_POOL", "0")])?;
+    let mut api = Connection::open(server.address).await?;
+    let user = User::register(&mut api, "fleet@example.com").await?;
+    // The first makes what all are copied from.
+    Tenant::create(&mut api, &user).await?;
+    let copied = creations(&mut api, &user, options.creations).await?;
+    note("creation, p50 ms", millis(copied.percentile(50)));
+    note("creation, p99 ms", millis(copied.percentile(99)));
+    server.stop()?;
+    if let Some(spares) = place.spares() {
+        let pool = options.creations.to_string();
+        let server = tenantry.start_with(&[("TENANT_WARM_POOL", &pool)])?;
+        spares.wait_for(options.creations.into()).await?;
+        let claimed = creations(&mut Connection::open(server.address).await?, &user, options.creations).await?;
+        note("creation from the warm pool, p50 ms", millis(claimed.percentile(50)));
+        note("creation from the warm pool, p99 ms", millis(claimed.percentile(99)));
+        note("p99 from the warm pool / by copying", ratio(claimed.percentile(99), copied.percentile(99)));
+        server.stop()?;
+    }
+
+    progress("tenants");
+    let enough = (u32::from(options.tenants) + 50).to_string();
+    let server = tenantry.start_with(&[("TENANT_CONNECTION_BUDGET", &enough)])?;
+    let mut api = Connection::open(server.address).await?;
+    let mut gets = Vec::new();
+    for _ in 0..options.tenants {
+        let tenant = Tenant::create(&mut api, &user).await?;
+        let document: Uuid = user.uploaded(&mut api, &tenant, SMALL).await?;
+        gets.push((tenant, document));
+    }
+    let requests = |order: &[usize]| -> Arc<[Request]> { order.iter().map(|n| user.get_document(&gets[*n].0, gets[*n].1)).collect() };
+    let in_turn: Vec<usize> = (0..gets.len()).collect();
+    let (one, uniform, zipf) = (requests(&[0]), requests(&uniform(gets.len())), requests(&zipf(gets.len())));
+
+    progress("enough connections");
+    let run = |server: &Server, requests: &Arc<[Request]>, clients, duration| {
+        let load = Load { address: server.address, requests: Arc::clone(requests), connections: clients, duration, expected_status: 200 };
+        async move { load.run().await }
+    };
+    run(&server, &requests(&in_turn), CLIENTS, seconds).await?;
+    let single = run(&server, &one, CLIENTS, seconds).await?;
+    for (name, load) in [("uniform / one tenant, enough connections", &uniform), ("Zipf / one tenant, enough connections", &zipf)] {
+        note(name, rate(&run(&server, load, CLIENTS, seconds).await?) / rate(&single));
+    }
+    note("resident memory, MiB", server.memory()?);
+    server.stop()?;
+
+    if let Some(sessions) = place.sessions() {
+        progress("few connections");
+        let server = tenantry.start_with(&[("TENANT_CONNECTION_BUDGET", &options.budget.to_string())])?;
+        let hits = run(&server, &one, CLIENTS, seconds).await?;
+        let before = sessions.opened().await?;
+        let sweep = run(&server, &requests(&in_turn), CLIENTS, seconds).await?;
+        let opened = sessions.opened().await? - before;
+        note("one after the other: share that opens a connection", opened / sweep.latencies.total() as f64);
+        let opening = sweep.elapsed.as_secs_f64() / opened;
+        note("an opening with its request, ms", opening * 1e3);
+        for (share, cost, p99, load) in [
+            ("uniform: share that opens", "uniform: what hits and openings cost / time taken", "uniform: p99 ms", &uniform),
+            ("Zipf: share that opens", "Zipf: what hits and openings cost / time taken", "Zipf: p99 ms", &zipf),
+        ] {
+            let before = sessions.opened().await?;
+            let (outcome, most) = sessions.watch(run(&server, load, CLIENTS, 2 * seconds)).await?;
+            let opened = sessions.opened().await? - before;
+            let answered = outcome.latencies.total() as f64;
+            let expected = (answered - opened).max(0.0) / rate(&hits) + opened * opening;
+            note(share, opened / answered);
+            note(cost, expected / outcome.elapsed.as_secs_f64());
+            note(p99, millis(outcome.latencies.percentile(99)));
+            note("failed", outcome.failed as f64);
+            note("most connections at once / budget", most / f64::from(options.budget));
+        }
+        let hot = requests(&(0..HOT).collect::<Vec<_>>());
+        let cold = requests(&(HOT..gets.len()).collect::<Vec<_>>());
+        let alone = run(&server, &hot, HOT_CLIENTS, seconds).await?;
+        let (beside, _) = tokio::try_join!(run(&server, &hot, HOT_CLIENTS, seconds), run(&server, &cold, 2, seconds))?;
+        note("p99 of hot tenants beside cold ones / alone", ratio(beside.latencies.percentile(99), alone.latencies.percentile(99)));
+        server.stop()?;
+    }
+    Ok(Fleet { engine: place.engine(), tenants: options.tenants, budget: options.budget, findings })
+}
+
+async fn creations(api: &mut Connection, user: &User, count: u16) -> Result<Histogram> {
+    let mut latencies = Histogram::default();
+    for _ in 0..count {
+        let began = std::time::Instant::now();
+        Tenant::create(api, user).await?;
+        latencies.record(began.elapsed());
+    }
+    Ok(latencies)
+}
+
+/// Every tenant equally often, in an order without a pattern.
+fn uniform(tenants: usize) -> Vec<usize> {
+    let mut random = Random(7);
+    (0..10_000).map(|_| random.below(tenants)).collect()
+}
+
+/// The n-th tenant 1/n times as often as the first (Zipf's law with exponent 1).
+fn zipf(tenants: usize) -> Vec<usize> {
+    let mut sums = Vec::new();
+    let mut sum = 0.0;
+    for n in 1..=tenants {
+        sum += 1.0 / n as f64;
+        sums.push(sum);
+    }
+    let mut random = Random(11);
+    (0..10_000).map(|_| sums.partition_point(|below| *below < random.below(1 << 30) as f64 / f64::from(1 << 30) * sum)).collect()
+}
+
+/// SplitMix64: the same numbers each time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((z ^ (z >> 31)) % limit as u64).unwrap_or_default()
+    }
+}
+
+fn rate(outcome: &Outcome) -> f64 {
+    outcome.latencies.total() as f64 / outcome.elapsed.as_secs_f64()
+}
+
+fn ratio(one: Duration, other: Duration) -> f64 {
+    one.as_secs_f64() / other.as_secs_f64()
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+impl Fleet {
+    pub(crate) fn to_json(&self) -> serde_json::Result<String> {
+        serde_json::to_string_pretty(self)
+    }
+}
+
+impl fmt::Display for Fleet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(["", "found"]);
+        for (what, value) in &self.findings {
+            table.add_row([(*what).to_owned(), format!("{value:.3}")]);
+        }
+        write!(f, "{}, {} tenants, budget of {} where connections don't suffice\n{table}", self.engine, self.tenants, self.budget)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_what_they_are_called() {
+        let count = |order: &[usize], tenant| order.iter().filter(|n| **n == tenant).count();
+        let (uniform, zipf) = (uniform(100), zipf(100));
+        assert!((50..200).contains(&count(&uniform, 0)) && (50..200).contains(&count(&uniform, 99)));
+        let (first, tenth) = (count(&zipf, 0), count(&zipf, 9));
+        assert!((first / 15..first / 7).contains(&tenth), "{first} and {tenth}");
+        assert!(uniform.iter().chain(&zipf).all(|n| *n < 100));
+    }
+}
