@@ -10,6 +10,7 @@ use std::{
 
 use domain::{TenantId, TenantPlace, failpoint};
 use moka::{policy::EvictionPolicy, sync::Cache};
+use rustix::process::{Resource, getrlimit};
 
 use crate::{
     Connection, DatabaseUrl, Error, Migrated, PostgresLimits, PostgresServer, PostgresUrl, Result, SqliteThreads, Tenant, TenantTx, Tx,
@@ -21,8 +22,11 @@ use crate::{
 };
 
 /// Open SQLite files at most, and handles of PostgreSQL databases. One that is closed for want of room is opened again at
-/// the next request.
+/// the next request. A file takes some 200 KB.
 const OPEN_DATABASES: u64 = 1_000;
+/// File descriptors that an open SQLite file may take: three for its writer and three for each reader, of which few have more
+/// than one; with what sockets and uploads want besides.
+const DESCRIPTORS_PER_FILE: u64 = 10;
 /// An open database that nobody asks for is closed after this time.
 const IDLE_TIME: Duration = Duration::from_secs(600);
 
@@ -55,7 +59,11 @@ impl TenantDatabases {
         };
         Self {
             servers: Arc::new(servers.iter().map(|(name, url)| (name.clone(), server(url))).collect()),
-            open: Cache::builder().max_capacity(OPEN_DATABASES).eviction_policy(EvictionPolicy::lru()).time_to_idle(IDLE_TIME).build(),
+            open: Cache::builder()
+                .max_capacity(most_open_databases())
+                .eviction_policy(EvictionPolicy::lru())
+                .time_to_idle(IDLE_TIME)
+                .build(),
             threads: threads.clone(),
         }
     }
@@ -85,6 +93,10 @@ impl TenantDatabases {
         };
         // One handle for all who ask at once, so that they queue here and not in SQLite; another one when the tenant moved.
         let entry = self.open.entry_by_ref(&place.tenant_id).or_insert_with_if(make, |open| *open.place != *place);
+        if entry.is_fresh() {
+            // At once, and not when many have come: what makes room is closed before the next one is opened.
+            self.open.run_pending_tasks();
+        }
         Ok(entry.into_value())
     }
 
@@ -201,6 +213,12 @@ impl TenantDatabases {
         let missing = || Error::unavailable(format!("TENANT_DATABASE_URLS names no server {}", place.server));
         self.servers.get(&place.server).ok_or_else(missing)
     }
+}
+
+/// As many as the process may have descriptors for.
+fn most_open_databases() -> u64 {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    (descriptors / DESCRIPTORS_PER_FILE).clamp(1, OPEN_DATABASES)
 }
 
 fn file_of(folder: &Path, place: &TenantPlace) -> PathBuf {

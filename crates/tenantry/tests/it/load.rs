@@ -156,3 +156,26 @@ async fn log_in_until(stranger: Persona, email: String, over: Arc<AtomicBool>) -
     }
     answers
 }
+
+#[tokio::test]
+async fn more_tenants_than_descriptors_are_served() {
+    // Planted once: the cache of open files kept 1,000 whatever the limit. An upload was answered 503.
+    let home = Home::new();
+    let command = home.command(["serve"]);
+    let program = command.get_program().to_owned();
+    let mut limited = std::process::Command::new("sh");
+    limited.args(["-c", "ulimit -n 256 && exec \"$0\" serve"]).arg(program).current_dir(home.path()).env_clear();
+    limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let server = Server::start(limited, home.path()).await;
+    let alice = server.user("alice").await;
+    let mut tenants = Vec::new();
+    for n in 0..80 {
+        let tenant = alice.creates_tenant(&format!("Acme {n}")).await;
+        alice.uploads(&tenant, "a.txt", "a").await.expect(201);
+        tenants.push(tenant);
+    }
+    for tenant in &tenants {
+        assert_eq!(alice.get(&format!("/api/tenants/{tenant}/documents")).await.expect(200).items().len(), 1);
+    }
+    server.stop().await;
+}
