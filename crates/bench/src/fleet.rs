@@ -161,7 +161,13 @@ fn zipf(tenants: usize) -> Vec<usize> {
         sums.push(sum);
     }
     let mut random = Random(11);
-    (0..10_000).map(|_| sums.partition_point(|below| *below < random.below(1 << 30) as f64 / f64::from(1 << 30) * sum)).collect()
+    let mut draw = || random.below(1 << 30) as f64 / f64::from(1 << 30) * sum;
+    (0..10_000)
+        .map(|_| {
+            let drawn = draw();
+            sums.partition_point(|below| *below < drawn)
+        })
+        .collect()
 }
 
 /// SplitMix64: the same numbers each time.
