@@ -14,7 +14,7 @@ use crate::Services;
 /// How long a dependency may take to answer before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long an answer to the question is good for others: anybody may ask, and each asking costs the servers a connection.
+/// How long a good answer is good for others: anybody may ask, and each asking costs the servers a connection.
 const FRESHNESS: Duration = Duration::from_secs(1);
 
 /// The last answer, and when it was asked for.
@@ -31,7 +31,8 @@ pub struct Dependency {
 }
 
 impl Services {
-    /// Whether every dependency is there, as of a second ago at most. Of many who ask at once, one asks them.
+    /// Whether every dependency is there. Of many who ask at once, one asks them; that all are there may be a second old, that
+    /// one is not is new.
     pub async fn readiness(&self) -> Arc<Vec<Dependency>> {
         let mut last = self.0.last_check.0.lock().await;
         match &*last {
@@ -39,7 +40,8 @@ impl Services {
             _ => {
                 let asked_at = Instant::now();
                 let answer = Arc::new(self.check_dependencies().await);
-                *last = Some((asked_at, Arc::clone(&answer)));
+                let all_up = answer.iter().all(|dependency| dependency.problem.is_none());
+                *last = all_up.then(|| (asked_at, Arc::clone(&answer)));
                 answer
             }
         }
