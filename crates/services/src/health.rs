@@ -14,9 +14,6 @@ use crate::Services;
 /// How long a dependency may take to answer before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a good answer is good for others: anybody may ask, and each asking costs the servers a connection.
-const FRESHNESS: Duration = Duration::from_secs(1);
-
 /// The last answer, and when it was asked for.
 #[derive(Default)]
 pub(crate) struct LastCheck(Mutex<Option<(Instant, Arc<Vec<Dependency>>)>>);
@@ -31,17 +28,17 @@ pub struct Dependency {
 }
 
 impl Services {
-    /// Whether every dependency is there. Of many who ask at once, one asks them; that all are there may be a second old, that
-    /// one is not is new.
+    /// Whether every dependency is there, for whoever asks: one question after the other, however many ask at once, since each
+    /// costs the servers a connection. Those who came before a question was asked share its answer.
     pub async fn readiness(&self) -> Arc<Vec<Dependency>> {
+        let came_at = Instant::now();
         let mut last = self.0.last_check.0.lock().await;
         match &*last {
-            Some((asked_at, answer)) if asked_at.elapsed() < FRESHNESS => Arc::clone(answer),
+            Some((asked_at, answer)) if *asked_at >= came_at => Arc::clone(answer),
             _ => {
                 let asked_at = Instant::now();
                 let answer = Arc::new(self.check_dependencies().await);
-                let all_up = answer.iter().all(|dependency| dependency.problem.is_none());
-                *last = all_up.then(|| (asked_at, Arc::clone(&answer)));
+                *last = Some((asked_at, Arc::clone(&answer)));
                 answer
             }
         }
