@@ -16,7 +16,7 @@ use crate::{
     Connection, DatabaseUrl, Error, Migrated, PostgresLimits, PostgresServer, PostgresUrl, Result, SqliteThreads, Tenant, TenantTx, Tx,
     connection::Engine,
     migrations::{Schema, migrate_postgres, migrate_sqlite, migrate_sqlite_connection},
-    postgres::PostgresDatabase,
+    postgres::{PostgresDatabase, database_exists},
     sqlite::{Access, SqliteFile, from_rusqlite, open_file},
     url::tls_for,
 };
@@ -194,6 +194,23 @@ impl TenantDatabases {
         }
     }
 
+    /// Whether a tenant's server holds a database of the tenant's, or a remnant of one.
+    ///
+    /// # Errors
+    /// When the server is down.
+    pub async fn exists(&self, place: &TenantPlace) -> Result<bool> {
+        match self.server(place)? {
+            Server::Sqlite { folder, .. } => {
+                let path = file_of(folder, place);
+                let look = move || is_there(&path.with_extension(UNFINISHED)).and_then(|remnant| Ok(remnant || is_there(&path)?));
+                self.threads.run(move || look().map_err(Error::unavailable)).await
+            }
+            Server::Postgres { server, maintenance } => {
+                database_exists(&server.administer(maintenance).await?, place.database.as_str()).await
+            }
+        }
+    }
+
     /// Whether a server answers.
     ///
     /// # Errors
@@ -262,17 +279,33 @@ fn template_in<'a>(folder: &Path, template: &'a OnceLock<Vec<u8>>) -> Result<&'a
     Ok(template.get_or_init(|| made))
 }
 
-fn remove_database(path: &Path) -> io::Result<()> {
-    // The log first: a database without its log is whole, a log without its database is rubbish.
-    for suffix in ["-wal", "-shm", ""] {
+/// The files of a database. The log first: a database without its log is whole, a log without its database is rubbish.
+fn parts(path: &Path) -> [PathBuf; 3] {
+    ["-wal", "-shm", ""].map(|suffix| {
         let mut file = path.as_os_str().to_owned();
         file.push(suffix);
+        file.into()
+    })
+}
+
+fn remove_database(path: &Path) -> io::Result<()> {
+    for file in parts(path) {
         match fs::remove_file(file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Whether any file of a database is there.
+fn is_there(path: &Path) -> io::Result<bool> {
+    for file in parts(path) {
+        if file.try_exists()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Writes a database that nobody reads yet; nothing of it is durable.

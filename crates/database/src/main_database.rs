@@ -6,7 +6,7 @@ use crate::{
     Connection, DatabaseUrl, Error, Main, MainTx, Migrated, PostgresLimits, PostgresServer, PostgresUrl, Result, SqliteThreads, Tx,
     connection::Engine,
     migrations::{Schema, migrate_postgres, migrate_sqlite},
-    postgres::{PostgresDatabase, create_database, from_postgres},
+    postgres::{PostgresDatabase, create_database, database_exists, from_postgres},
     sqlite::{Access, SqliteFile, from_rusqlite, open_file},
     url::tls_for,
 };
@@ -20,6 +20,7 @@ const TABLES: &[&str] = &[
     "spare_databases",
     "leases",
     "user_tenant_associations",
+    "tenant_tombstones",
     "tenants",
     "users",
     "schema_migrations",
@@ -127,8 +128,7 @@ impl MainDatabase {
 /// Makes a PostgreSQL database unless it is there, connected to the server's maintenance database.
 async fn create_if_missing(server: &PostgresServer, name: &str) -> Result<()> {
     let client = server.administer("postgres").await?;
-    let exists = client.query_opt("SELECT 1 FROM pg_database WHERE datname = $1", &[&name]).await.map_err(from_postgres)?;
-    if exists.is_some() {
+    if database_exists(&client, name).await? {
         return Ok(());
     }
     // A name can't be a parameter. It comes from the configuration, not from a request; quoted all the same.

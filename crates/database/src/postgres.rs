@@ -233,6 +233,12 @@ impl Drop for Pending {
     }
 }
 
+/// Whether the server has a database of this name.
+pub(crate) async fn database_exists(client: &Client, name: &str) -> Result<bool> {
+    let found = client.query_opt("SELECT 1 FROM pg_database WHERE datname = $1", &[&name]).await.map_err(from_postgres)?;
+    Ok(found.is_some())
+}
+
 async fn within_connect_timeout<T>(connect: impl Future<Output = Result<T>>) -> Result<T> {
     timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| Error::unavailable("connecting took too long"))?
 }

@@ -24,7 +24,7 @@ pub struct Event {
 pub enum EventKind {
     /// A tenant is ready.
     TenantCreated,
-    /// A tenant was deactivated.
+    /// A tenant was deactivated, or, when its data says `hard`, deleted for good.
     TenantDeleted,
     /// A document was uploaded.
     DocumentUploaded,

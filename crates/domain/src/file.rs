@@ -74,10 +74,16 @@ pub struct StorageTotals {
     pub bytes: u64,
 }
 
+/// What the keys of all of a tenant's objects begin with: `tenants/{tenant_id}`.
+#[must_use]
+pub fn object_prefix(tenant_id: TenantId) -> String {
+    format!("tenants/{tenant_id}")
+}
+
 /// The key of a file's object: `tenants/{tenant_id}/files/{md5[0..2]}/{md5[2..4]}/{md5}_{file_id}`. It holds a fresh file id,
 /// so a key is never used twice.
 #[must_use]
 pub fn object_key(tenant_id: TenantId, hash: &ContentHash, file_id: FileId) -> String {
     let md5 = hash.md5_hex();
-    format!("tenants/{tenant_id}/files/{}/{}/{md5}_{file_id}", &md5[0..2], &md5[2..4])
+    format!("{}/files/{}/{}/{md5}_{file_id}", object_prefix(tenant_id), &md5[0..2], &md5[2..4])
 }

@@ -24,11 +24,11 @@ pub use error::{Conflict, Denial, Error, FieldErrors, Noun, Result, TokenProblem
 pub use event::{Event, EventKind};
 #[cfg(feature = "failpoints")]
 pub use failpoint::failpoint_reached;
-pub use file::{ContentHash, File, FileUsage, StorageTotals, object_key};
+pub use file::{ContentHash, File, FileUsage, StorageTotals, object_key, object_prefix};
 pub use id::{DocumentId, EventId, FileId, SessionId, TenantId, TokenId, UserId};
 pub use membership::{Member, Membership, Role};
 pub use page::{Page, PageRequest};
 pub use session::{Session, TokenKind};
-pub use tenant::{DatabaseName, Provisioning, Tenant, TenantName, TenantPlace};
+pub use tenant::{DatabaseName, Provisioning, Tenant, TenantName, TenantPlace, Tombstone};
 pub use text::TextProblem;
 pub use user::{Email, NewPassword, PasswordHash, PersonName, User};

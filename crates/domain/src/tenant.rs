@@ -55,6 +55,8 @@ pub enum Provisioning {
     Active,
     /// Given up after an error; taken up again by the next resumption.
     Failed,
+    /// Being deleted for good: to its members it is not there any more.
+    Deleting,
 }
 
 impl Provisioning {
@@ -67,14 +69,31 @@ impl Provisioning {
             Self::Migrating => "migrating",
             Self::Active => "active",
             Self::Failed => "failed",
+            Self::Deleting => "deleting",
         }
     }
 
     /// The state with this stored name.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Reserved, Self::Creating, Self::Migrating, Self::Active, Self::Failed].into_iter().find(|state| state.as_str() == text)
+        let states = [Self::Reserved, Self::Creating, Self::Migrating, Self::Active, Self::Failed, Self::Deleting];
+        states.into_iter().find(|state| state.as_str() == text)
     }
+}
+
+/// What stays of a tenant that was deleted for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tombstone {
+    /// What its people called it.
+    pub name: String,
+    /// Whose it is, and where the tenant's database was.
+    pub place: TenantPlace,
+    /// When the tenant was made.
+    pub created_at: Timestamp,
+    /// When the last of it was gone.
+    pub deleted_at: Timestamp,
+    /// Who deleted it; absent for the operator.
+    pub deleted_by: Option<UserId>,
 }
 
 text_type! {

@@ -47,6 +47,11 @@ pub async fn find(connection: &mut Connection<Tenant>, id: DocumentId) -> Result
     connection.query_opt(FIND, params![id]).await?.map(document).transpose()
 }
 
+/// How many documents there are.
+pub async fn count(connection: &mut Connection<Tenant>) -> Result<u64> {
+    single(connection.query_one("SELECT COUNT(*) FROM documents", params![]).await?)
+}
+
 /// The documents that meet a filter, newest first.
 pub async fn list(connection: &mut Connection<Tenant>, filter: &DocumentFilter, request: PageRequest) -> Result<Page<Document>> {
     let conditions = || {

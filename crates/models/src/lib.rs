@@ -12,6 +12,7 @@ pub mod outbox;
 pub mod sessions;
 pub mod spares;
 pub mod tenants;
+pub mod tombstones;
 pub mod uploads;
 pub mod users;
 

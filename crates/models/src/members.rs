@@ -96,6 +96,12 @@ pub async fn list_users(connection: &mut Connection<Main>, tenant_id: TenantId) 
     rows.into_iter().map(|mut row| Ok(Member { membership: membership(&mut row)?, of: user(row)? })).collect()
 }
 
+/// How many members each tenant has; tenants without any are not listed.
+pub async fn count_by_tenant(connection: &mut Connection<Main>) -> Result<Vec<(TenantId, u64)>> {
+    let rows = connection.query("SELECT tenant_id, COUNT(*) FROM user_tenant_associations GROUP BY tenant_id", params![]).await?;
+    rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?))).collect()
+}
+
 /// How many admins who can log in a tenant has besides a member.
 pub async fn count_other_admins(connection: &mut Connection<Main>, member: &Membership) -> Result<u64> {
     let row = connection

@@ -1,7 +1,7 @@
 //! The outbox: events, in the database and the transaction of what they tell of.
 
-use database::{Connection, Result, Row, Scope, Tx, params};
-use domain::{Event, EventKind};
+use database::{Connection, MainTx, Result, Row, Scope, Tx, params};
+use domain::{Event, EventKind, TenantId};
 
 use crate::word;
 
@@ -25,6 +25,11 @@ pub async fn list_unpublished<S: Scope>(connection: &mut Connection<S>, limit: u
         )
         .await?;
     rows.into_iter().map(event).collect()
+}
+
+/// Removes the events of a tenant that were published; others stay, so that they are told.
+pub async fn delete_published_of(tx: &mut MainTx, tenant_id: TenantId) -> Result<u64> {
+    tx.execute("DELETE FROM outbox WHERE tenant_id = $1 AND published_at IS NOT NULL", params![tenant_id]).await
 }
 
 fn event(mut row: Row) -> Result<Event> {

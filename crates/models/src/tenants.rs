@@ -48,10 +48,23 @@ pub async fn find(connection: &mut Connection<Main>, id: TenantId) -> Result<Opt
     found.map(|mut row| tenant(&mut row)).transpose()
 }
 
-/// The tenant with this id, locked until the end of the transaction: whoever changes its members waits.
+/// The tenant with this id, locked until the end of the transaction: whoever changes its members waits. One that is being
+/// deleted is not there.
 pub async fn lock(tx: &mut MainTx, id: TenantId) -> Result<Option<Tenant>> {
-    let found = tx.query_opt(select!("WHERE id = $1 FOR UPDATE"), params![id]).await?;
+    let found = tx.query_opt(select!("WHERE id = $1 AND provisioning <> 'deleting' FOR UPDATE"), params![id]).await?;
     found.map(|mut row| tenant(&mut row)).transpose()
+}
+
+/// The tenant whose database has this name.
+pub async fn find_by_database(connection: &mut Connection<Main>, database: &str) -> Result<Option<Tenant>> {
+    let found = connection.query_opt(select!("WHERE database_name = $1"), params![database]).await?;
+    found.map(|mut row| tenant(&mut row)).transpose()
+}
+
+/// The tenants with this name, in the order of their making.
+pub async fn list_by_name(connection: &mut Connection<Main>, name: &str) -> Result<Vec<Tenant>> {
+    let rows = connection.query(select!("WHERE name = $1 ORDER BY id"), params![name]).await?;
+    rows.into_iter().map(|mut row| tenant(&mut row)).collect()
 }
 
 /// Tenants in the order of their making.
@@ -62,7 +75,23 @@ pub async fn list(connection: &mut Connection<Main>) -> Result<Vec<Tenant>> {
 
 /// Tenants whose making was left unfinished before `since`.
 pub async fn list_unfinished(connection: &mut Connection<Main>, since: Timestamp) -> Result<Vec<Tenant>> {
-    let rows = connection.query(select!("WHERE provisioning <> 'active' AND updated_at < $1 ORDER BY updated_at"), params![since]).await?;
+    let rows = connection
+        .query(
+            select!("WHERE provisioning <> 'active' AND provisioning <> 'deleting' AND updated_at < $1 ORDER BY updated_at"),
+            params![since],
+        )
+        .await?;
+    rows.into_iter().map(|mut row| tenant(&mut row)).collect()
+}
+
+/// Tenants whose deletion was left unfinished before `since`. Says `<> 'active'` too, since SQLite uses the index only then.
+pub async fn list_deleting(connection: &mut Connection<Main>, since: Timestamp) -> Result<Vec<Tenant>> {
+    let rows = connection
+        .query(
+            select!("WHERE provisioning <> 'active' AND provisioning = 'deleting' AND updated_at < $1 ORDER BY updated_at"),
+            params![since],
+        )
+        .await?;
     rows.into_iter().map(|mut row| tenant(&mut row)).collect()
 }
 
@@ -91,12 +120,12 @@ pub async fn update(
 }
 
 /// Notes how far the making of a tenant's database has come. Answers whether it was this that changed it: what is active
-/// stays active, and what was given up stays so, so of several that settle it, one is told so.
+/// stays active, and what was given up or is being deleted stays so, so of several that settle it, one is told so.
 pub async fn set_provisioning(tx: &mut MainTx, id: TenantId, state: Provisioning, schema_version: i64, now: Timestamp) -> Result<bool> {
     let changed = tx
         .execute(
             "UPDATE tenants SET provisioning = $2, schema_version = $3, updated_at = $4
-             WHERE id = $1 AND provisioning <> 'active' AND (provisioning <> 'failed' OR $2 = 'failed')",
+             WHERE id = $1 AND provisioning <> 'active' AND provisioning <> 'deleting' AND (provisioning <> 'failed' OR $2 = 'failed')",
             params![id, state.as_str(), schema_version, now],
         )
         .await?;
@@ -107,6 +136,30 @@ pub async fn set_provisioning(tx: &mut MainTx, id: TenantId, state: Provisioning
 pub async fn delete_failed(tx: &mut MainTx, id: TenantId) -> Result<()> {
     tx.execute("DELETE FROM tenants WHERE id = $1 AND provisioning = 'failed'", params![id]).await?;
     Ok(())
+}
+
+/// Marks a tenant for deletion, and answers it as it is then; nothing when it was marked before, or is gone.
+pub async fn mark_deleting(tx: &mut MainTx, id: TenantId, now: Timestamp) -> Result<Option<Tenant>> {
+    let marked = tx
+        .query_opt(
+            "UPDATE tenants SET provisioning = 'deleting', is_active = $2, updated_at = $3 WHERE id = $1 AND provisioning <> 'deleting'
+             RETURNING id, name, server, database_name, provisioning, schema_version, is_active, created_at, updated_at, created_by",
+            params![id, false, now],
+        )
+        .await?;
+    marked.map(|mut row| tenant(&mut row)).transpose()
+}
+
+/// Removes a tenant that was marked for deletion, with its memberships, and answers what it was.
+pub async fn delete_marked(tx: &mut MainTx, id: TenantId) -> Result<Option<Tenant>> {
+    let deleted = tx
+        .query_opt(
+            "DELETE FROM tenants WHERE id = $1 AND provisioning = 'deleting'
+             RETURNING id, name, server, database_name, provisioning, schema_version, is_active, created_at, updated_at, created_by",
+            params![id],
+        )
+        .await?;
+    deleted.map(|mut row| tenant(&mut row)).transpose()
 }
 
 /// Notes the schema version that a tenant's database has now.

@@ -22,6 +22,8 @@ use crate::Services;
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(300);
 /// How old the last answer may be for the cache to be trusted.
 const FRESHNESS: Duration = Duration::from_secs(1);
+/// After what time every instance goes by a change, with room for a slow one.
+pub(crate) const NOTICED_AFTER: Duration = FRESHNESS.saturating_add(Duration::from_millis(500));
 /// How long a fact is cached at most.
 const FACT_LIFE: Duration = Duration::from_secs(60);
 /// How many facts of a kind are cached at most; each is a few hundred bytes.
@@ -57,6 +59,10 @@ pub(crate) struct TenantCaller {
 impl TenantCaller {
     pub(crate) fn user_id(&self) -> UserId {
         self.caller.user_id
+    }
+
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
     }
 
     pub(crate) fn tenant_id(&self) -> TenantId {
@@ -113,10 +119,10 @@ impl Services {
     /// The caller's membership in a tenant, active or not. To everybody else the tenant is not there.
     pub(crate) async fn membership(&self, caller: &Caller, tenant_id: TenantId) -> Result<Arc<Member<Tenant>>> {
         let member = self.0.access.member(caller.user_id, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
-        if member.of.provisioning == Provisioning::Active {
-            Ok(member)
-        } else {
-            Err(Error::Unavailable { dependency: "tenant database", source: "the tenant's database is still being made".into() })
+        match member.of.provisioning {
+            Provisioning::Active => Ok(member),
+            Provisioning::Deleting => Err(Error::NotFound(Noun::Tenant)),
+            _ => Err(Error::Unavailable { dependency: "tenant database", source: "the tenant's database is still being made".into() }),
         }
     }
 

@@ -114,13 +114,16 @@ impl Services {
     /// the upload. What (b) left without (c), the collector finds by (a).
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the content is empty; [`Error::Unavailable`] when database or storage are down.
+    /// [`Error::Invalid`] when the content is empty; [`Error::Unavailable`] when database or storage are down; as
+    /// [`Services::begin_upload`] when the caller may no longer.
     pub async fn finish_upload(&self, upload: Upload, filename: &Filename, mime_type: &MimeType) -> Result<Uploaded> {
         let Upload { tenant, content } = upload;
         let content = content.finish().await?;
         if content.size == 0 {
             return Err(Error::invalid("file", "must not be empty"));
         }
+        // It may have taken long: long enough for the tenant to be deleted, or for the caller to be put out of it.
+        let tenant = self.enter(tenant.caller(), tenant.tenant_id(), Role::User).await?;
         failpoint!("upload.received");
         for _ in 0..ATTEMPTS {
             let file = self.new_file(&tenant, &content);

@@ -17,6 +17,7 @@ mod spool;
 mod storage;
 mod tenants;
 pub mod tokens;
+mod tombstones;
 mod users;
 
 use std::{
@@ -41,8 +42,9 @@ pub use sessions::{Login, TokenPair};
 pub use signed_urls::{SignedDownload, UrlSigner};
 pub use spool::{Spool, SpooledContent};
 pub use storage::{LocalStorage, Object, ObjectStorage, Presentation};
-pub use tenants::TenantDetails;
+pub use tenants::{TenantContents, TenantDetails, TenantReport, TenantSummary};
 pub use tokens::{SecretKey, TokenSettings, Tokens};
+pub use tombstones::Deletion;
 pub use users::Registration;
 
 use access::Access;

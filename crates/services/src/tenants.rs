@@ -7,11 +7,11 @@ use std::{
 };
 
 use domain::{
-    DatabaseName, Denial, Error, EventKind, Member, Membership, Noun, Page, PageRequest, Provisioning, Result, Role, Tenant, TenantId,
-    TenantName, TenantPlace, Timestamp, User, UserId, failpoint,
+    DatabaseName, Denial, Email, Error, EventKind, Member, Membership, Noun, Page, PageRequest, Provisioning, Result, Role, StorageTotals,
+    Tenant, TenantId, TenantName, TenantPlace, Timestamp, User, UserId, failpoint,
 };
 use futures_util::StreamExt;
-use models::{access_changes, members, outbox, spares, tenant_schema_digest, tenant_schema_version, tenants};
+use models::{access_changes, documents, files, members, outbox, spares, tenant_schema_digest, tenant_schema_version, tenants, users};
 use serde_json::json;
 
 use crate::{Caller, Services, access::require};
@@ -31,6 +31,33 @@ pub struct TenantDetails {
     pub members: Vec<Member<User>>,
 }
 
+/// A tenant in the operator's list.
+#[derive(Clone, Debug)]
+pub struct TenantSummary {
+    /// The tenant.
+    pub tenant: Tenant,
+    /// How many members it has.
+    pub member_count: u64,
+}
+
+/// A tenant as the operator sees it.
+#[derive(Debug)]
+pub struct TenantReport {
+    /// All members, in the order in which they joined.
+    pub members: Vec<Member<User>>,
+    /// What its database holds, or what is wrong with that.
+    pub contents: Result<TenantContents>,
+}
+
+/// What a tenant's database holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TenantContents {
+    /// Documents.
+    pub documents: u64,
+    /// The files behind them.
+    pub storage: StorageTotals,
+}
+
 impl Services {
     /// The caller's tenants, active or not, newest membership first.
     ///
@@ -46,6 +73,16 @@ impl Services {
     /// [`Error::Unavailable`] when no server can take the database; then nothing of it stays.
     pub async fn create_tenant(&self, caller: &Caller, name: &TenantName) -> Result<Member<Tenant>> {
         self.create_tenant_for(caller.user_id(), name).await
+    }
+
+    /// Makes a tenant for the user with this address, who becomes its admin: for the command line.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is no such user who can log in; else as [`Services::create_tenant`].
+    pub async fn create_tenant_for_address(&self, email: &Email, name: &TenantName) -> Result<Member<Tenant>> {
+        let found = users::find_by_email(&mut self.main().read().await?, email).await?;
+        let user = found.filter(|user| user.is_active).ok_or(Error::NotFound(Noun::User))?;
+        self.create_tenant_for(user.id, name).await
     }
 
     /// Makes a tenant for a user who becomes its admin: for the command line. Its database goes to the server that holds the
@@ -171,8 +208,7 @@ impl Services {
     /// # Errors
     /// When the main database is down. A tenant that can't be settled is logged and left for the next time.
     pub async fn resume_provisioning(&self) -> Result<usize> {
-        let since = self.clock().now().minus(ABANDONED_AFTER).max(self.0.assembled_at);
-        let unfinished = tenants::list_unfinished(&mut self.main().read().await?, since).await?;
+        let unfinished = tenants::list_unfinished(&mut self.main().read().await?, self.abandoned_before()).await?;
         let mut settled = 0;
         for tenant in unfinished {
             let result = match tenant.provisioning {
@@ -187,6 +223,11 @@ impl Services {
             }
         }
         Ok(settled)
+    }
+
+    /// What was begun before this and has not moved since was left by a crash.
+    pub(crate) fn abandoned_before(&self) -> Timestamp {
+        self.clock().now().minus(ABANDONED_AFTER).max(self.0.assembled_at)
     }
 
     /// A tenant with its members. An inactive one only its admins see.
@@ -231,6 +272,20 @@ impl Services {
         self.change_tenant(tenant_id, Some(caller.user_id()), None, Some(false)).await.map(drop)
     }
 
+    /// Makes a tenant inactive, or active again, for the operator. Answers whether it was not so already.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it is gone or being deleted.
+    pub async fn set_tenant_active(&self, tenant_id: TenantId, is_active: bool) -> Result<bool> {
+        let known = tenants::find(&mut self.main().read().await?, tenant_id).await?;
+        let known = known.filter(|tenant| tenant.provisioning != Provisioning::Deleting).ok_or(Error::NotFound(Noun::Tenant))?;
+        if known.is_active == is_active {
+            return Ok(false);
+        }
+        self.change_tenant(tenant_id, None, None, Some(is_active)).await?;
+        Ok(true)
+    }
+
     /// Changes a tenant for an admin or the operator.
     async fn change_tenant(
         &self,
@@ -260,6 +315,60 @@ impl Services {
     /// When the main database is down.
     pub async fn list_all_tenants(&self) -> Result<Vec<Tenant>> {
         Ok(tenants::list(&mut self.main().read().await?).await?)
+    }
+
+    /// All tenants but those that are being deleted, for what is done in every tenant's database.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn list_kept_tenants(&self) -> Result<Vec<Tenant>> {
+        let mut tenants = self.list_all_tenants().await?;
+        tenants.retain(|tenant| tenant.provisioning != Provisioning::Deleting);
+        Ok(tenants)
+    }
+
+    /// All tenants with the numbers of their members, in the order of their making, for the operator.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn summarize_tenants(&self) -> Result<Vec<TenantSummary>> {
+        let mut connection = self.main().read().await?;
+        let tenants = tenants::list(&mut connection).await?;
+        let counts: HashMap<_, _> = members::count_by_tenant(&mut connection).await?.into_iter().collect();
+        let summary = |tenant: Tenant| TenantSummary { member_count: counts.get(&tenant.id).copied().unwrap_or(0), tenant };
+        Ok(tenants.into_iter().map(summary).collect())
+    }
+
+    /// The tenants that an operator may mean: the one with this id, else the one whose database has this name, else all that
+    /// are called so.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn find_tenants(&self, wanted: &str) -> Result<Vec<Tenant>> {
+        let mut connection = self.main().read().await?;
+        if let Ok(id) = wanted.parse()
+            && let Some(tenant) = tenants::find(&mut connection, id).await?
+        {
+            return Ok(vec![tenant]);
+        }
+        match tenants::find_by_database(&mut connection, wanted).await? {
+            Some(tenant) => Ok(vec![tenant]),
+            None => Ok(tenants::list_by_name(&mut connection, wanted).await?),
+        }
+    }
+
+    /// A tenant's members and what its database holds, for the operator.
+    ///
+    /// # Errors
+    /// When the main database is down. A tenant's database that is down is part of the answer.
+    pub async fn report_tenant(&self, tenant: &Tenant) -> Result<TenantReport> {
+        let members = members::list_users(&mut self.main().read().await?, tenant.id).await?;
+        Ok(TenantReport { members, contents: self.count_contents(&tenant.place).await })
+    }
+
+    async fn count_contents(&self, place: &TenantPlace) -> Result<TenantContents> {
+        let mut connection = self.0.parts.tenant_databases.open(place)?.read().await?;
+        Ok(TenantContents { documents: documents::count(&mut connection).await?, storage: files::totals(&mut connection).await? })
     }
 
     /// Brings one tenant's database to this program's schema, and notes the version. Answers the versions before and after.

@@ -5,14 +5,34 @@ pub mod gc;
 pub mod init;
 pub mod migrate;
 pub mod serve;
+pub mod tenants;
 pub mod users;
+
+use std::io::{ErrorKind, Write};
 
 use serde_json::Value;
 
-/// Prints a line of a command's answer.
-#[expect(clippy::print_stdout, reason = "the command's answer")]
+/// Prints a line of a command's answer. Ends the program when it can't, but for a reader who has seen enough, like `head`.
 pub(crate) fn say(line: impl std::fmt::Display) {
-    println!("{line}");
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            complain(&format!("tenantry: the answer can't be written: {error}"));
+            std::process::exit(1);
+        }
+        _ => {}
+    }
+}
+
+/// Prints what was wrong.
+#[expect(clippy::print_stderr, reason = "there may be no log yet")]
+pub fn complain(text: &str) {
+    eprintln!("{text}");
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &domain::Error) -> String {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Prints a command's answer for programs.

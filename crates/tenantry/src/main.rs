@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tenantry::{
-    commands::{check, gc, init, migrate, serve, users},
+    commands::{check, complain, gc, init, migrate, serve, tenants, users},
     config::Config,
     logging,
 };
@@ -34,6 +34,9 @@ enum Command {
     Check(check::Arguments),
     /// Collect what nothing refers to any more
     Gc(gc::Arguments),
+    /// Look at tenants, make, deactivate and delete them
+    #[command(subcommand)]
+    Tenants(tenants::Command),
     /// Look at users, let them log in or not
     #[command(subcommand)]
     Users(users::Command),
@@ -71,6 +74,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
         Command::Check(arguments) => runtime.block_on(check::run(&config, &arguments)),
         Command::Gc(arguments) => runtime.block_on(gc::run(&config, &arguments)),
+        Command::Tenants(command) => runtime.block_on(tenants::run(&config, &command)),
         Command::Users(command) => runtime.block_on(users::run(&config, &command)),
         Command::Openapi => Ok(ExitCode::SUCCESS),
     };
@@ -82,9 +86,4 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 #[expect(clippy::print_stdout, reason = "the command's answer")]
 fn say(text: &str) {
     print!("{text}");
-}
-
-#[expect(clippy::print_stderr, reason = "there may be no log yet")]
-fn complain(text: &str) {
-    eprintln!("{text}");
 }

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use domain::{DocumentFilter, EventKind, PageRequest};
-use models::{documents, files, outbox, spares, tenants, uploads};
+use domain::{DocumentFilter, EventKind, PageRequest, Timestamp};
+use models::{documents, files, outbox, spares, tenants, tombstones, uploads};
 use sha2::{Digest, Sha256};
 
 use crate::TestDatabases;
@@ -11,6 +11,7 @@ use crate::TestDatabases;
 /// Looks for what is broken, in words:
 ///
 /// - every tenant is completely made, or not there;
+/// - of a tenant that was deleted for good only the tombstone is there;
 /// - every document's object is there, byte for byte as its hash says;
 /// - every object belongs to a file or to an upload that the collector knows of;
 /// - every document that was uploaded or deleted has its event.
@@ -56,6 +57,11 @@ pub async fn find_broken(databases: &TestDatabases, objects: &Path) -> Vec<Strin
         let (uploaded, deleted) = (of(EventKind::DocumentUploaded), of(EventKind::DocumentDeleted));
         if uploaded != count + deleted {
             broken.push(format!("tenant {}: {count} documents, but {uploaded} uploads and {deleted} deletions in the outbox", tenant.name));
+        }
+    }
+    for tombstone in tombstones::list_since(&mut main.read().await.unwrap(), Timestamp::from_micros(0)).await.unwrap() {
+        if directory.exists(&tombstone.place).await.unwrap() {
+            broken.push(format!("tenant {} was deleted, but its database is there", tombstone.name));
         }
     }
     let mut on_disk = BTreeSet::new();

@@ -17,7 +17,7 @@ CREATE TABLE tenants (
     name TEXT NOT NULL CHECK (length(name) BETWEEN 1 AND 255),
     server TEXT NOT NULL,
     database_name TEXT NOT NULL CHECK (length(database_name) <= 63),
-    provisioning TEXT NOT NULL CHECK (provisioning IN ('reserved', 'creating', 'migrating', 'active', 'failed')),
+    provisioning TEXT NOT NULL CHECK (provisioning IN ('reserved', 'creating', 'migrating', 'active', 'failed', 'deleting')),
     schema_version BIGINT NOT NULL,
     is_active BOOLEAN NOT NULL,
     created_at TIMESTAMPTZ NOT NULL,
@@ -46,6 +46,18 @@ CREATE TABLE leases (
     holder UUID NOT NULL,
     expires_at TIMESTAMPTZ NOT NULL
 ) STRICT;
+
+-- What stays of a tenant that was deleted for good.
+CREATE TABLE tenant_tombstones (
+    tenant_id UUID NOT NULL PRIMARY KEY,
+    name TEXT NOT NULL,
+    server TEXT NOT NULL,
+    database_name TEXT NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL,
+    deleted_at TIMESTAMPTZ NOT NULL,
+    deleted_by UUID
+) STRICT;
+CREATE INDEX tenant_tombstones_deleted_at_idx ON tenant_tombstones (deleted_at);
 
 CREATE TABLE user_tenant_associations (
     user_id UUID NOT NULL REFERENCES users (id) ON DELETE CASCADE,

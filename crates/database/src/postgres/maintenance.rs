@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{PostgresServer, from_postgres};
+use super::{PostgresServer, database_exists, from_postgres};
 use crate::{
     Error, Result,
     migrations::{Schema, migrate_postgres, tenant_schema_digest},
@@ -106,8 +106,7 @@ impl PostgresServer {
 
     /// Makes the template, unless it is there. Made under another name and renamed, it is whole or not there at all.
     async fn ensure_template(&self, client: &Client, name: &str) -> Result<()> {
-        let there = client.query_opt("SELECT 1 FROM pg_database WHERE datname = $1", &[&name]).await.map_err(from_postgres)?;
-        if there.is_some() {
+        if database_exists(client, name).await? {
             return Ok(());
         }
         let unfinished = format!("{name}_new");

@@ -205,8 +205,18 @@ async fn dropping_can_be_repeated() {
         engine.make(&place).await;
         let tenant = engine.tenants.open(&place).unwrap();
         remember(&tenant, "lost").await;
+        assert!(engine.tenants.exists(&place).await.unwrap());
         for _ in 0..2 {
             engine.tenants.drop_database(&place).await.unwrap();
+            assert!(!engine.tenants.exists(&place).await.unwrap());
+        }
+        if let Some(file) = engine.file_of(&place) {
+            for remnant in ["sqlite3-wal", "sqlite3-shm", "new"] {
+                fs::write(file.with_extension(remnant), "remnant").unwrap();
+                assert!(engine.tenants.exists(&place).await.unwrap(), "{remnant}");
+                engine.tenants.drop_database(&place).await.unwrap();
+                assert!(!engine.tenants.exists(&place).await.unwrap(), "{remnant}");
+            }
         }
         assert!(matches!(engine.tenants.open(&place).unwrap().read().await, Err(Error::Unavailable(_))));
         engine.make(&place).await;

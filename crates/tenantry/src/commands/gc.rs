@@ -20,7 +20,8 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Collects every tenant's garbage. A tenant whose database is down is reported and left for the next run.
+/// Collects every tenant's garbage, and what is left of tenants that were deleted. A tenant whose database is down is reported
+/// and left for the next run.
 ///
 /// # Errors
 /// When the main database is down.
@@ -28,7 +29,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     let (services, _) = assemble(config)?;
     let mut total = Collected::default();
     let mut failed = Vec::new();
-    for tenant in services.list_all_tenants().await.context("list the tenants")? {
+    for tenant in services.list_kept_tenants().await.context("list the tenants")? {
         match services.collect_garbage(&tenant.place).await {
             Ok(Collected { files, uploads }) => {
                 total.files += files;
@@ -37,10 +38,17 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
             Err(error) => failed.push(format!("{}: {error}", tenant.place.database)),
         }
     }
+    let objects = services.collect_late_objects().await.unwrap_or_else(|error| {
+        failed.push(format!("deleted tenants: {error}"));
+        0
+    });
     if arguments.json {
-        say_json(&json!({ "files": total.files, "uploads": total.uploads, "failed": failed }));
+        say_json(&json!({ "files": total.files, "uploads": total.uploads, "objects_of_deleted_tenants": objects, "failed": failed }));
     } else {
         say(format_args!("Collected {} files and {} abandoned uploads", total.files, total.uploads));
+        if objects > 0 {
+            say(format_args!("Collected {objects} objects of deleted tenants"));
+        }
         failed.iter().for_each(say);
     }
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     assembly::assemble,
-    commands::{say, say_json},
+    commands::{chain, say, say_json},
     config::Config,
 };
 
@@ -37,7 +37,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     if !arguments.dry_run {
         main.migrate().await.context("bring the main database up to date")?;
     }
-    let tenants = services.list_all_tenants().await.context("list the tenants")?;
+    let tenants = services.list_kept_tenants().await.context("list the tenants")?;
     let current = database::tenant_schema_version();
     let total = tenants.len();
     let outdated: Vec<Tenant> = tenants.into_iter().filter(|tenant| tenant.schema_version < current).collect();
@@ -89,10 +89,4 @@ fn progress(length: usize) -> ProgressBar {
     }
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &domain::Error) -> String {
-    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

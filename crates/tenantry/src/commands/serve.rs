@@ -18,7 +18,7 @@ use crate::{
     config::{Config, Origins},
 };
 
-/// How often what a crash left of a tenant's making is looked for.
+/// How often what a crash left of a tenant's making or deletion is looked for.
 const RESUME_INTERVAL: Duration = Duration::from_secs(15);
 /// How often spare databases are counted, and how long after one was taken it is replaced.
 const REFILL_INTERVAL: Duration = Duration::from_secs(30);
@@ -84,6 +84,8 @@ async fn keep_house(services: Services) {
     tokio::join!(
         services.follow_access_changes(),
         every(RESUME_INTERVAL, || settle_tenants(services.clone())),
+        // Apart from that: a tenant may have many objects.
+        every(RESUME_INTERVAL, || complete_deletions(services.clone())),
         every(FORGET_INTERVAL, || forget_sessions(services.clone())),
         every(REFILL_INTERVAL, || refill_spares(services.clone())),
     );
@@ -91,6 +93,10 @@ async fn keep_house(services: Services) {
 
 async fn settle_tenants(services: Services) -> domain::Result<()> {
     services.resume_provisioning().await.map(drop)
+}
+
+async fn complete_deletions(services: Services) -> domain::Result<()> {
+    services.resume_deletions().await.map(drop)
 }
 
 async fn forget_sessions(services: Services) -> domain::Result<()> {

@@ -209,7 +209,7 @@ async fn deactivating_a_user_ends_the_sessions_of_a_running_server() {
 fn every_command_has_a_help_text() {
     let home = Home::new();
     let help = home.run(["--help"]).expect(0).out;
-    for command in ["serve", "init", "migrate", "check", "gc", "users", "openapi"] {
+    for command in ["serve", "init", "migrate", "check", "gc", "tenants", "users", "openapi"] {
         let line = help.lines().find(|line| line.trim_start().starts_with(&format!("{command} ")));
         assert!(line.is_some_and(|line| line.split_whitespace().count() > 2), "{command}: {help}");
         assert!(home.run([command, "--help"]).expect(0).out.contains("Usage: tenantry"), "{command}");

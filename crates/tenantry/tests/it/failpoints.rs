@@ -4,8 +4,8 @@
 
 use std::{collections::BTreeSet, fs, os::unix::process::ExitStatusExt, path::Path, time::Duration};
 
-use domain::Provisioning;
-use models::{files, tenants, uploads};
+use domain::{EventKind, Provisioning, TenantId, Tombstone};
+use models::{files, outbox, tenants, tombstones, uploads};
 use reqwest::{
     Method, RequestBuilder,
     multipart::{Form, Part},
@@ -52,6 +52,16 @@ const CREATE_TENANT: &[(&str, bool)] = &[
 ];
 /// The same, where its database is a file.
 const CREATE_FILE: &[(&str, bool)] = &[("tenant.file_written", true), ("tenant.file_renamed", true)];
+/// The deletion of a tenant for good: it has begun afterwards, or not.
+const DELETE_TENANT: &[(&str, bool)] = &[
+    ("tenant.deletion_marking", false),
+    ("tenant.deletion_marked", true),
+    ("tenant.database_dropped", true),
+    ("tenant.object_deleted", true),
+    ("tenant.objects_deleted", true),
+    ("tenant.forgetting", true),
+    ("tenant.forgotten", true),
+];
 /// The removal of what was made of a tenant.
 const GIVE_UP: &[&str] = &["tenant.given_up"];
 const LOG_IN: &[&str] = &["login.committing", "login.committed"];
@@ -59,7 +69,8 @@ const REFRESH: &[&str] = &["refresh.committing", "refresh.committed"];
 
 #[test]
 fn every_failpoint_is_tried() {
-    let named = [UPLOAD, DELETE_DOCUMENT, DELETE_FILE, CREATE_TENANT, CREATE_FILE].concat().into_iter().map(|(name, _)| name);
+    let named =
+        [UPLOAD, DELETE_DOCUMENT, DELETE_FILE, CREATE_TENANT, CREATE_FILE, DELETE_TENANT].concat().into_iter().map(|(name, _)| name);
     let others = [DUPLICATE, RACE, COLLECT, GIVE_UP, LOG_IN, REFRESH, crate::spares::MAKE_SPARE].concat();
     let tried: BTreeSet<String> = named.chain(others).map(str::to_owned).collect();
     let mut marked = BTreeSet::new();
@@ -284,6 +295,76 @@ async fn a_crash_in_the_removal_of_a_failed_tenant_is_made_good() {
         settled(&home, 0).await;
     }
     settle(&home, server).await;
+}
+
+/// How a deletion that was interrupted is gone on with.
+#[derive(Clone, Copy, Debug)]
+enum Resumed {
+    ByTheServer,
+    ByTheCommand,
+}
+
+#[tokio::test]
+async fn a_crash_in_the_deletion_of_a_tenant_is_made_good() {
+    let home = Home::new();
+    let mut server = home.serve().await;
+    let alice = server.user("alice").await;
+    let kept = alice.creates_tenant("Kept").await;
+    let document = alice.uploads(&kept, "kept.txt", "kept").await.expect(201).id();
+    for resumed in [Resumed::ByTheServer, Resumed::ByTheCommand] {
+        for (failpoint, has_begun) in DELETE_TENANT {
+            let tenant = server.known(&alice).creates_tenant(failpoint).await;
+            for content in ["a", "b", "c"] {
+                server.known(&alice).uploads(&tenant, "lost.txt", content).await.expect(201);
+            }
+            let delete = ["tenants", "delete", &tenant, "--hard", "--confirm", failpoint];
+            let status = home.command(delete).env("FAILPOINT", failpoint).output().unwrap().status;
+            assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{failpoint} was not hit");
+            println!("{failpoint}: hit once");
+            if !has_begun {
+                server.known(&alice).uploads(&tenant, "more.txt", "it is there as before").await.expect(201);
+            }
+
+            match (resumed, *has_begun) {
+                (Resumed::ByTheServer, true) => {
+                    server.stop().await;
+                    server = home.serve().await;
+                }
+                // What was confirmed once is not asked for again.
+                (Resumed::ByTheCommand, true) => drop(home.run(&delete[..4]).expect(0)),
+                (_, false) => drop(home.run(delete).expect(0)),
+            }
+            let id: TenantId = tenant.parse().unwrap();
+            let tombstone = tombstone_of(&home, id).await;
+            assert_eq!(tombstone.name, *failpoint);
+            let (main, directory) = home.databases().open();
+            assert!(!directory.exists(&tombstone.place).await.unwrap(), "{failpoint}, {resumed:?}: its database is there");
+            assert_eq!(count_objects(&home), 1, "{failpoint}, {resumed:?}");
+            let events = outbox::list_unpublished(&mut main.read().await.unwrap(), 1_000).await.unwrap();
+            let told = events.iter().filter(|event| event.kind == EventKind::TenantDeleted && event.tenant_id == Some(id));
+            assert_eq!(told.count(), 1, "{failpoint}, {resumed:?}: it is told of once");
+
+            let alice = server.known(&alice);
+            alice.get(&format!("/api/tenants/{tenant}")).await.expect_error(404, "tenant_not_found");
+            assert_eq!(alice.get("/api/tenants").await.expect(200).items().len(), 1);
+            assert_eq!(alice.downloads(&kept, &document).await, b"kept");
+        }
+    }
+    settle(&home, server).await;
+}
+
+/// Waits for the end of a deletion.
+async fn tombstone_of(home: &Home, tenant_id: TenantId) -> Tombstone {
+    let (main, _) = home.databases().open();
+    let deleted = async {
+        loop {
+            if let Some(tombstone) = tombstones::find(&mut main.read().await.unwrap(), tenant_id).await.unwrap() {
+                break tombstone;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, deleted).await.expect("the deletion is not completed")
 }
 
 /// Waits until no tenant is half made, and checks that there is one database for each, and nothing else.

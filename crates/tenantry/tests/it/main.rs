@@ -11,3 +11,4 @@ mod placement;
 mod process;
 mod shutdown;
 mod spares;
+mod tenants;

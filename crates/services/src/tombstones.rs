@@ -1,0 +1,176 @@
+//! The deletion of tenants for good, and what stays of them.
+//!
+//! First the mark, from which on the tenant is nobody's to enter and nobody completes, collects or migrates it; then, once
+//! every instance goes by the mark, its database, its objects, and at last its row, which leaves a tombstone. Every step can
+//! be repeated, so whoever finds the mark can go on from wherever a crash left it.
+
+use std::time::Duration;
+
+use domain::{EventKind, Result, Tenant, TenantId, Tombstone, failpoint, object_prefix};
+use futures_util::TryStreamExt;
+use models::{access_changes, outbox, tenants, tombstones};
+use serde_json::json;
+
+use crate::{Services, access::NOTICED_AFTER};
+
+/// Objects that are deleted at once.
+const AT_ONCE: usize = 8;
+/// How long after a deletion an upload that was under way then may still leave an object: much less.
+const LATE: Duration = Duration::from_secs(24 * 3600);
+
+/// A deletion, with what was found of the tenant after it.
+#[derive(Clone, Debug)]
+pub struct Deletion {
+    /// What is to stay.
+    pub tombstone: Tombstone,
+    /// Whether its server still holds the database.
+    pub database_is_there: bool,
+    /// How many objects there are under its prefix.
+    pub objects: u64,
+    /// Whether the tenant still has a row.
+    pub row_is_there: bool,
+}
+
+impl Deletion {
+    /// Whether nothing but the tombstone is left.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        !self.database_is_there && self.objects == 0 && !self.row_is_there
+    }
+}
+
+impl Services {
+    /// Deletes a tenant for good: its database, its objects, its row with the memberships. Goes on with a deletion that was
+    /// begun before. When this fails, the tenant is still there as it was, or marked; then a repetition goes on, or
+    /// [`Services::resume_deletions`].
+    ///
+    /// # Errors
+    /// When a database or the storage is down.
+    pub async fn delete_tenant(&self, tenant: &Tenant) -> Result<()> {
+        self.mark_deleting(tenant.id).await?;
+        tokio::time::sleep(NOTICED_AFTER).await;
+        self.complete_deletion(tenant).await
+    }
+
+    async fn mark_deleting(&self, tenant_id: TenantId) -> Result<()> {
+        let now = self.clock().now();
+        let mut tx = self.main().begin().await?;
+        let Some(tenant) = tenants::mark_deleting(&mut tx, tenant_id, now).await? else { return Ok(()) };
+        let data = json!({ "name": tenant.name, "hard": true });
+        outbox::push(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), None, &data)).await?;
+        outbox::push(&mut tx, &self.audit("tenant.deleted", Some(tenant_id), None, data)).await?;
+        let version = access_changes::push(&mut tx, tenant_id, now).await?;
+        failpoint!("tenant.deletion_marking");
+        tx.commit().await?;
+        failpoint!("tenant.deletion_marked");
+        self.access_changed(tenant_id, version);
+        Ok(())
+    }
+
+    /// What follows the mark, once every instance has noticed it.
+    async fn complete_deletion(&self, tenant: &Tenant) -> Result<()> {
+        self.0.parts.tenant_databases.drop_database(&tenant.place).await?;
+        failpoint!("tenant.database_dropped");
+        self.delete_objects(tenant.id).await?;
+        failpoint!("tenant.objects_deleted");
+        self.forget_tenant(tenant.id).await
+    }
+
+    /// Deletes all objects of a tenant, and answers how many there were.
+    async fn delete_objects(&self, tenant_id: TenantId) -> Result<u64> {
+        let (storage, prefix) = (&self.0.parts.storage, object_prefix(tenant_id));
+        let mut deleted = 0;
+        loop {
+            let deleting = storage.list(&prefix).map_ok(|object| async move {
+                storage.delete(&object.key).await?;
+                failpoint!("tenant.object_deleted");
+                Ok(1)
+            });
+            let found: u64 = deleting.try_buffer_unordered(AT_ONCE).try_fold(0, async |sum, one| Ok(sum + one)).await?;
+            deleted += found;
+            // Looked at again: what was put meanwhile may not have been in the list.
+            if found == 0 {
+                return Ok(deleted);
+            }
+        }
+    }
+
+    /// Exchanges a tenant's row for a tombstone. Events that nobody was told of yet stay.
+    async fn forget_tenant(&self, tenant_id: TenantId) -> Result<()> {
+        let mut tx = self.main().begin().await?;
+        // Absent when somebody else completed the deletion at the same time.
+        let Some(tenant) = tenants::delete_marked(&mut tx, tenant_id).await? else { return Ok(()) };
+        outbox::delete_published_of(&mut tx, tenant_id).await?;
+        let tombstone = Tombstone {
+            name: tenant.name,
+            place: tenant.place,
+            created_at: tenant.created_at,
+            deleted_at: self.clock().now(),
+            deleted_by: None,
+        };
+        tombstones::insert(&mut tx, &tombstone).await?;
+        failpoint!("tenant.forgetting");
+        tx.commit().await?;
+        failpoint!("tenant.forgotten");
+        Ok(())
+    }
+
+    /// The tombstone of a tenant, if there is one.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn find_tombstone(&self, tenant_id: TenantId) -> Result<Option<Tombstone>> {
+        Ok(tombstones::find(&mut self.main().read().await?, tenant_id).await?)
+    }
+
+    /// Looks for what is left of a tenant beside its tombstone.
+    ///
+    /// # Errors
+    /// When a database or the storage is down.
+    pub async fn check_deletion(&self, tombstone: Tombstone) -> Result<Deletion> {
+        let tenant_id = tombstone.place.tenant_id;
+        let prefix = object_prefix(tenant_id);
+        Ok(Deletion {
+            database_is_there: self.0.parts.tenant_databases.exists(&tombstone.place).await?,
+            objects: self.0.parts.storage.list(&prefix).try_fold(0, async |count, _| Ok(count + 1)).await?,
+            row_is_there: tenants::find(&mut self.main().read().await?, tenant_id).await?.is_some(),
+            tombstone,
+        })
+    }
+
+    /// Completes deletions that a crash interrupted. Answers how many; one that fails is logged and left for the next time.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn resume_deletions(&self) -> Result<usize> {
+        let abandoned = tenants::list_deleting(&mut self.main().read().await?, self.abandoned_before()).await?;
+        if !abandoned.is_empty() {
+            // Whoever made the mark may have died right after it.
+            tokio::time::sleep(NOTICED_AFTER).await;
+        }
+        let mut completed = 0;
+        for tenant in abandoned {
+            match self.complete_deletion(&tenant).await {
+                Ok(()) => completed += 1,
+                Err(error) => {
+                    tracing::warn!(tenant_id = %tenant.id, error = &error as &dyn std::error::Error, "a tenant's deletion could not be completed");
+                }
+            }
+        }
+        Ok(completed)
+    }
+
+    /// Deletes what uploads that were under way when their tenant was deleted have left since. Answers how many objects.
+    ///
+    /// # Errors
+    /// When the main database or the storage is down.
+    pub async fn collect_late_objects(&self) -> Result<u64> {
+        let since = self.clock().now().minus(LATE);
+        let recent = tombstones::list_since(&mut self.main().read().await?, since).await?;
+        let mut collected = 0;
+        for tombstone in recent {
+            collected += self.delete_objects(tombstone.place.tenant_id).await?;
+        }
+        Ok(collected)
+    }
+}
