@@ -150,11 +150,12 @@ mod tests {
             write(&buffer, false, "line\n");
         }
         let began = Instant::now();
-        while page.text().is_empty() {
+        while page.text().lines().count() < 100 {
             assert!(began.elapsed() < Duration::from_secs(10), "the lines were never written");
             thread::sleep(Duration::from_millis(1));
         }
-        assert_eq!((page.text().lines().count(), page.1.load(Ordering::SeqCst)), (100, 1));
+        let writes = page.1.load(Ordering::SeqCst);
+        assert!(writes < 10, "{writes}");
     }
 
     #[test]
