@@ -44,9 +44,9 @@ const INSTRUCTIONS_PER_CHECK: i32 = 1_000;
 /// After how many instructions a read that was tried on an async thread moves to one of ours: some 20 µs. Finding a row by its
 /// key takes a hundred.
 const INSTRUCTIONS_HERE: i32 = 1_000;
-/// How long such a read may take, which is longer only when it has to wait for the disk, and for how long a file whose pages
-/// are not in memory is then left to the threads.
-const TOO_LONG_HERE: Duration = Duration::from_millis(1);
+/// How long such a read may take, which is longer only when it has to wait for the disk (or, for some milliseconds, for a
+/// processor), and for how long a file whose pages are not in memory is then left to the threads.
+const TOO_LONG_HERE: Duration = Duration::from_millis(10);
 const SLOW_LASTS: Duration = Duration::from_secs(1);
 /// Read connections per file. More than there are read threads would only wait for each other.
 const READERS_PER_FILE: usize = 4;
