@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use domain::{DatabaseName, TenantId};
+use sha2::{Digest, Sha256};
 use tokio::{
     sync::{Mutex, MutexGuard},
     time::timeout,
@@ -16,7 +17,8 @@ use crate::{
     migrations::{Schema, migrate_postgres, tenant_schema_digest},
 };
 
-/// Any number that other programs don't take for theirs: "Template" in ASCII.
+/// Any number that other programs don't take for theirs: "Template" in ASCII. An advisory lock belongs to a database, here to
+/// the maintenance database: deployments that share a server, each with a main database of its own, don't exclude each other.
 const CREATION_LOCK: i64 = 0x5465_6d70_6c61_7465;
 
 /// How long a creation may take, with those before it. A busy disk takes seconds for one.
@@ -97,34 +99,35 @@ impl PostgresServer {
         let client = slot.take().ok_or_else(|| Error::internal("a connection was lost"))?;
         // Over all processes: two copies at once take longer than one after the other, and hold up everybody else.
         client.execute("SELECT pg_advisory_lock($1)", &[&CREATION_LOCK]).await.map_err(from_postgres)?;
-        self.ensure_template(&client, &template_name()).await?;
+        self.ensure_template(&client, maintenance, &template_name()).await?;
         create_database(&client, name, &template_name()).await?;
         client.execute("SELECT pg_advisory_unlock($1)", &[&CREATION_LOCK]).await.map_err(from_postgres)?;
         *slot = Some(client);
         Ok(())
     }
 
-    /// Makes the template, unless it is there. Made under another name and renamed, it is whole or not there at all.
-    async fn ensure_template(&self, client: &Client, name: &str) -> Result<()> {
+    /// Makes the template, unless it is there. Made under another name and renamed at last, it is whole or not there at all.
+    /// Whoever holds the lock of the maintenance database has that name to itself.
+    async fn ensure_template(&self, client: &Client, maintenance: &str, name: &str) -> Result<()> {
         if database_exists(client, name).await? {
             return Ok(());
         }
-        let unfinished = format!("{name}_new");
-        drop_named(client, &unfinished).await?;
+        let unfinished = format!("{name}_{}", &hex::encode(Sha256::digest(maintenance))[..16]);
+        drop_template(client, &unfinished).await?;
         create_database(client, &unfinished, "template0").await?;
         let mut inside = self.connect_for_administration(&unfinished).await?;
         migrate_postgres(&mut inside.client, Schema::TenantTemplate).await?;
         // A database in use can't be renamed.
         inside.close(PATIENCE).await;
-        for change in [
-            format!("ALTER DATABASE \"{unfinished}\" RENAME TO \"{name}\""),
-            format!("ALTER DATABASE \"{name}\" IS_TEMPLATE true"),
-            // Nobody's connection can stand in the way of a copy.
-            format!("ALTER DATABASE \"{name}\" ALLOW_CONNECTIONS false"),
-        ] {
-            client.batch_execute(&change).await.map_err(from_postgres)?;
+        // Nobody's connection can stand in the way of a copy.
+        for setting in ["IS_TEMPLATE true", "ALLOW_CONNECTIONS false"] {
+            client.batch_execute(&format!("ALTER DATABASE \"{unfinished}\" {setting}")).await.map_err(from_postgres)?;
         }
-        Ok(())
+        match client.batch_execute(&format!("ALTER DATABASE \"{unfinished}\" RENAME TO \"{name}\"")).await {
+            // Another deployment was faster.
+            Err(error) if is_taken(&error) => drop_template(client, &unfinished).await,
+            renamed => renamed.map_err(from_postgres),
+        }
     }
 
     async fn connected<'a>(&self, slot: &'a Mutex<Option<Client>>, maintenance: &str) -> Result<MutexGuard<'a, Option<Client>>> {
@@ -139,10 +142,21 @@ impl PostgresServer {
 /// Makes a database from a template, unless it is there. The names are quoted already where they have to be.
 pub(crate) async fn create_database(client: &Client, name: &str, template: &str) -> Result<()> {
     match client.batch_execute(&format!("CREATE DATABASE \"{name}\" TEMPLATE \"{template}\" ENCODING 'UTF8'")).await {
-        // Somebody else was faster: before, or at the same moment.
-        Err(error) if matches!(error.code(), Some(&(SqlState::DUPLICATE_DATABASE | SqlState::UNIQUE_VIOLATION))) => Ok(()),
+        Err(error) if is_taken(&error) => Ok(()),
         made => made.map_err(from_postgres),
     }
+}
+
+/// Whether somebody else has a database of this name: since before, or since the same moment.
+fn is_taken(error: &tokio_postgres::Error) -> bool {
+    matches!(error.code(), Some(&(SqlState::DUPLICATE_DATABASE | SqlState::UNIQUE_VIOLATION)))
+}
+
+async fn drop_template(client: &Client, name: &str) -> Result<()> {
+    if database_exists(client, name).await? {
+        client.batch_execute(&format!("ALTER DATABASE \"{name}\" IS_TEMPLATE false")).await.map_err(from_postgres)?;
+    }
+    drop_named(client, name).await
 }
 
 async fn drop_named(client: &Client, name: &str) -> Result<()> {
@@ -151,4 +165,44 @@ async fn drop_named(client: &Client, name: &str) -> Result<()> {
 
 async fn within_patience<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     timeout(PATIENCE, work).await.map_err(|_| Error::unavailable("the database server makes no databases at the moment"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::{DatabaseUrl, PostgresLimits, PostgresUrl};
+
+    #[expect(clippy::disallowed_methods, reason = "which server a test run uses is the environment's to say")]
+    fn server() -> Option<(Arc<PostgresServer>, String)> {
+        let url = std::env::var("TEST_DATABASE_URL").ok().filter(|url| !url.is_empty())?;
+        let DatabaseUrl::Postgres(PostgresUrl { config, .. }) = url.parse().unwrap() else { panic!("TEST_DATABASE_URL is PostgreSQL") };
+        let maintenance = config.get_dbname().unwrap().to_owned();
+        let limits = PostgresLimits { per_server: 1, per_database: 1 };
+        Some((PostgresServer::new(*config, None, limits), maintenance))
+    }
+
+    /// Planted once: one name for all while it is made. Of two deployments that began at once, one failed.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn deployments_that_share_a_server_make_the_template_at_once() {
+        let Some((postgres, maintenance)) = server() else { return };
+        let name = format!("tenantry_test_template_{}", hex::encode(domain::random_bytes::<8>()));
+        let mut deployments = JoinSet::new();
+        for n in 0..6 {
+            let (postgres, maintenance, name) = (Arc::clone(&postgres), maintenance.clone(), name.clone());
+            deployments.spawn(async move {
+                let client = postgres.administer(&maintenance).await.unwrap();
+                postgres.ensure_template(&client, &n.to_string(), &name).await
+            });
+        }
+        while let Some(made) = deployments.join_next().await {
+            made.unwrap().unwrap();
+        }
+        let client = postgres.administer(&maintenance).await.unwrap();
+        let all = "SELECT datname, datistemplate AND NOT datallowconn FROM pg_database WHERE starts_with(datname, $1)";
+        let all: Vec<(String, bool)> = client.query(all, &[&name]).await.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect();
+        drop_template(&client, &name).await.unwrap();
+        assert_eq!(all, [(name, true)]);
+    }
 }
