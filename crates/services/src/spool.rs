@@ -451,9 +451,10 @@ mod tests {
         let (_directory, spool) = spool();
         let mut upload = spool.begin(u64::MAX);
         upload.write(Bytes::from(vec![7; 2 * PIECE])).await.unwrap();
-        {
-            let mut write = std::pin::pin!(upload.write(Bytes::from(vec![7; 8 * PIECE])));
-            assert!(poll!(write.as_mut()).is_pending());
+        // On a busy machine the threads may be done with all pieces before anybody waits for them.
+        let mut attempts = 0..100;
+        while poll!(std::pin::pin!(upload.write(Bytes::from(vec![7; 8 * PIECE])))).is_ready() {
+            assert!(attempts.next().is_some(), "no write ever has to wait");
         }
         until_no_file_is_left(&spool).await;
         assert!(matches!(upload.write(Bytes::from_static(b"x")).await, Err(Error::Internal(_))));
