@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use domain::{Conflict, Denial, Error, FieldErrors, Noun, TokenProblem};
+use domain::{Closure, Conflict, Denial, Error, FieldErrors, Noun, TokenProblem};
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -124,6 +124,10 @@ impl Described {
 /// How long a client should leave a dependency alone that is down.
 const DEPENDENCY_RETRY: Duration = Duration::from_secs(5);
 
+/// How long a client should leave a tenant alone whose database is being migrated, and one that waits for the operator.
+const MIGRATION_RETRY: Duration = Duration::from_secs(2);
+const CLOSED_RETRY: Duration = Duration::from_secs(60);
+
 impl ApiError {
     fn describe(&self) -> Described {
         use StatusCode as S;
@@ -216,6 +220,17 @@ fn describe(error: &Error) -> Described {
             Described::new(S::SERVICE_UNAVAILABLE, "service_unavailable", format!("The {dependency} is not available. Try again."))
                 .details(json!({ "dependency": dependency }))
                 .retry_after(DEPENDENCY_RETRY)
+        }
+        Error::Closed(closure) => {
+            let (code, message, after) = match closure {
+                Closure::Migrating => {
+                    ("tenant_migrating", "The tenant's database is being brought up to date. Try again.", MIGRATION_RETRY)
+                }
+                Closure::Quarantined | Closure::TooNew => {
+                    ("tenant_unavailable", "The tenant's database is not available until its operator has seen to it.", CLOSED_RETRY)
+                }
+            };
+            Described::new(S::SERVICE_UNAVAILABLE, code, message).retry_after(after)
         }
         Error::Internal(_) => internal_error(),
     }

@@ -2,6 +2,8 @@
 //!
 //! The text is PostgreSQL's. SQLite gets the same text with its own names of types, and its tables strict.
 
+use std::sync::LazyLock;
+
 use domain::TenantId;
 use sha2::{Digest, Sha256};
 
@@ -11,6 +13,7 @@ use crate::{
     sqlite::{Access, from_rusqlite, open_file},
 };
 
+#[derive(Clone, Copy)]
 struct Migration {
     version: i64,
     name: &'static str,
@@ -24,10 +27,40 @@ macro_rules! migrations {
 }
 
 const MAIN: &[Migration] = migrations! { 1 => "main/0001_accounts.sql" };
-const TENANT: &[Migration] = migrations! { 1 => "tenant/0001_documents.sql" };
+static TENANT: LazyLock<Vec<Migration>> = LazyLock::new(|| {
+    let released: &[Migration] = migrations! { 1 => "tenant/0001_documents.sql" };
+    [released, &injected()].concat()
+});
+
+/// Nothing: this is not a build for tests.
+#[cfg(not(feature = "failpoints"))]
+fn injected() -> Vec<Migration> {
+    Vec::new()
+}
+
+/// Further migrations of tenants' databases, for tests of what a fleet goes through: the files of the folder that
+/// `TEST_MIGRATIONS` names, in the order of their names.
+#[cfg(feature = "failpoints")]
+#[expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "not configuration: builds for users have no such migrations")]
+fn injected() -> Vec<Migration> {
+    let Ok(folder) = std::env::var("TEST_MIGRATIONS") else { return Vec::new() };
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let leak = |text: String| -> &'static str { text.leak() };
+    let migration = |(version, path): (i64, &std::path::PathBuf)| Migration {
+        version,
+        name: leak(path.display().to_string()),
+        sql: leak(std::fs::read_to_string(path).unwrap()),
+    };
+    (2..).zip(&files).map(migration).collect()
+}
 
 /// Any number will do that other programs don't take for their advisory lock: "Tenantry" in ASCII.
 const ADVISORY_LOCK: i64 = 0x5465_6e61_6e74_7279;
+
+/// How long a migration of a tenant's database waits for the transactions before it. Those that come after it wait behind it,
+/// so it gives way rather than hold them up, and is tried again.
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '2s'";
 
 const LEDGER: &str = "CREATE TABLE IF NOT EXISTS schema_migrations (version BIGINT NOT NULL PRIMARY KEY, \
      name TEXT NOT NULL, checksum TEXT NOT NULL) STRICT;";
@@ -50,7 +83,7 @@ pub fn main_schema_version() -> i64 {
 /// The schema version that this program gives tenants' databases.
 #[must_use]
 pub fn tenant_schema_version() -> i64 {
-    latest(TENANT)
+    latest(&TENANT)
 }
 
 /// Tells the schema of tenants' databases from every other one, in hexadecimal.
@@ -74,10 +107,10 @@ pub(crate) enum Schema {
 }
 
 impl Schema {
-    const fn migrations(self) -> &'static [Migration] {
+    fn migrations(self) -> &'static [Migration] {
         match self {
             Self::Main => MAIN,
-            Self::Tenant(_) | Self::TenantTemplate => TENANT,
+            Self::Tenant(_) | Self::TenantTemplate => &TENANT,
         }
     }
 }
@@ -150,6 +183,9 @@ pub(crate) async fn migrate_postgres(client: &mut tokio_postgres::Client, schema
     let migrations = schema.migrations();
     // Dropped without a commit, the transaction is rolled back.
     let tx = client.transaction().await.map_err(from_postgres)?;
+    if let Schema::Tenant(_) = schema {
+        tx.batch_execute(LOCK_TIMEOUT).await.map_err(from_postgres)?;
+    }
     tx.execute("SELECT pg_advisory_xact_lock($1)", &[&ADVISORY_LOCK]).await.map_err(from_postgres)?;
     tx.batch_execute(&for_postgres(LEDGER)).await.map_err(from_postgres)?;
     let rows = tx.query("SELECT version, checksum FROM schema_migrations ORDER BY version", &[]).await.map_err(from_postgres)?;
@@ -217,7 +253,7 @@ mod tests {
 
     #[test]
     fn versions_count_up_by_one() {
-        for migrations in [MAIN, TENANT] {
+        for migrations in [MAIN, &TENANT] {
             let versions: Vec<_> = migrations.iter().map(|migration| migration.version).collect();
             assert_eq!(versions, (1..=latest(migrations)).collect::<Vec<_>>());
         }

@@ -19,7 +19,7 @@ use futures_util::future::{try_join, try_join_all};
 use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle, time::timeout};
 use tokio_postgres::{
     Client, Config,
-    error::SqlState,
+    error::{DbError, SqlState},
     types::{FromSql, IsNull, ToSql, Type},
 };
 use uuid::Uuid;
@@ -51,6 +51,8 @@ const PATIENCE: Duration = Duration::from_millis(10);
 const IDLE_TIME: Duration = Duration::from_secs(600);
 /// How often such connections are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// Why a prepared statement has to be prepared anew.
+const SCHEMA_CHANGED: &str = "the schema has just changed";
 /// How long statements may take together before the connection is given up. Longer than the server's own limit below, which
 /// is what ends a slow statement; this one ends waiting for a server that is gone without a word.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -480,10 +482,10 @@ impl Session {
         let prepared = &prepared.ok_or_else(|| Error::internal("a statement was not prepared"))?;
         let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|value| value as _).collect();
         if prepared.columns().is_empty() {
-            let affected = self.wired.client.execute(prepared, &params).await.map_err(from_postgres)?;
+            let affected = self.wired.client.execute(prepared, &params).await.map_err(|error| self.failed(error))?;
             return Ok(Outcome { rows: Vec::new(), affected });
         }
-        let found = self.wired.client.query(prepared, &params).await.map_err(from_postgres)?;
+        let found = self.wired.client.query(prepared, &params).await.map_err(|error| self.failed(error))?;
         let rows = found.into_iter().map(|row| {
             let values = (0..row.len()).map(|n| row.try_get::<_, Value>(n).map_err(from_postgres));
             values.collect::<Result<_>>().map(Row::new)
@@ -491,6 +493,18 @@ impl Session {
         let rows = rows.collect::<Result<Vec<_>>>()?;
         Ok(Outcome { affected: rows.len() as u64, rows })
     }
+
+    fn failed(&self, error: tokio_postgres::Error) -> Error {
+        if error.as_db_error().is_some_and(is_stale_plan) {
+            lock(&self.statements).clear();
+        }
+        from_postgres(error)
+    }
+}
+
+/// Whether a migration has changed what a prepared statement answers ("cached plan must not change result type").
+fn is_stale_plan(reported: &DbError) -> bool {
+    reported.code() == &SqlState::FEATURE_NOT_SUPPORTED && reported.routine() == Some("RevalidateCachedQuery")
 }
 
 fn address(text: &'static str) -> (usize, usize) {
@@ -571,6 +585,7 @@ pub(crate) fn from_postgres(error: tokio_postgres::Error) -> Error {
         &SqlState::OBJECT_IN_USE => Error::Busy("the database is in use"),
         &SqlState::LOCK_NOT_AVAILABLE => Error::Busy("a lock was not to be had in time"),
         &SqlState::QUERY_CANCELED => Error::Busy("a statement took too long"),
+        &SqlState::FEATURE_NOT_SUPPORTED if is_stale_plan(reported) => Error::Busy(SCHEMA_CHANGED),
         &SqlState::INVALID_CATALOG_NAME => Error::unavailable(error),
         // Connection exceptions, insufficient resources, operator intervention, system errors.
         code if ["08", "53", "57", "58"].iter().any(|class| code.code().starts_with(class)) => Error::unavailable(error),

@@ -48,6 +48,9 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// One tenant's database takes nobody in, while everything else works.
+    #[error("the tenant is closed: {0:?}")]
+    Closed(Closure),
     /// A bug, or a damaged system.
     #[error("internal error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -57,6 +60,13 @@ impl Error {
     /// An internal error from a cause.
     pub fn internal(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Internal(cause.into())
+    }
+
+    /// What went wrong with all its causes, on one line: for operators.
+    #[must_use]
+    pub fn with_causes(&self) -> String {
+        let causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
+        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
     }
 
     /// The error for one field that breaks a rule.
@@ -132,6 +142,17 @@ pub enum Denial {
     TenantInactive,
     /// A signed URL was changed, or its time is over.
     BadSignature,
+}
+
+/// Why nobody is let into a tenant's database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closure {
+    /// It is being brought to this program's schema.
+    Migrating,
+    /// A migration of it failed.
+    Quarantined,
+    /// It has the schema of a program that is too new for this one to understand.
+    TooNew,
 }
 
 /// What was not found.

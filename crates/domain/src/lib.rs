@@ -12,6 +12,7 @@ mod failpoint;
 mod file;
 mod id;
 mod membership;
+mod migration;
 mod page;
 mod session;
 mod tenant;
@@ -20,13 +21,14 @@ mod user;
 
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp, random_bytes};
 pub use document::{Document, DocumentFilter, Filename, MimeType};
-pub use error::{Conflict, Denial, Error, FieldErrors, Noun, Result, TokenProblem};
+pub use error::{Closure, Conflict, Denial, Error, FieldErrors, Noun, Result, TokenProblem};
 pub use event::{Event, EventKind};
 #[cfg(feature = "failpoints")]
 pub use failpoint::failpoint_reached;
 pub use file::{ContentHash, File, FileUsage, StorageTotals, object_key, object_prefix};
 pub use id::{DocumentId, EventId, FileId, SessionId, TenantId, TokenId, UserId};
 pub use membership::{Member, Membership, Role};
+pub use migration::{MigrationAttempt, MigrationOutcome, Wave};
 pub use page::{Page, PageRequest};
 pub use session::{Session, TokenKind};
 pub use tenant::{DatabaseName, Provisioning, Tenant, TenantName, TenantPlace, Tombstone};

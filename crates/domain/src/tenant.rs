@@ -20,6 +20,8 @@ pub struct Tenant {
     pub provisioning: Provisioning,
     /// The version of its database's schema; 0 before the first migration.
     pub schema_version: i64,
+    /// Since when nobody is let into its database, because a migration of it failed.
+    pub quarantined_at: Option<Timestamp>,
     /// Whether its members may work in it.
     pub is_active: bool,
     /// When it was made.

@@ -8,6 +8,7 @@ pub mod documents;
 pub mod files;
 pub mod leases;
 pub mod members;
+pub mod migrations;
 pub mod outbox;
 pub mod sessions;
 pub mod spares;

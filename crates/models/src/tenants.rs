@@ -5,15 +5,22 @@ use domain::{DatabaseName, Provisioning, Tenant, TenantId, TenantName, TenantPla
 
 use crate::word;
 
-/// Selects what [`tenant`] reads.
+/// What [`tenant`] reads.
+macro_rules! columns {
+    () => {
+        "id, name, server, database_name, provisioning, schema_version, quarantined_at, is_active, created_at, updated_at, created_by"
+    };
+}
+
 macro_rules! select {
     ($rest:literal) => {
-        concat!(
-            "SELECT id, name, server, database_name, provisioning, schema_version, \
-             is_active, created_at, updated_at, created_by \
-             FROM tenants ",
-            $rest
-        )
+        concat!("SELECT ", columns!(), " FROM tenants ", $rest)
+    };
+}
+
+macro_rules! returning {
+    ($statement:literal) => {
+        concat!($statement, " RETURNING ", columns!())
     };
 }
 
@@ -111,8 +118,7 @@ pub async fn update(
 ) -> Result<Option<Tenant>> {
     let changed = tx
         .query_opt(
-            "UPDATE tenants SET name = COALESCE($2, name), is_active = COALESCE($3, is_active), updated_at = $4 WHERE id = $1
-             RETURNING id, name, server, database_name, provisioning, schema_version, is_active, created_at, updated_at, created_by",
+            returning!("UPDATE tenants SET name = COALESCE($2, name), is_active = COALESCE($3, is_active), updated_at = $4 WHERE id = $1"),
             params![id, name.map(TenantName::as_str), is_active, now],
         )
         .await?;
@@ -142,8 +148,9 @@ pub async fn delete_failed(tx: &mut MainTx, id: TenantId) -> Result<()> {
 pub async fn mark_deleting(tx: &mut MainTx, id: TenantId, now: Timestamp) -> Result<Option<Tenant>> {
     let marked = tx
         .query_opt(
-            "UPDATE tenants SET provisioning = 'deleting', is_active = $2, updated_at = $3 WHERE id = $1 AND provisioning <> 'deleting'
-             RETURNING id, name, server, database_name, provisioning, schema_version, is_active, created_at, updated_at, created_by",
+            returning!(
+                "UPDATE tenants SET provisioning = 'deleting', is_active = $2, updated_at = $3 WHERE id = $1 AND provisioning <> 'deleting'"
+            ),
             params![id, false, now],
         )
         .await?;
@@ -152,20 +159,49 @@ pub async fn mark_deleting(tx: &mut MainTx, id: TenantId, now: Timestamp) -> Res
 
 /// Removes a tenant that was marked for deletion, with its memberships, and answers what it was.
 pub async fn delete_marked(tx: &mut MainTx, id: TenantId) -> Result<Option<Tenant>> {
-    let deleted = tx
-        .query_opt(
-            "DELETE FROM tenants WHERE id = $1 AND provisioning = 'deleting'
-             RETURNING id, name, server, database_name, provisioning, schema_version, is_active, created_at, updated_at, created_by",
-            params![id],
-        )
-        .await?;
+    let deleted = tx.query_opt(returning!("DELETE FROM tenants WHERE id = $1 AND provisioning = 'deleting'"), params![id]).await?;
     deleted.map(|mut row| tenant(&mut row)).transpose()
 }
 
-/// Notes the schema version that a tenant's database has now.
+/// Notes the schema version that a tenant's database has now, and lets people in again. An older note never replaces a newer
+/// one.
 pub async fn set_schema_version(tx: &mut MainTx, id: TenantId, schema_version: i64) -> Result<()> {
-    tx.execute("UPDATE tenants SET schema_version = $2 WHERE id = $1", params![id, schema_version]).await?;
+    tx.execute(
+        "UPDATE tenants SET schema_version = $2, quarantined_at = NULL WHERE id = $1 AND schema_version <= $2",
+        params![id, schema_version],
+    )
+    .await?;
     Ok(())
+}
+
+/// Lets nobody into a tenant's database any more, if it still has the schema that could not be migrated.
+pub async fn quarantine(tx: &mut MainTx, id: TenantId, schema_version: i64, now: Timestamp) -> Result<()> {
+    tx.execute(
+        "UPDATE tenants SET quarantined_at = $3 WHERE id = $1 AND schema_version = $2 AND quarantined_at IS NULL",
+        params![id, schema_version, now],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Lets people into a tenant's database again. Answers whether they were kept out.
+pub async fn release(tx: &mut MainTx, id: TenantId) -> Result<bool> {
+    Ok(tx.execute("UPDATE tenants SET quarantined_at = NULL WHERE id = $1 AND quarantined_at IS NOT NULL", params![id]).await? == 1)
+}
+
+/// The tenants in use whose databases have a schema before this version, in the order of their making.
+pub async fn list_before_version(connection: &mut Connection<Main>, schema_version: i64) -> Result<Vec<Tenant>> {
+    let rows =
+        connection.query(select!("WHERE schema_version < $1 AND provisioning = 'active' ORDER BY id"), params![schema_version]).await?;
+    rows.into_iter().map(|mut row| tenant(&mut row)).collect()
+}
+
+/// How many tenants in use have each version of the schema, in the order of the versions.
+pub async fn count_by_schema_version(connection: &mut Connection<Main>) -> Result<Vec<(i64, u64)>> {
+    let rows = connection
+        .query("SELECT schema_version, COUNT(*) FROM tenants WHERE provisioning = 'active' GROUP BY schema_version ORDER BY 1", params![])
+        .await?;
+    rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?))).collect()
 }
 
 pub(crate) fn tenant(row: &mut Row) -> Result<Tenant> {
@@ -178,6 +214,7 @@ pub(crate) fn tenant(row: &mut Row) -> Result<Tenant> {
         place,
         provisioning: word(row, Provisioning::parse)?,
         schema_version: row.take()?,
+        quarantined_at: row.take()?,
         is_active: row.take()?,
         created_at: row.take()?,
         updated_at: row.take()?,

@@ -112,6 +112,7 @@ impl Services {
             return Err(Error::Forbidden(Denial::TenantInactive));
         }
         require(member.membership.role, needed)?;
+        self.ensure_schema(&member.of).await?;
         let database = self.0.parts.tenant_databases.open(&member.of.place)?;
         Ok(TenantCaller { caller: *caller, role: member.membership.role, database })
     }

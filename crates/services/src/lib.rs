@@ -9,6 +9,7 @@ mod files;
 mod garbage;
 mod health;
 mod members;
+mod migrations;
 mod passwords;
 mod sessions;
 mod signed_urls;
@@ -37,6 +38,7 @@ pub use documents::{Download, DownloadAt, Upload, Uploaded};
 pub use garbage::Collected;
 pub use health::Dependency;
 pub use members::Candidate;
+pub use migrations::{FleetMigration, MigrationPlan, MigrationStatus, MigrationStep, migration_outcome};
 pub use passwords::{PasswordSettings, Passwords};
 pub use sessions::{Login, TokenPair};
 pub use signed_urls::{SignedDownload, UrlSigner};
@@ -49,6 +51,7 @@ pub use users::Registration;
 
 use access::Access;
 use health::LastCheck;
+use migrations::Awaited;
 
 /// What the services are assembled from.
 pub struct Parts {
@@ -109,6 +112,7 @@ struct Inner {
     spare_taken: Notify,
     /// Servers of tenants' databases that failed to make one, and when.
     troubled_servers: Mutex<HashMap<String, Instant>>,
+    awaited_migrations: Mutex<Awaited>,
     last_check: LastCheck,
 }
 
@@ -119,9 +123,16 @@ impl Services {
         let access = Access::new(parts.main.clone());
         let assembled_at = parts.clock.now();
         let instance = parts.clock.new_uuid();
-        let (spare_taken, troubled_servers) = (Notify::new(), Mutex::default());
-        let last_check = LastCheck::default();
-        Self(Arc::new(Inner { parts, access, assembled_at, instance, spare_taken, troubled_servers, last_check }))
+        Self(Arc::new(Inner {
+            parts,
+            access,
+            assembled_at,
+            instance,
+            spare_taken: Notify::new(),
+            troubled_servers: Mutex::default(),
+            awaited_migrations: Mutex::default(),
+            last_check: LastCheck::default(),
+        }))
     }
 
     /// The limits in force.

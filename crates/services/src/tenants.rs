@@ -131,6 +131,7 @@ impl Services {
             place: TenantPlace { tenant_id: id, server: server.to_owned(), database: DatabaseName::derive(name, id) },
             provisioning: Provisioning::Reserved,
             schema_version: 0,
+            quarantined_at: None,
             is_active: true,
             created_at: now,
             updated_at: now,
@@ -369,22 +370,6 @@ impl Services {
     async fn count_contents(&self, place: &TenantPlace) -> Result<TenantContents> {
         let mut connection = self.0.parts.tenant_databases.open(place)?.read().await?;
         Ok(TenantContents { documents: documents::count(&mut connection).await?, storage: files::totals(&mut connection).await? })
-    }
-
-    /// Brings one tenant's database to this program's schema, and notes the version. Answers the versions before and after.
-    ///
-    /// # Errors
-    /// When the database is down or can't be migrated; it stays as it was.
-    pub async fn migrate_tenant(&self, tenant: &Tenant) -> Result<models::Migrated> {
-        let migrated = self.0.parts.tenant_databases.migrate(&tenant.place).await?;
-        if migrated.to != tenant.schema_version {
-            let mut tx = self.main().begin().await?;
-            tenants::set_schema_version(&mut tx, tenant.id, migrated.to).await?;
-            let version = access_changes::push(&mut tx, tenant.id, self.clock().now()).await?;
-            tx.commit().await?;
-            self.access_changed(tenant.id, version);
-        }
-        Ok(migrated)
     }
 
     /// Drops every tenant's database and every object, for an operator who wants to begin anew. Answers how many tenants

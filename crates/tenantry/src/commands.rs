@@ -29,12 +29,6 @@ pub fn complain(text: &str) {
     eprintln!("{text}");
 }
 
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &domain::Error) -> String {
-    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 /// Prints a command's answer for programs.
 pub(crate) fn say_json(value: &Value) {
     say(format_args!("{value:#}"));

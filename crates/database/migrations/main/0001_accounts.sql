@@ -19,6 +19,8 @@ CREATE TABLE tenants (
     database_name TEXT NOT NULL CHECK (length(database_name) <= 63),
     provisioning TEXT NOT NULL CHECK (provisioning IN ('reserved', 'creating', 'migrating', 'active', 'failed', 'deleting')),
     schema_version BIGINT NOT NULL,
+    -- Since when nobody is let into its database, because a migration of it failed.
+    quarantined_at TIMESTAMPTZ,
     is_active BOOLEAN NOT NULL,
     created_at TIMESTAMPTZ NOT NULL,
     updated_at TIMESTAMPTZ NOT NULL,
@@ -26,6 +28,21 @@ CREATE TABLE tenants (
     CONSTRAINT tenants_database_name_key UNIQUE (database_name)
 ) STRICT;
 CREATE INDEX tenants_unfinished_idx ON tenants (updated_at) WHERE provisioning <> 'active';
+CREATE INDEX tenants_schema_version_idx ON tenants (schema_version);
+
+-- The last attempt to migrate each tenant's database.
+CREATE TABLE tenant_migrations (
+    tenant_id UUID NOT NULL PRIMARY KEY REFERENCES tenants (id) ON DELETE CASCADE,
+    -- The schema's version that it was to have, and the one that it had.
+    wanted_version BIGINT NOT NULL,
+    from_version BIGINT NOT NULL,
+    outcome TEXT NOT NULL CHECK (outcome IN ('migrated', 'failed', 'postponed')),
+    -- What went wrong, when something did.
+    error TEXT,
+    began_at TIMESTAMPTZ NOT NULL,
+    ended_at TIMESTAMPTZ NOT NULL
+) STRICT;
+CREATE INDEX tenant_migrations_unsettled_idx ON tenant_migrations (tenant_id) WHERE outcome <> 'migrated';
 
 -- Databases that were made before the tenants that will have them.
 CREATE TABLE spare_databases (

@@ -20,7 +20,7 @@ use futures_util::{
 };
 use tokio::{runtime::Handle, sync::watch, time::timeout};
 
-use super::{ANSWER_TIMEOUT, Lease, PostgresDatabase, budget::QUANTUM, lock, unfinished::Unfinished};
+use super::{ANSWER_TIMEOUT, Lease, PostgresDatabase, SCHEMA_CHANGED, budget::QUANTUM, lock, unfinished::Unfinished};
 use crate::{
     Error, Result,
     connection::{Outcome, Statement},
@@ -32,7 +32,7 @@ const READERS: usize = 16;
 const OVERDUE: Duration = Duration::from_millis(2);
 /// How long what a reader left behind may go on before its connection is closed.
 const PROBE: Duration = Duration::from_millis(50);
-/// How often a reader asks elsewhere because others went away.
+/// How often a reader asks again: elsewhere because others went away, or because the schema has changed.
 const ATTEMPTS: usize = 5;
 
 /// The connections that a database's readers share.
@@ -198,7 +198,10 @@ impl PostgresReader {
             match outcomes {
                 Some(Ok(outcomes)) => {
                     self.interrupted = false;
-                    return outcomes;
+                    // A read depends on nothing before it: prepared anew, it succeeds.
+                    if !matches!(outcomes, Err(Error::Busy(SCHEMA_CHANGED))) {
+                        return outcomes;
+                    }
                 }
                 // Stays marked as interrupted: the server may still be at work.
                 Some(Err(_)) => return Err(Error::unavailable("the database server does not answer")),
@@ -208,7 +211,7 @@ impl PostgresReader {
                 }
             }
         }
-        Err(Error::Busy("too many readers went away in the middle"))
+        Err(Error::Busy("the connection's other readers or the schema gave it no peace"))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Migrations: once, whoever comes at the same time, and never over an edited one.
 
-use database::{Migrated, main_schema_version, params, tenant_schema_version};
+use database::{Error, Migrated, main_schema_version, params, tenant_schema_version};
 
 use crate::engine::{Engine, on_every_engine};
 
@@ -122,4 +122,38 @@ async fn schema(engine: &Engine, place: &domain::TenantPlace) -> Vec<String> {
     }
     assert!(schema.len() > 10, "{schema:?}");
     schema
+}
+
+/// A migration changes the type of what a prepared statement answers, while connections are open. Planted: without preparing
+/// anew, every read on the old connection failed.
+#[tokio::test]
+async fn statements_are_prepared_anew_when_the_schema_changes() {
+    on_every_engine(async |engine| {
+        if !engine.is_postgres() {
+            // SQLite prepares anew by itself.
+            return;
+        }
+        let place = engine.place();
+        engine.make(&place).await;
+        let database = engine.tenants.open(&place).unwrap();
+        let select = "SELECT s3_path FROM uploads";
+        let admin = engine.admin_of(place.database.as_str()).await;
+        for new_type in ["VARCHAR(400)", "TEXT", "VARCHAR(300)"] {
+            database.read().await.unwrap().query(select, params![]).await.unwrap();
+            let mut tx = database.begin().await.unwrap();
+            tx.query(select, params![]).await.unwrap();
+            tx.commit().await.unwrap();
+            admin.batch_execute(&format!("ALTER TABLE uploads ALTER COLUMN s3_path TYPE {new_type}")).await.unwrap();
+            database.read().await.unwrap().query(select, params![]).await.unwrap();
+            // A transaction can't be run again here; whoever asked can.
+            let mut tx = database.begin().await.unwrap();
+            let first = tx.query(select, params![]).await.map(drop);
+            drop(tx);
+            assert!(matches!(first, Ok(()) | Err(Error::Busy(_))), "{first:?}");
+            let mut tx = database.begin().await.unwrap();
+            tx.query(select, params![]).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+    })
+    .await;
 }

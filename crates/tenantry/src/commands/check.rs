@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{
     assembly::assemble,
-    commands::{chain, say, say_json},
+    commands::{say, say_json},
     config::Config,
 };
 
@@ -28,7 +28,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     let (services, _) = assemble(config)?;
     let dependencies = services.check_dependencies().await;
     let all_up = dependencies.iter().all(|dependency| dependency.problem.is_none());
-    let problem = |problem: &Option<domain::Error>| problem.as_ref().map(chain);
+    let problem = |problem: &Option<domain::Error>| problem.as_ref().map(domain::Error::with_causes);
     if arguments.json {
         let settings: serde_json::Map<_, _> =
             config.describe().into_iter().map(|setting| (setting.name.to_owned(), setting.value.into())).collect();

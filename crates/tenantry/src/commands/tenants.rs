@@ -14,7 +14,7 @@ use services::{Deletion, Services, TenantContents, TenantReport, TenantSummary};
 
 use crate::{
     assembly::assemble,
-    commands::{chain, complain, say, say_json},
+    commands::{complain, say, say_json},
     config::Config,
 };
 
@@ -59,7 +59,7 @@ pub enum Command {
 #[derive(clap::Args)]
 pub struct Which {
     /// The tenant's id, its database's name, or its name when no other tenant has it
-    tenant: String,
+    pub(super) tenant: String,
 }
 
 /// Options of `tenantry tenants delete`.
@@ -99,7 +99,7 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode> {
 }
 
 /// The one tenant that is meant.
-async fn find(services: &Services, which: &Which) -> Result<Tenant> {
+pub(super) async fn find(services: &Services, which: &Which) -> Result<Tenant> {
     if let Some(tenant) = find_living(services, which).await? {
         return Ok(tenant);
     }
@@ -184,6 +184,7 @@ fn in_json(tenant: &Tenant) -> Value {
         "database": tenant.place.database.as_str(),
         "state": tenant.provisioning.as_str(),
         "schema_version": tenant.schema_version,
+        "quarantined_at": tenant.quarantined_at.map(|at| at.to_string()),
         "is_active": tenant.is_active,
         "created_at": tenant.created_at.to_string(),
         "updated_at": tenant.updated_at.to_string(),
@@ -202,7 +203,7 @@ async fn show(services: &Services, tenant: &Tenant, as_json: bool) -> Result<Exi
             Ok(TenantContents { documents, storage }) => {
                 say(format_args!("Contents: {documents} documents, {} files, {} bytes", storage.files, storage.bytes));
             }
-            Err(error) => say(format_args!("Contents: its database is DOWN: {}", chain(error))),
+            Err(error) => say(format_args!("Contents: its database is DOWN: {}", error.with_causes())),
         }
     }
     Ok(if report.contents.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -215,6 +216,9 @@ fn say_tenant(tenant: &Tenant) {
     say(format_args!("  database        {}", tenant.place.database));
     say(format_args!("  state           {}", tenant.provisioning.as_str()));
     say(format_args!("  schema version  {}", tenant.schema_version));
+    if let Some(at) = tenant.quarantined_at {
+        say(format_args!("  closed since    {at}, because its migration failed: see `tenantry migrate status`"));
+    }
     say(format_args!("  active          {}", yes_or_no(tenant.is_active)));
     say(format_args!("  created         {}", tenant.created_at));
     say(format_args!("  updated         {}", tenant.updated_at));
@@ -261,7 +265,7 @@ fn report_in_json(tenant: &Tenant, report: &TenantReport) -> Value {
     let mut json = in_json(tenant);
     json["members"] = members.collect();
     json["contents"] = contents.into();
-    json["problem"] = report.contents.as_ref().err().map(chain).into();
+    json["problem"] = report.contents.as_ref().err().map(domain::Error::with_causes).into();
     json
 }
 

@@ -71,7 +71,7 @@ const REFRESH: &[&str] = &["refresh.committing", "refresh.committed"];
 fn every_failpoint_is_tried() {
     let named =
         [UPLOAD, DELETE_DOCUMENT, DELETE_FILE, CREATE_TENANT, CREATE_FILE, DELETE_TENANT].concat().into_iter().map(|(name, _)| name);
-    let others = [DUPLICATE, RACE, COLLECT, GIVE_UP, LOG_IN, REFRESH, crate::spares::MAKE_SPARE].concat();
+    let others = [DUPLICATE, RACE, COLLECT, GIVE_UP, LOG_IN, REFRESH, crate::spares::MAKE_SPARE, crate::migrations::MIGRATE].concat();
     let tried: BTreeSet<String> = named.chain(others).map(str::to_owned).collect();
     let mut marked = BTreeSet::new();
     find_marks(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), &mut marked);

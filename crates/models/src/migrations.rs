@@ -1,0 +1,51 @@
+//! The ledger of migrations: the last attempt for each tenant's database.
+
+use database::{Connection, Main, MainTx, Result, Row, params};
+use domain::{MigrationAttempt, MigrationOutcome};
+
+use crate::word;
+
+/// Notes an attempt in the place of the tenant's last one. A tenant that is gone by now has none.
+pub async fn note(tx: &mut MainTx, attempt: &MigrationAttempt) -> Result<()> {
+    tx.execute(
+        "INSERT INTO tenant_migrations (tenant_id, wanted_version, from_version, outcome, error, began_at, ended_at)
+         SELECT id, $2, $3, $4, $5, $6, $7 FROM tenants WHERE id = $1
+         ON CONFLICT (tenant_id) DO UPDATE SET wanted_version = excluded.wanted_version, from_version = excluded.from_version,
+         outcome = excluded.outcome, error = excluded.error, began_at = excluded.began_at, ended_at = excluded.ended_at",
+        params![
+            attempt.tenant_id,
+            attempt.wanted_version,
+            attempt.from_version,
+            attempt.outcome.as_str(),
+            attempt.error.as_deref(),
+            attempt.began_at,
+            attempt.ended_at
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// The attempts that did not end well, in the order of the tenants' making.
+pub async fn list_unsettled(connection: &mut Connection<Main>) -> Result<Vec<MigrationAttempt>> {
+    let rows = connection
+        .query(
+            "SELECT tenant_id, wanted_version, from_version, outcome, error, began_at, ended_at FROM tenant_migrations
+             WHERE outcome <> 'migrated' ORDER BY tenant_id",
+            params![],
+        )
+        .await?;
+    rows.into_iter().map(attempt).collect()
+}
+
+fn attempt(mut row: Row) -> Result<MigrationAttempt> {
+    Ok(MigrationAttempt {
+        tenant_id: row.take()?,
+        wanted_version: row.take()?,
+        from_version: row.take()?,
+        outcome: word(&mut row, MigrationOutcome::parse)?,
+        error: row.take()?,
+        began_at: row.take()?,
+        ended_at: row.take()?,
+    })
+}

@@ -1,0 +1,314 @@
+//! Migrations of tenants' databases: of the fleet, in waves, and of one that was missed, at its first request.
+//!
+//! A program serves databases of its own schema, of the one before and of the one after, so that a deploy needs no stop: first
+//! the new program, instance by instance, then the migration. Each migration only adds what the program before can ignore, and
+//! what a program stops using goes with the migration after that (expand and contract).
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use domain::{Closure, Error, MigrationAttempt, MigrationOutcome, Provisioning, Result, Tenant, TenantId, Wave, failpoint};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared, join_all},
+    stream,
+};
+use models::{access_changes, migrations, tenant_schema_version, tenants};
+use tokio::time::{sleep, timeout};
+
+use crate::Services;
+
+/// How often databases that were down or held by others are tried again within a wave, and after what pause.
+const FURTHER_ATTEMPTS: usize = 2;
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a request waits for the migration of its tenant's database, which goes on without it.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest error that is kept, in characters.
+const LONGEST_ERROR: usize = 1_000;
+
+/// How the fleet is migrated.
+#[derive(Clone, Debug)]
+pub struct MigrationPlan {
+    /// Only these tenants; all when absent.
+    pub only: Option<Vec<TenantId>>,
+    /// One wave after the other; what the last one does not reach is left for another time.
+    pub waves: Vec<Wave>,
+    /// After how many failures no further migration is begun.
+    pub halt_on: Option<usize>,
+    /// How many databases are migrated at once on each server.
+    pub at_once: usize,
+}
+
+/// Something that happened while the fleet was migrated.
+#[derive(Clone, Copy, Debug)]
+pub enum MigrationStep<'a> {
+    /// A wave begins.
+    Wave {
+        /// Which one, from 1.
+        number: usize,
+        /// Of how many.
+        of: usize,
+        /// How many tenants it has.
+        tenants: usize,
+    },
+    /// So many databases, which were down or held by others, are tried again.
+    Again(usize),
+    /// A tenant's turn is over: with an error, unless its database is migrated.
+    Settled(&'a Tenant, Option<&'a Error>),
+}
+
+/// What was done to the fleet.
+#[derive(Debug, Default)]
+pub struct FleetMigration {
+    /// The schema's version that every tenant's database is to have.
+    pub wanted_version: i64,
+    /// How many tenants are in use.
+    pub total: u64,
+    /// The tenants that were to be migrated.
+    pub outdated: Vec<Tenant>,
+    /// How many of them were.
+    pub migrated: usize,
+    /// Those that were not, and why.
+    pub unsettled: Vec<(Tenant, Error)>,
+    /// Whether it was stopped because of too many failures.
+    pub halted: bool,
+}
+
+impl FleetMigration {
+    /// How many tenants' turn did not come.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.outdated.len() - self.migrated - self.unsettled.len()
+    }
+}
+
+/// How far the fleet is migrated.
+#[derive(Debug)]
+pub struct MigrationStatus {
+    /// The schema's version that every tenant's database is to have.
+    pub wanted_version: i64,
+    /// How many tenants have each version.
+    pub versions: Vec<(i64, u64)>,
+    /// Tenants whose last migration did not end well.
+    pub unsettled: Vec<(Tenant, MigrationAttempt)>,
+}
+
+/// What an error of a migration means.
+#[must_use]
+pub fn migration_outcome(error: Option<&Error>) -> MigrationOutcome {
+    match error {
+        None => MigrationOutcome::Migrated,
+        Some(Error::Unavailable { .. }) => MigrationOutcome::Postponed,
+        Some(_) => MigrationOutcome::Failed,
+    }
+}
+
+/// The migrations that requests wait for, by tenant.
+pub(crate) type Awaited = HashMap<TenantId, Shared<BoxFuture<'static, Result<(), Arc<Error>>>>>;
+
+impl Services {
+    /// What [`Services::migrate_fleet`] would do: nothing is migrated yet.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn plan_migration(&self, only: Option<&[TenantId]>) -> Result<FleetMigration> {
+        let wanted_version = tenant_schema_version();
+        let mut connection = self.main().read().await?;
+        let mut outdated = tenants::list_before_version(&mut connection, wanted_version).await?;
+        if let Some(only) = only {
+            outdated.retain(|tenant| only.contains(&tenant.id));
+        }
+        let versions = tenants::count_by_schema_version(&mut connection).await?;
+        let total = versions.iter().map(|(_, tenants)| tenants).sum();
+        Ok(FleetMigration { wanted_version, total, outdated, ..FleetMigration::default() })
+    }
+
+    /// Brings tenants' databases to this program's schema, and tells `watch` of each. Stopped anywhere, it goes on where it
+    /// was when it is done again.
+    ///
+    /// # Errors
+    /// When the main database is down. What is wrong with single databases is part of the answer.
+    pub async fn migrate_fleet(&self, plan: &MigrationPlan, watch: &(dyn Fn(MigrationStep<'_>) + Sync)) -> Result<FleetMigration> {
+        let mut fleet = self.plan_migration(plan.only.as_deref()).await?;
+        let outdated = fleet.outdated.clone();
+        let limit = plan.halt_on.unwrap_or(usize::MAX);
+        let mut begun = 0;
+        for (n, wave) in plan.waves.iter().enumerate() {
+            let end = wave.reach(outdated.len()).max(begun);
+            let mut turns: Vec<_> = outdated[begun..end].iter().collect();
+            begun = end;
+            if turns.is_empty() {
+                continue;
+            }
+            watch(MigrationStep::Wave { number: n + 1, of: plan.waves.len(), tenants: turns.len() });
+            for attempt in 0..=FURTHER_ATTEMPTS {
+                let is_last = attempt == FURTHER_ATTEMPTS;
+                let allowed = limit - fleet.unsettled.len();
+                let mut postponed = Vec::new();
+                for (tenant, problem) in self.migrate_all(&turns, plan.at_once, allowed, is_last, watch).await {
+                    match problem {
+                        None => fleet.migrated += 1,
+                        Some(Error::Unavailable { .. }) if !is_last => postponed.push(tenant),
+                        Some(problem) => fleet.unsettled.push((tenant.clone(), problem)),
+                    }
+                }
+                turns = postponed;
+                if turns.is_empty() || fleet.unsettled.len() >= limit {
+                    break;
+                }
+                watch(MigrationStep::Again(turns.len()));
+                sleep(PAUSE).await;
+            }
+            if fleet.unsettled.len() >= limit {
+                break;
+            }
+        }
+        fleet.halted = fleet.unsettled.len() >= limit && fleet.left() > 0;
+        Ok(fleet)
+    }
+
+    /// Migrates these, until so many have failed.
+    async fn migrate_all<'a>(
+        &self,
+        turns: &[&'a Tenant],
+        at_once: usize,
+        allowed: usize,
+        is_last: bool,
+        watch: &(dyn Fn(MigrationStep<'_>) + Sync),
+    ) -> Vec<(&'a Tenant, Option<Error>)> {
+        let mut by_server: BTreeMap<&str, Vec<&'a Tenant>> = BTreeMap::new();
+        for tenant in turns {
+            by_server.entry(&tenant.place.server).or_default().push(tenant);
+        }
+        let failures = AtomicUsize::new(0);
+        let on_server = async |tenants: Vec<&'a Tenant>| -> Vec<_> {
+            // Those under way are finished; no other is begun.
+            let goes_on = |_: &&Tenant| std::future::ready(failures.load(Ordering::Relaxed) < allowed);
+            let turns = stream::iter(tenants).take_while(goes_on).map(async |tenant| {
+                let problem = self.migrate_tenant(tenant).await.err();
+                let is_settled = is_last || migration_outcome(problem.as_ref()) != MigrationOutcome::Postponed;
+                if is_settled {
+                    failures.fetch_add(usize::from(problem.is_some()), Ordering::Relaxed);
+                    watch(MigrationStep::Settled(tenant, problem.as_ref()));
+                }
+                (tenant, problem)
+            });
+            turns.buffer_unordered(at_once.max(1)).collect().await
+        };
+        join_all(by_server.into_values().map(on_server)).await.into_iter().flatten().collect()
+    }
+
+    /// Brings one tenant's database to this program's schema, and notes how that went. When the migration does not work on it,
+    /// nobody is let in any more.
+    ///
+    /// # Errors
+    /// When the database is down or can't be migrated; it stays as it was.
+    pub async fn migrate_tenant(&self, tenant: &Tenant) -> Result<models::Migrated> {
+        let began_at = self.clock().now();
+        let migrated = self.0.parts.tenant_databases.migrate(&tenant.place).await.map_err(Error::from);
+        failpoint!("migration.applied");
+        let ended_at = self.clock().now();
+        let outcome = migration_outcome(migrated.as_ref().err());
+        let attempt = MigrationAttempt {
+            tenant_id: tenant.id,
+            wanted_version: tenant_schema_version(),
+            from_version: migrated.as_ref().map_or(tenant.schema_version, |migrated| migrated.from),
+            outcome,
+            error: migrated.as_ref().err().map(|error| error.with_causes().chars().take(LONGEST_ERROR).collect()),
+            began_at,
+            ended_at,
+        };
+        let mut tx = self.main().begin().await?;
+        migrations::note(&mut tx, &attempt).await?;
+        match &migrated {
+            Ok(migrated) => tenants::set_schema_version(&mut tx, tenant.id, migrated.to).await?,
+            Err(_) if outcome == MigrationOutcome::Failed => {
+                tenants::quarantine(&mut tx, tenant.id, tenant.schema_version, ended_at).await?;
+            }
+            Err(_) => {}
+        }
+        let version = access_changes::push(&mut tx, tenant.id, ended_at).await?;
+        failpoint!("migration.noting");
+        tx.commit().await?;
+        failpoint!("migration.noted");
+        self.access_changed(tenant.id, version);
+        migrated
+    }
+
+    /// Lets people into a tenant's database again after a migration of it failed. Answers whether they were kept out.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn release_tenant(&self, tenant_id: TenantId) -> Result<bool> {
+        let mut tx = self.main().begin().await?;
+        let released = tenants::release(&mut tx, tenant_id).await?;
+        let version = access_changes::push(&mut tx, tenant_id, self.clock().now()).await?;
+        tx.commit().await?;
+        self.access_changed(tenant_id, version);
+        Ok(released)
+    }
+
+    /// How far the fleet is migrated.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn migration_status(&self) -> Result<MigrationStatus> {
+        let mut connection = self.main().read().await?;
+        let versions = tenants::count_by_schema_version(&mut connection).await?;
+        let mut unsettled = Vec::new();
+        for attempt in migrations::list_unsettled(&mut connection).await? {
+            let tenant = tenants::find(&mut connection, attempt.tenant_id).await?;
+            unsettled.extend(tenant.filter(|tenant| tenant.provisioning == Provisioning::Active).map(|tenant| (tenant, attempt)));
+        }
+        Ok(MigrationStatus { wanted_version: tenant_schema_version(), versions, unsettled })
+    }
+
+    /// Sees to it that a tenant's database has a schema that this program understands. One that was missed is migrated now.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] when it has not, or not yet.
+    pub(crate) async fn ensure_schema(&self, tenant: &Tenant) -> Result<()> {
+        let behind = tenant_schema_version() - tenant.schema_version;
+        match behind {
+            _ if tenant.quarantined_at.is_some() => Err(Error::Closed(Closure::Quarantined)),
+            -1..=1 => Ok(()),
+            ..-1 => Err(Error::Closed(Closure::TooNew)),
+            2.. => Box::pin(self.migrate_missed(tenant)).await,
+        }
+    }
+
+    /// Migrates a tenant's database once for all who wait for it. It goes on when they go away.
+    async fn migrate_missed(&self, tenant: &Tenant) -> Result<()> {
+        let (services, tenant) = (self.clone(), tenant.clone());
+        let id = tenant.id;
+        let begin = || {
+            let migration = async move {
+                let migrated = services.migrate_tenant(&tenant).await.map(drop).map_err(Arc::new);
+                services.awaited_migrations().remove(&id);
+                migrated
+            };
+            let migration = migration.boxed().shared();
+            tokio::spawn(migration.clone());
+            migration
+        };
+        let migration = self.awaited_migrations().entry(id).or_insert_with(begin).clone();
+        match timeout(PATIENCE, migration).await {
+            Ok(Ok(())) => Ok(()),
+            Err(_) => Err(Error::Closed(Closure::Migrating)),
+            Ok(Err(problem)) => match migration_outcome(Some(&problem)) {
+                MigrationOutcome::Postponed => Err(Error::Unavailable { dependency: "tenant database", source: problem.into() }),
+                _ => Err(Error::Closed(Closure::Quarantined)),
+            },
+        }
+    }
+
+    fn awaited_migrations(&self) -> std::sync::MutexGuard<'_, Awaited> {
+        self.0.awaited_migrations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
