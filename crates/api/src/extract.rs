@@ -7,11 +7,12 @@ use axum::{
 };
 use domain::{DocumentId, Error, FieldErrors, FileId, TenantId, TextProblem, TokenProblem, UserId};
 use http_body::Body as _;
+use http_body_util::Limited;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use services::{Caller, Services};
 use uuid::Uuid;
 
-use crate::{App, error::ApiError};
+use crate::{App, MAX_JSON_BYTES, error::ApiError};
 
 /// Somebody who is logged in.
 pub(crate) struct LoggedIn(pub(crate) Caller);
@@ -108,7 +109,8 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
         if !is_json(request.headers()) {
             return Err(ApiError::UnsupportedMediaType("application/json"));
         }
-        let bytes = Bytes::from_request(request, app).await.map_err(|rejection| ApiError::from_body(rejection.status(), &rejection))?;
+        let limited = request.map(|body| axum::body::Body::new(Limited::new(body, MAX_JSON_BYTES)));
+        let bytes = Bytes::from_request(limited, app).await.map_err(|rejection| ApiError::from_body(rejection.status(), &rejection))?;
         if bytes.trim_ascii_start().starts_with(b"[") {
             // Else the fields could be given without their names.
             return Err(wrong_value("body", ".".to_owned(), "must be an object"));

@@ -37,8 +37,8 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use crate::error::ApiError;
 
-/// The largest JSON body, in bytes.
-const MAX_JSON_BYTES: usize = 64 * 1024;
+/// The largest body that is read whole, in bytes: all but uploads.
+pub(crate) const MAX_JSON_BYTES: usize = 64 * 1024;
 
 /// How the API presents itself.
 #[derive(Clone, Debug, Default)]
@@ -133,10 +133,10 @@ pub fn router(services: Services, clock: Arc<dyn Clock>, settings: Settings) -> 
     let cors = cors(&settings);
     let upload_limit = services.settings().max_upload_bytes;
     let app = App(Arc::new(Shared { services, clock, settings, specification: specification().into() }));
-    let (router, _) = routes().layer(DefaultBodyLimit::max(MAX_JSON_BYTES)).merge(upload_routes(upload_limit)).split_for_parts();
+    let (router, _) = routes().merge(upload_routes(upload_limit)).split_for_parts();
     let swagger = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
     let swagger = Router::from(swagger).layer(middleware::map_response(in_our_form));
-    router
+    let router = router
         // As the plan had it.
         .route("/api/files/{tenant_id}/files", routing::get(files::list_files))
         .route("/api/files/{tenant_id}/files/{file_id}", routing::get(files::get_file).delete(files::delete_file))
@@ -145,10 +145,10 @@ pub fn router(services: Services, clock: Arc<dyn Clock>, settings: Settings) -> 
         .route("/openapi.json", routing::get(health::specification))
         .merge(swagger)
         .fallback(async || ApiError::NoRoute)
-        .method_not_allowed_fallback(async || ApiError::NoMethod)
-        .layer(cors)
-        .layer(middleware::from_fn_with_state(app.clone(), requests::observe))
-        .with_state(app)
+        .method_not_allowed_fallback(async || ApiError::NoMethod);
+    // A layer costs every request something, even one that has nothing to do.
+    let router = if let Some(cors) = cors { router.layer(cors) } else { router };
+    router.layer(middleware::from_fn_with_state(app.clone(), requests::observe)).with_state(app)
 }
 
 /// What somebody else's handler does not find is answered in the form of all failures.
@@ -156,16 +156,21 @@ async fn in_our_form(response: Response) -> Response {
     if response.status().is_client_error() { ApiError::NoRoute.into_response() } else { response }
 }
 
-fn cors(settings: &Settings) -> CorsLayer {
+/// What lets browsers call from other origins, when there are any.
+fn cors(settings: &Settings) -> Option<CorsLayer> {
+    if settings.cors_origins.is_empty() {
+        return None;
+    }
     let origins = if settings.cors_origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
     } else {
         AllowOrigin::list(settings.cors_origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()))
     };
-    CorsLayer::new()
+    let layer = CorsLayer::new()
         .allow_origin(origins)
         .allow_credentials(settings.cors_allow_credentials)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::RANGE, header::IF_NONE_MATCH])
-        .expose_headers([header::HeaderName::from_static("x-request-id"), header::ETAG, header::CONTENT_RANGE, header::RETRY_AFTER])
+        .expose_headers([header::HeaderName::from_static("x-request-id"), header::ETAG, header::CONTENT_RANGE, header::RETRY_AFTER]);
+    Some(layer)
 }

@@ -47,7 +47,10 @@ const INSTRUCTIONS_HERE: i32 = 1_000;
 /// How long such a read may take, which is longer only when it has to wait for the disk (or, for some milliseconds, for a
 /// processor), and for how long a file whose pages are not in memory is then left to the threads.
 const TOO_LONG_HERE: Duration = Duration::from_millis(10);
-const SLOW_LASTS: Duration = Duration::from_secs(1);
+const SLOW_LASTS: Duration = Duration::from_millis(100);
+/// How long readers take it that the file under a name is the one that it was. Nobody can tell whether a read began before the
+/// file was exchanged or so little after; a write always looks.
+const SAME_FILE: Duration = Duration::from_millis(50);
 /// Read connections per file. More than there are read threads would only wait for each other.
 const READERS_PER_FILE: usize = 4;
 /// Prepared statements kept per connection: more than the models have.
@@ -106,6 +109,8 @@ pub(crate) struct SqliteFile {
     threads: SqliteThreads,
     writer: Arc<AsyncMutex<Option<OpenFile>>>,
     readers: Mutex<Vec<OpenFile>>,
+    /// Which file was last found under the path, and when.
+    found: Mutex<Option<(Inode, Instant)>>,
     reader_permits: Arc<Semaphore>,
 }
 
@@ -119,16 +124,20 @@ impl SqliteFile {
             threads,
             writer: Arc::default(),
             readers: Mutex::default(),
+            found: Mutex::default(),
             reader_permits: Arc::new(Semaphore::new(READERS_PER_FILE)),
         })
     }
 
     pub(crate) async fn read(self: &Arc<Self>) -> Result<SqliteConnection> {
-        let permit = timeout(BUSY_TIMEOUT, Arc::clone(&self.reader_permits).acquire_owned())
-            .await
-            .map_err(|_| Error::Busy("every reader of the database is in use"))?
-            .map_err(Error::internal)?;
-        let inode = Inode::of(&self.path)?;
+        let permit = match Arc::clone(&self.reader_permits).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => timeout(BUSY_TIMEOUT, Arc::clone(&self.reader_permits).acquire_owned())
+                .await
+                .map_err(|_| Error::Busy("every reader of the database is in use"))?
+                .map_err(Error::internal)?,
+        };
+        let inode = self.file_for_reading()?;
         let pooled = std::iter::from_fn(|| self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop());
         let connection = match pooled.into_iter().find(|open| open.inode == inode) {
             Some(connection) => connection,
@@ -147,6 +156,18 @@ impl SqliteFile {
         };
         let lease = Lease { connection: Some(connection), home: Home::Writer(writer, Arc::clone(self)) };
         Ok(SqliteConnection { lease: Some(lease), threads: self.threads.writes.clone(), begun: Begun::No })
+    }
+
+    fn file_for_reading(&self) -> Result<Inode> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        match *found {
+            Some((inode, at)) if at.elapsed() < SAME_FILE => Ok(inode),
+            _ => {
+                let inode = Inode::of(&self.path)?;
+                *found = Some((inode, Instant::now()));
+                Ok(inode)
+            }
+        }
     }
 
     async fn open(&self, access: Access) -> Result<OpenFile> {

@@ -1,6 +1,6 @@
 //! Tenants' databases: made, found, kept apart, dropped.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use database::{Error, TenantDatabase, params};
 use domain::TenantPlace;
@@ -154,6 +154,8 @@ async fn swap(engine: &Engine, one: &TenantPlace, other: &TenantPlace) {
         for (from, to) in [(&one, &aside), (&other, &one), (&aside, &other)] {
             fs::rename(from, to).unwrap();
         }
+        // For so long readers may take it that nothing was exchanged.
+        tokio::time::sleep(Duration::from_millis(100)).await;
     } else {
         engine.close_idle(&[one.clone(), other.clone()]).await;
         let admin = engine.admin().await;
