@@ -8,6 +8,7 @@ mod extract;
 mod files;
 mod health;
 mod members;
+pub mod metrics;
 mod objects;
 mod query;
 mod range;

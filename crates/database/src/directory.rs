@@ -13,7 +13,8 @@ use moka::{policy::EvictionPolicy, sync::Cache};
 use rustix::process::{Resource, getrlimit};
 
 use crate::{
-    Connection, DatabaseUrl, Error, Migrated, PostgresLimits, PostgresServer, PostgresUrl, Result, SqliteThreads, Tenant, TenantTx, Tx,
+    Connection, Connections, DatabaseUrl, Error, Migrated, PostgresLimits, PostgresServer, PostgresUrl, Result, SqliteThreads, Tenant,
+    TenantTx, Tx,
     connection::Engine,
     migrations::{Schema, migrate_postgres, migrate_sqlite, migrate_sqlite_connection},
     postgres::{PostgresDatabase, database_exists},
@@ -71,6 +72,21 @@ impl TenantDatabases {
     /// The names of the servers.
     pub fn servers(&self) -> impl Iterator<Item = &str> {
         self.servers.keys().map(String::as_str)
+    }
+
+    /// The PostgreSQL servers by name, with the most connections that each may have, and what those that there are do.
+    pub fn connections(&self) -> impl Iterator<Item = (&str, usize, Connections)> {
+        self.servers.iter().filter_map(|(name, server)| match server {
+            Server::Postgres { server, .. } => Some((name.as_str(), server.limits().per_server, server.connections())),
+            Server::Sqlite { .. } => None,
+        })
+    }
+
+    /// How many databases are held open.
+    #[must_use]
+    pub fn count_open(&self) -> u64 {
+        self.open.run_pending_tasks();
+        self.open.entry_count()
     }
 
     /// A handle on a tenant's database. Opens nothing yet: whoever asks has to be allowed to, and nothing here checks it.

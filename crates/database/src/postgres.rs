@@ -115,6 +115,11 @@ impl PostgresServer {
         })
     }
 
+    /// How many connections there may be.
+    pub(crate) fn limits(&self) -> PostgresLimits {
+        self.limits
+    }
+
     /// What the connections to the server are doing; those for administration don't count.
     #[must_use]
     pub fn connections(&self) -> Connections {
@@ -230,7 +235,7 @@ impl Drop for Pending {
                 let given_up = Err(Error::unavailable("opening the connection was given up"));
                 self.server.book(|budget, now, tasks| budget.opened(target, given_up, now, tasks));
             }
-            None => self.server.book(|budget, _, tasks| budget.closed(tasks)),
+            None => self.server.book(|budget, now, tasks| budget.closed(now, tasks)),
         }
     }
 }
@@ -385,7 +390,7 @@ struct Lost<'a> {
 
 impl Drop for Lost<'_> {
     fn drop(&mut self) {
-        self.server.book(|budget, _, tasks| budget.lost(self.target, tasks));
+        self.server.book(|budget, now, tasks| budget.lost(self.target, now, tasks));
     }
 }
 

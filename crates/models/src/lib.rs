@@ -18,8 +18,8 @@ pub mod uploads;
 pub mod users;
 
 pub use database::{
-    Connection, DatabaseUrl, Error, Main, MainDatabase, MainTx, Migrated, Result, Scope, Tenant, TenantDatabase, TenantDatabases, TenantTx,
-    Tx, main_schema_version, tenant_schema_digest, tenant_schema_version,
+    Connection, Connections, DatabaseUrl, Error, Main, MainDatabase, MainTx, Migrated, Result, Scope, Tenant, TenantDatabase,
+    TenantDatabases, TenantTx, Tx, main_schema_version, tenant_schema_digest, tenant_schema_version,
 };
 
 use database::{FromValue, Row, Statement};

@@ -6,7 +6,7 @@ use std::{
 };
 
 use domain::{Error, Result};
-use models::access_changes;
+use models::{Connections, access_changes};
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::Services;
@@ -27,7 +27,31 @@ pub struct Dependency {
     pub problem: Option<Error>,
 }
 
+/// The connections to a server of tenants' databases.
+#[derive(Clone, Debug)]
+pub struct ServerConnections {
+    /// The server's configured name.
+    pub name: String,
+    /// How many there may be.
+    pub limit: usize,
+    /// What those that there are do.
+    pub connections: Connections,
+}
+
 impl Services {
+    /// The connections to tenants' databases, for each server that is connected to. Files have none.
+    #[must_use]
+    pub fn tenant_connections(&self) -> Vec<ServerConnections> {
+        let servers = self.0.parts.tenant_databases.connections();
+        servers.map(|(name, limit, connections)| ServerConnections { name: name.to_owned(), limit, connections }).collect()
+    }
+
+    /// How many tenants' databases are held open.
+    #[must_use]
+    pub fn open_tenant_databases(&self) -> u64 {
+        self.0.parts.tenant_databases.count_open()
+    }
+
     /// Whether every dependency is there, for whoever asks: one question after the other, however many ask at once, since each
     /// costs the servers a connection. Those who came before a question was asked share its answer.
     pub async fn readiness(&self) -> Arc<Vec<Dependency>> {

@@ -99,6 +99,7 @@ impl Config {
             (&variables::PUBLIC_URL, server.public_url.clone().unwrap_or_default()),
             (&variables::MAX_CONNECTIONS, server.max_connections.to_string()),
             (&variables::SHUTDOWN_GRACE, server.shutdown_grace.as_secs().to_string()),
+            (&variables::METRICS_ADDRESS, server.metrics_address.map(|address| address.to_string()).unwrap_or_default()),
             (&variables::CORS_ORIGINS, cors.origins.to_string()),
             (&variables::CORS_ALLOW_CREDENTIALS, cors.allow_credentials.to_string()),
             (&variables::DATABASE_URL, databases.main.to_string()),

@@ -30,9 +30,11 @@ const HOLD: Duration = Duration::from_secs(1);
 /// How many wait for each of a database's connections before another one is opened at once. Opening takes as long as dozens
 /// of small requests, and more connections than processors make nothing faster.
 const QUEUE: usize = 4;
-/// Connections that are opened at once: opening is work for the server, and those who have a connection shall not notice. More
-/// than one, so that a database that does not answer holds up no other.
+/// Connections that are opened at once: opening is work for the server, and those who have a connection shall not notice.
 const OPENINGS: usize = 2;
+/// An opening that takes longer than this is no work for the server any more: its database does not answer, and shall hold up
+/// no other.
+const OVERDUE: Duration = Duration::from_millis(300);
 
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +97,8 @@ pub(super) enum Acquired<S> {
 pub(super) struct Budget<K, S> {
     limits: Limits,
     open: usize,
-    opening: usize,
+    /// Databases to which a connection is being opened, each with one, and since when.
+    opening: HashMap<K, Instant>,
     databases: HashMap<K, Database<S>>,
     /// Idle connections by class, the least recently used first.
     idle: [BTreeMap<u64, K>; CLASSES.len()],
@@ -164,7 +167,7 @@ impl<K: Hash + Eq + Clone, S> Budget<K, S> {
         Self {
             limits: Limits { total: limits.total.max(1), per_database: limits.per_database.max(1) },
             open: 0,
-            opening: 0,
+            opening: HashMap::new(),
             databases: HashMap::new(),
             idle: Default::default(),
             returns: 0,
@@ -185,7 +188,7 @@ impl<K: Hash + Eq + Clone, S> Budget<K, S> {
         let queue_is_long = database.waiting.len() > QUEUE * database.connections;
         if database.connections == 0 {
             self.wait_for_turn(key);
-            self.take_turns(tasks);
+            self.take_turns(now, tasks);
         } else if queue_is_long && self.open < self.limits.total {
             self.open_further(key, now, tasks);
         }
@@ -195,29 +198,31 @@ impl<K: Hash + Eq + Clone, S> Budget<K, S> {
     /// Somebody has waited for long: perhaps the database may have another connection.
     pub(super) fn open_further(&mut self, key: &K, now: Instant, tasks: &mut Vec<Task<K, S>>) {
         let per_database = self.limits.per_database;
+        // An opening may have become overdue meanwhile, which makes it others' turn.
+        self.take_turns(now, tasks);
         let Some(database) = self.databases.get_mut(key) else { return };
         let may_grow = (1..per_database).contains(&database.connections) && !database.is_opening;
-        if may_grow && database.is_wanted() && self.opening < OPENINGS {
+        if may_grow && database.is_wanted() && self.may_open(now) {
             let idle_for_long = |idle: &Idle<S>| now.saturating_duration_since(idle.since) >= HOLD;
             if let Some(victim) = self.make_room(idle_for_long) {
-                self.begin_to_open(key, victim, tasks);
+                self.begin_to_open(key, victim, now, tasks);
             }
         }
     }
 
     /// A connection is back.
     pub(super) fn give_back(&mut self, key: &K, held: Held<S>, now: Instant, tasks: &mut Vec<Task<K, S>>) {
-        let others_wait = !self.turns.is_empty() && self.open >= self.limits.total && self.opening < OPENINGS;
+        let others_wait = !self.turns.is_empty() && self.open >= self.limits.total && self.may_open(now);
         if others_wait
             && now.saturating_duration_since(held.busy_since) >= QUANTUM
             && let Some(next) = self.next_in_turn()
         {
             self.evictions += 1;
             self.leave(key);
-            self.begin_to_open(&next, Some(held.session), tasks);
+            self.begin_to_open(&next, Some(held.session), now, tasks);
         } else if let Some(held) = self.hand_over(key, held) {
             self.rest(key, held, now);
-            self.take_turns(tasks);
+            self.take_turns(now, tasks);
         }
     }
 
@@ -228,15 +233,15 @@ impl<K: Hash + Eq + Clone, S> Budget<K, S> {
     }
 
     /// A connection that was on lease is closed.
-    pub(super) fn lost(&mut self, key: &K, tasks: &mut Vec<Task<K, S>>) {
+    pub(super) fn lost(&mut self, key: &K, now: Instant, tasks: &mut Vec<Task<K, S>>) {
         self.open -= 1;
         self.leave(key);
-        self.take_turns(tasks);
+        self.take_turns(now, tasks);
     }
 
     /// What came of [`Task::Open`].
     pub(super) fn opened(&mut self, key: &K, outcome: Result<S, Error>, now: Instant, tasks: &mut Vec<Task<K, S>>) {
-        self.opening -= 1;
+        self.opening.remove(key);
         if let Some(database) = self.databases.get_mut(key) {
             database.is_opening = false;
         }
@@ -257,13 +262,13 @@ impl<K: Hash + Eq + Clone, S> Budget<K, S> {
                 self.leave(key);
             }
         }
-        self.take_turns(tasks);
+        self.take_turns(now, tasks);
     }
 
     /// [`Task::Close`] is done.
-    pub(super) fn closed(&mut self, tasks: &mut Vec<Task<K, S>>) {
+    pub(super) fn closed(&mut self, now: Instant, tasks: &mut Vec<Task<K, S>>) {
         self.open -= 1;
-        self.take_turns(tasks);
+        self.take_turns(now, tasks);
     }
 
     /// Closes what has been idle for this long.
@@ -282,7 +287,7 @@ impl<K: Hash + Eq + Clone, S> Budget<K, S> {
         let at_work = self.databases.values().map(|database| database.connections).sum::<usize>();
         Connections {
             open: self.open,
-            leased: at_work - idle - self.opening,
+            leased: at_work - idle - self.opening.len(),
             idle,
             waiting: self.databases.values().flat_map(|database| &database.waiting).filter(|waiting| !waiting.is_closed()).count(),
             opened: self.opened,
@@ -335,13 +340,19 @@ impl<K: Hash + Eq + Clone, S> Budget<K, S> {
         self.idle[from as usize].remove(&returned);
     }
 
+    /// Whether the server shall open another connection now.
+    fn may_open(&self, now: Instant) -> bool {
+        let is_work = |since: &&Instant| now.saturating_duration_since(**since) < OVERDUE;
+        self.opening.values().filter(is_work).count() < OPENINGS
+    }
+
     /// Lets those open a connection who have none, in turn, as far as there is room.
-    fn take_turns(&mut self, tasks: &mut Vec<Task<K, S>>) {
-        while self.opening < OPENINGS
+    fn take_turns(&mut self, now: Instant, tasks: &mut Vec<Task<K, S>>) {
+        while self.may_open(now)
             && let Some(key) = self.next_in_turn()
         {
             match self.make_room(|_| true) {
-                Some(victim) => self.begin_to_open(&key, victim, tasks),
+                Some(victim) => self.begin_to_open(&key, victim, now, tasks),
                 None => {
                     self.turns.push_front(key);
                     return;
@@ -374,8 +385,8 @@ impl<K: Hash + Eq + Clone, S> Budget<K, S> {
         }
     }
 
-    fn begin_to_open(&mut self, key: &K, victim: Option<S>, tasks: &mut Vec<Task<K, S>>) {
-        self.opening += 1;
+    fn begin_to_open(&mut self, key: &K, victim: Option<S>, now: Instant, tasks: &mut Vec<Task<K, S>>) {
+        self.opening.insert(key.clone(), now);
         let database = self.databases.entry(key.clone()).or_default();
         (database.in_turn, database.is_opening) = (false, true);
         database.connections += 1;
@@ -508,7 +519,7 @@ mod tests {
             match self.tasks.remove(n) {
                 Task::Close(session) => {
                     self.open.remove(&session).expect("open until now");
-                    self.budget.closed(&mut self.tasks);
+                    self.budget.closed(self.now, &mut self.tasks);
                 }
                 Task::Open(key, victim) => {
                     if let Some(session) = victim {
@@ -544,7 +555,8 @@ mod tests {
             assert!(open <= self.total && self.open.len() <= self.total, "{open} booked, {} there", self.open.len());
             assert_eq!(open, leased + idle + opening + closing);
             assert_eq!((leased, waiting), (self.leased.len(), self.waiting.len()));
-            assert!(opening <= OPENINGS);
+            let overdue = self.budget.opening.values().filter(|since| self.now - **since >= OVERDUE).count();
+            assert!(opening - overdue <= OPENINGS, "{opening} are opened, {overdue} of them overdue");
         }
 
         /// Everybody gives back what they have, and everything succeeds, until nothing is left to do.
@@ -602,7 +614,7 @@ mod tests {
                     Step::Lose(n) if n < bench.leased.len() => {
                         let (key, held) = bench.leased.remove(n);
                         bench.open.remove(&held.session);
-                        bench.budget.lost(&key, &mut bench.tasks);
+                        bench.budget.lost(&key, bench.now, &mut bench.tasks);
                     }
                     Step::Leave(n) if n < bench.waiting.len() => drop(bench.waiting.remove(n)),
                     Step::Perform(n, succeeds) if n < bench.tasks.len() => bench.perform(n, succeeds),
@@ -620,6 +632,23 @@ mod tests {
             prop_assert_eq!(bench.budget.connections().open, 0);
             prop_assert!(bench.budget.databases.is_empty() && bench.budget.turns.is_empty());
         }
+    }
+
+    /// Planted once: an opening counted for as long as it took. Two databases that did not answer held up all others.
+    #[test]
+    fn databases_that_do_not_answer_hold_up_no_other() {
+        let mut bench = Bench::new(10, 2);
+        for key in 0..3 {
+            bench.acquire(key);
+        }
+        assert_eq!(bench.tasks.len(), OPENINGS);
+        bench.now += OVERDUE;
+        bench.budget.open_further(&2, bench.now, &mut bench.tasks);
+        assert_eq!(bench.tasks.len(), OPENINGS + 1);
+        bench.perform(OPENINGS, true);
+        assert_eq!(bench.leased.len(), 1);
+        bench.check();
+        bench.settle();
     }
 
     #[test]

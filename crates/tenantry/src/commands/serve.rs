@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use api::server::{self, Limits};
+use api::{
+    metrics,
+    server::{self, Limits},
+};
 use domain::SystemClock;
 use services::Services;
 use tokio::{
@@ -23,6 +26,9 @@ const RESUME_INTERVAL: Duration = Duration::from_secs(15);
 /// How often spare databases are counted, and how long after one was taken it is replaced.
 const REFILL_INTERVAL: Duration = Duration::from_secs(30);
 const REFILL_DELAY: Duration = Duration::from_secs(1);
+/// How many connections the page of metrics takes at once, and how long it has at the end.
+const METRICS_CONNECTIONS: usize = 16;
+const METRICS_GRACE: Duration = Duration::from_secs(1);
 /// How often expired sessions are forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -33,8 +39,9 @@ const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
 pub async fn run(config: &Config) -> Result<ExitCode> {
     raise_descriptor_limit();
     let (services, main) = assemble(config)?;
-    let listener = listen(SocketAddr::new(config.server.host, config.server.port))?;
+    let listener = listen(SocketAddr::new(config.server.host, config.server.port), "HOST, PORT")?;
     let address = listener.local_addr()?;
+    let metrics_listener = config.server.metrics_address.map(|address| listen(address, "METRICS_ADDRESS")).transpose()?;
     main.migrate().await.context("bring the main database up to date")?;
     let settings = api::Settings {
         public_url: config.server.public_url.clone(),
@@ -49,6 +56,11 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
         Limits { max_connections: config.server.max_connections, shutdown_grace: config.server.shutdown_grace, ..Limits::default() };
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
+    if let Some(listener) = metrics_listener {
+        tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
+        let limits = Limits { max_connections: METRICS_CONNECTIONS, shutdown_grace: METRICS_GRACE, ..Limits::default() };
+        tokio::spawn(server::serve(listener, metrics::router(services.clone()), limits, stop.clone()));
+    }
     let housekeeping = tokio::spawn(keep_house(services));
     tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
     let report = server::serve(listener, app, limits, stop).await;
@@ -58,10 +70,10 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
 }
 
 /// Listens so that a restart does not have to wait for old connections to be forgotten.
-fn listen(address: SocketAddr) -> Result<TcpListener> {
+fn listen(address: SocketAddr, variables: &str) -> Result<TcpListener> {
     let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
-    socket.bind(address).with_context(|| format!("listen on {address} (HOST, PORT)"))?;
+    socket.bind(address).with_context(|| format!("listen on {address} ({variables})"))?;
     Ok(socket.listen(1024)?)
 }
 

@@ -1,6 +1,10 @@
 //! How the API is reached, and from which web sites.
 
-use std::{fmt, net::IpAddr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use super::{ConfigError, Settings, values, variables};
 
@@ -15,6 +19,8 @@ pub struct Server {
     pub public_url: Option<String>,
     /// How many connections may be open at once.
     pub max_connections: usize,
+    /// The address of the page of metrics, when there is one.
+    pub metrics_address: Option<SocketAddr>,
     /// How long requests in flight have to finish after SIGTERM.
     pub shutdown_grace: Duration,
 }
@@ -26,6 +32,9 @@ impl Server {
             port: settings.get(&variables::PORT, values::number(0..=u16::MAX))?,
             public_url: settings.find(&variables::PUBLIC_URL, values::base_url)?,
             max_connections: settings.get(&variables::MAX_CONNECTIONS, values::number(1..=1_000_000))?,
+            metrics_address: settings.find(&variables::METRICS_ADDRESS, |text| {
+                text.parse().map_err(|_| "must be an IP address and a port, like 127.0.0.1:4998".to_owned())
+            })?,
             shutdown_grace: settings.get(&variables::SHUTDOWN_GRACE, values::seconds(3_600))?,
         })
     }

@@ -88,6 +88,8 @@ variables! {
         MAX_CONNECTIONS: Value("1024");
         /// How many seconds requests in flight have to finish after SIGTERM.
         SHUTDOWN_GRACE: Value("30");
+        /// The IP address and port of a page of metrics for Prometheus, /metrics, to whoever reaches it.
+        METRICS_ADDRESS: Otherwise { words: "none", example: "127.0.0.1:4998" };
         /// The origins whose pages may call the API from a browser, separated by commas; * for all.
         CORS_ORIGINS: Otherwise { words: "none", example: "https://app.example.com,http://localhost:3000" };
         /// Whether pages of those origins may send cookies and HTTP authentication; not together with *.

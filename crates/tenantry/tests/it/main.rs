@@ -7,6 +7,7 @@ mod failpoints;
 mod kill;
 mod load;
 mod logs;
+mod metrics;
 mod migrations;
 mod placement;
 mod process;
