@@ -14,29 +14,33 @@ notes=$(cd "$(dirname "$0")/.." && pwd)/target/services
 
 main() {
     case ${1-} in
-        up) mkdir -p "$notes" && postgresql_up ;;
-        down) postgresql_down ;;
-        env) postgresql_env ;;
-        status) postgresql_status ;;
+        up) mkdir -p "$notes" && postgresql_up first && postgresql_up second && pgbouncer_up ;;
+        down) pgbouncer_down && postgresql_down second && postgresql_down first ;;
+        env)
+            echo "export TEST_DATABASE_URL=$(postgresql_url first)"
+            echo "export TEST_SECOND_DATABASE_URL=$(postgresql_url second)"
+            echo "export TEST_PGBOUNCER_URL=$(pgbouncer_url)"
+            ;;
+        status) postgresql_status first && postgresql_status second && pgbouncer_status ;;
         *) fail "$usage" ;;
     esac
 }
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------------------
-# Its note is the directory of its data and its log.
+# Two servers, by name. A server's note is the directory of its data and its log.
 
 postgresql_up() {
-    if postgresql_status >/dev/null; then
-        postgresql_status
+    if postgresql_status "$1" >/dev/null; then
+        postgresql_status "$1"
         return
     fi
-    postgresql_down # what is left of one that died
+    postgresql_down "$1" # what is left of one that died
     postgresql_bin >/dev/null || postgresql_install
     postgresql_bin >/dev/null || fail "no PostgreSQL server is installed: see to it that there is one (Debian: apt-get install postgresql)"
 
     local directory port
     directory=$(mktemp -d "${TMPDIR:-/tmp}/tenantry-postgresql.XXXXXX")
-    printf '%s\n' "$directory" >"$notes/postgresql"
+    printf '%s\n' "$directory" >"$notes/postgresql-$1"
     if ((EUID == 0)); then chown postgres: "$directory"; fi
     postgresql_run initdb -D "$directory/data" -U postgres --auth=trust -E UTF8 --locale=C.UTF-8 >"$directory/log" 2>&1 ||
         fail "PostgreSQL can't be set up: $(<"$directory/log")"
@@ -46,7 +50,7 @@ postgresql_up() {
         port=$(free_port)
         if postgresql_run pg_ctl start -w -D "$directory/data" -l "$directory/data/log" \
             -o "-p $port -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=1000" >/dev/null; then
-            postgresql_status
+            postgresql_status "$1"
             return
         fi
     done
@@ -54,27 +58,27 @@ postgresql_up() {
 }
 
 postgresql_down() {
-    [[ -e $notes/postgresql ]] || return 0
+    [[ -e $notes/postgresql-$1 ]] || return 0
     local directory
-    directory=$(<"$notes/postgresql")
-    if postgresql_status >/dev/null; then
+    directory=$(<"$notes/postgresql-$1")
+    if postgresql_status "$1" >/dev/null; then
         postgresql_run pg_ctl stop -m fast -w -D "$directory/data" >/dev/null
     fi
-    rm -rf "$directory" "$notes/postgresql"
+    rm -rf "$directory" "$notes/postgresql-$1"
 }
 
-postgresql_env() {
+postgresql_url() {
     local port
-    port=$(postgresql_port)
-    echo "export TEST_DATABASE_URL=postgres://postgres@127.0.0.1:$port/postgres"
+    port=$(postgresql_port "$1")
+    echo "postgres://postgres@127.0.0.1:$port/postgres"
 }
 
 postgresql_status() {
     local port
-    if port=$(postgresql_port 2>/dev/null); then
-        echo "PostgreSQL runs on 127.0.0.1:$port"
+    if port=$(postgresql_port "$1" 2>/dev/null); then
+        echo "PostgreSQL ($1) runs on 127.0.0.1:$port"
     else
-        echo "PostgreSQL doesn't run"
+        echo "PostgreSQL ($1) doesn't run"
         return 1
     fi
 }
@@ -82,8 +86,8 @@ postgresql_status() {
 # The port that it answers on. (Whether its process exists says little: a killed one stays for as long as nobody reaps it.)
 postgresql_port() {
     local data port
-    [[ -e $notes/postgresql ]] || fail "PostgreSQL doesn't run: scripts/services.sh up"
-    data=$(<"$notes/postgresql")/data
+    [[ -e $notes/postgresql-$1 ]] || fail "PostgreSQL doesn't run: scripts/services.sh up"
+    data=$(<"$notes/postgresql-$1")/data
     port=$(sed -n 4p "$data/postmaster.pid" 2>/dev/null || true)
     listens "$port" || fail "PostgreSQL died: scripts/services.sh up"
     echo "$port"
@@ -119,6 +123,81 @@ postgresql_install() {
     # Only the programs are wanted, not the server that Debian would start.
     sed -i 's/^#\?create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
     install_packages postgresql
+}
+
+# --- PgBouncer -------------------------------------------------------------------------------------------------------
+# In transaction mode, before the first PostgreSQL. Its note is the directory of its configuration, its log and its port.
+
+pgbouncer_up() {
+    if pgbouncer_status >/dev/null; then
+        pgbouncer_status
+        return
+    fi
+    pgbouncer_down
+    command -v pgbouncer >/dev/null || { can_install && install_packages pgbouncer; }
+    command -v pgbouncer >/dev/null || fail "PgBouncer is not installed: see to it that it is (Debian: apt-get install pgbouncer)"
+
+    local directory port
+    directory=$(mktemp -d "${TMPDIR:-/tmp}/tenantry-pgbouncer.XXXXXX")
+    printf '%s\n' "$directory" >"$notes/pgbouncer"
+    port=$(free_port)
+    cat >"$directory/pgbouncer.ini" <<END
+[databases]
+* = host=127.0.0.1 port=$(postgresql_port first) user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = $port
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+ignore_startup_parameters = options
+logfile = $directory/log
+pidfile = $directory/pid
+END
+    if ((EUID == 0)); then chown -R postgres: "$directory"; fi
+    if ((EUID == 0)); then
+        (cd / && runuser -u postgres -- pgbouncer --quiet --daemon "$directory/pgbouncer.ini")
+    else
+        pgbouncer --quiet --daemon "$directory/pgbouncer.ini"
+    fi
+    for _ in {1..50}; do
+        listens "$port" && break
+        sleep 0.1
+    done
+    echo "$port" >"$directory/port"
+    pgbouncer_status || fail "PgBouncer doesn't start: $(tail -n 5 "$directory/log")"
+}
+
+pgbouncer_down() {
+    [[ -e $notes/pgbouncer ]] || return 0
+    local directory
+    directory=$(<"$notes/pgbouncer")
+    if pgbouncer_status >/dev/null; then kill "$(<"$directory/pid")"; fi
+    rm -rf "$directory" "$notes/pgbouncer"
+}
+
+pgbouncer_url() {
+    local port
+    port=$(pgbouncer_port)
+    echo "postgres://postgres@127.0.0.1:$port/postgres"
+}
+
+pgbouncer_status() {
+    local port
+    if port=$(pgbouncer_port 2>/dev/null); then
+        echo "PgBouncer runs on 127.0.0.1:$port"
+    else
+        echo "PgBouncer doesn't run"
+        return 1
+    fi
+}
+
+pgbouncer_port() {
+    local port
+    [[ -e $notes/pgbouncer ]] || fail "PgBouncer doesn't run: scripts/services.sh up"
+    port=$(cat "$(<"$notes/pgbouncer")/port" 2>/dev/null || true)
+    listens "$port" || fail "PgBouncer died: scripts/services.sh up"
+    echo "$port"
 }
 
 # --- What all services need ------------------------------------------------------------------------------------------

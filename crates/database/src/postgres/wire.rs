@@ -26,6 +26,12 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::{CONNECT_TIMEOUT, from_postgres};
 use crate::{Error, Result};
 
+/// A setting that changes nothing here and that the server reports when it takes it: how we know that the others came through,
+/// on which durability and isolation rest.
+const MARK: (&str, &str, &str) = ("-c intervalstyle=iso_8601", "IntervalStyle", "iso_8601");
+/// What is wrong when they do not come through.
+const POOLER: &str = "settings of a connection do not reach the server: a pooler such as PgBouncer is in between, which Tenantry can't \
+     work through; connect to the PostgreSQL server itself";
 /// After how long without traffic the kernel asks whether the other side is there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -52,6 +58,19 @@ struct Address {
     port: u16,
 }
 
+/// Fails unless the server reports our mark.
+fn settings_arrived(reported: Option<&str>) -> Result<()> {
+    if reported == Some(MARK.2) { Ok(()) } else { Err(Error::unavailable(POOLER)) }
+}
+
+/// Names the error of connecting. A pooler that does not ignore settings refuses them.
+fn refused(error: tokio_postgres::Error) -> Error {
+    match error.as_db_error() {
+        Some(reported) if reported.message().starts_with("unsupported startup parameter") => Error::unavailable(POOLER),
+        _ => from_postgres(error),
+    }
+}
+
 impl Connector {
     pub(super) fn new(config: Config, tls: Option<ClientConfig>) -> Self {
         Self { config, tls: tls.map(MakeRustlsConnect::new) }
@@ -65,8 +84,8 @@ impl Connector {
     pub(super) async fn connect(&self, database: &str, settings: &str) -> Result<Wired> {
         let mut config = self.config.clone();
         // Settings of the operator's own come first, ours have the last word.
-        let options = self.config.get_options().map_or_else(|| settings.to_owned(), |own| format!("{own} {settings}"));
-        config.dbname(database).options(options);
+        let own = self.config.get_options().unwrap_or_default();
+        config.dbname(database).options(format!("{own} {settings} {}", MARK.0));
         let mut problem = Error::unavailable("the address names no host");
         let hosts = u32::try_from(self.config.get_hosts().len().max(1)).unwrap_or(u32::MAX);
         for address in self.addresses() {
@@ -94,12 +113,14 @@ impl Connector {
         let stream = Stream::open(&address).await.map_err(Error::unavailable)?;
         let (client, closed) = match self.tls_for(&address)? {
             Some(tls) => {
-                let (client, connection) = config.connect_raw(stream, tls).await.map_err(from_postgres)?;
+                let (client, connection) = config.connect_raw(stream, tls).await.map_err(refused)?;
+                settings_arrived(connection.parameter(MARK.1))?;
                 // Why a connection ended is told to whoever uses it.
                 (client, tokio::spawn(async { drop(connection.await) }))
             }
             None => {
-                let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(from_postgres)?;
+                let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(refused)?;
+                settings_arrived(connection.parameter(MARK.1))?;
                 (client, tokio::spawn(async { drop(connection.await) }))
             }
         };
