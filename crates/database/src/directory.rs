@@ -17,7 +17,7 @@ use crate::{
     TenantTx, Tx,
     connection::Engine,
     migrations::{Schema, migrate_postgres, migrate_sqlite, migrate_sqlite_connection},
-    postgres::{PostgresDatabase, database_exists},
+    postgres::{PostgresDatabase, check_identity, database_exists},
     sqlite::{Access, SqliteFile, from_rusqlite, open_file},
     url::tls_for,
 };
@@ -176,22 +176,25 @@ impl TenantDatabases {
     pub async fn migrate(&self, place: &TenantPlace) -> Result<Migrated> {
         let schema = Schema::Tenant(place.tenant_id);
         let database = self.open(place)?;
-        let migrated = match &database.at {
+        // A database of somebody else's is found here and not at the first upload.
+        match &database.at {
             At::Sqlite(file) => {
-                file.exclusively(move |path| {
+                let migrate = move |path: &Path| {
                     fs::metadata(path).map_err(Error::unavailable)?;
                     migrate_sqlite(path, schema)
-                })
-                .await?
+                };
+                let migrated = file.exclusively(migrate).await?;
+                // Opening checks the identity.
+                database.read().await?;
+                Ok(migrated)
             }
             At::Postgres(database) => {
                 let mut client = database.server.administer(database.name()).await?;
-                migrate_postgres(&mut client, schema).await?
+                let migrated = migrate_postgres(&mut client, schema).await?;
+                check_identity(&client, place.tenant_id).await?;
+                Ok(migrated)
             }
-        };
-        // Opening checks the identity: a database of somebody else's is found here and not at the first upload.
-        database.read().await?;
-        Ok(migrated)
+        }
     }
 
     /// Drops a tenant's database with everything in it. One that is gone already is no error.

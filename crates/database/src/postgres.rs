@@ -250,7 +250,8 @@ async fn within_connect_timeout<T>(connect: impl Future<Output = Result<T>>) -> 
     timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| Error::unavailable("connecting took too long"))?
 }
 
-async fn check_identity(client: &Client, expected: TenantId) -> Result<()> {
+/// Fails unless the database is this tenant's.
+pub(crate) async fn check_identity(client: &Client, expected: TenantId) -> Result<()> {
     // Whatever else it may be, it is not the tenant's database: that is missing.
     let row = client.query_opt("SELECT tenant_id FROM tenant_identity", &[]).await.map_err(Error::unavailable)?;
     let row = row.ok_or_else(|| Error::unavailable("the database is nobody's"))?;
