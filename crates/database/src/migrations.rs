@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use domain::TenantId;
 use sha2::{Digest, Sha256};
+use tokio_postgres::error::SqlState;
 
 use crate::{
     Error, Result, Value,
@@ -119,7 +120,8 @@ impl Schema {
 fn pending(migrations: &'static [Migration], applied: &[(i64, String)]) -> Result<&'static [Migration]> {
     for (applied, expected) in applied.iter().zip(migrations) {
         if applied.0 != expected.version || applied.1 != checksum(expected) {
-            return Err(Error::internal(format!("migration {} was edited after it had been applied", expected.name)));
+            // It is this program that does not fit the database, not the migration.
+            return Err(Error::unavailable(format!("migration {} was edited after it had been applied", expected.name)));
         }
     }
     // A database of a newer program is left as it is: that program keeps its schema usable for this one.
@@ -135,9 +137,11 @@ fn migrated(migrations: &[Migration], applied: &[(i64, String)]) -> Migrated {
     Migrated { from, to: from.max(latest(migrations)) }
 }
 
-/// Brings a SQLite file up to date, making it when it is not there. Blocks.
+/// Brings a SQLite file up to date; the main database's is made when it is not there. Blocks.
 pub(crate) fn migrate_sqlite(path: &std::path::Path, schema: Schema) -> Result<Migrated> {
-    let connection = open_file(path, Access::Create, None)?;
+    // A tenant's file is made elsewhere; one that is gone shall not come back empty.
+    let access = if matches!(schema, Schema::Main) { Access::Create } else { Access::Write };
+    let connection = open_file(path, access, None)?;
     migrate_sqlite_connection(&connection, schema)
 }
 
@@ -187,7 +191,11 @@ pub(crate) async fn migrate_postgres(client: &mut tokio_postgres::Client, schema
         tx.batch_execute(LOCK_TIMEOUT).await.map_err(from_postgres)?;
     }
     tx.execute("SELECT pg_advisory_xact_lock($1)", &[&ADVISORY_LOCK]).await.map_err(from_postgres)?;
-    tx.batch_execute(&for_postgres(LEDGER)).await.map_err(from_postgres)?;
+    tx.batch_execute(&for_postgres(LEDGER)).await.map_err(|error| match error.code() {
+        // A standby, or somebody who may not: nothing that the migration is to blame for.
+        Some(&(SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::INSUFFICIENT_PRIVILEGE)) => Error::unavailable(error),
+        _ => from_postgres(error),
+    })?;
     let rows = tx.query("SELECT version, checksum FROM schema_migrations ORDER BY version", &[]).await.map_err(from_postgres)?;
     let applied: Vec<(i64, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     for migration in pending(migrations, &applied)? {

@@ -189,10 +189,15 @@ pub async fn release(tx: &mut MainTx, id: TenantId) -> Result<bool> {
     Ok(tx.execute("UPDATE tenants SET quarantined_at = NULL WHERE id = $1 AND quarantined_at IS NOT NULL", params![id]).await? == 1)
 }
 
-/// The tenants in use whose databases have a schema before this version, in the order of their making.
+/// The tenants in use whose databases have a schema before this version, or are closed since a migration failed, in the order
+/// of their making.
 pub async fn list_before_version(connection: &mut Connection<Main>, schema_version: i64) -> Result<Vec<Tenant>> {
-    let rows =
-        connection.query(select!("WHERE schema_version < $1 AND provisioning = 'active' ORDER BY id"), params![schema_version]).await?;
+    let rows = connection
+        .query(
+            select!("WHERE (schema_version < $1 OR quarantined_at IS NOT NULL) AND provisioning = 'active' ORDER BY id"),
+            params![schema_version],
+        )
+        .await?;
     rows.into_iter().map(|mut row| tenant(&mut row)).collect()
 }
 

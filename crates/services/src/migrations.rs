@@ -70,6 +70,8 @@ pub struct FleetMigration {
     pub wanted_version: i64,
     /// How many tenants are in use.
     pub total: u64,
+    /// How many of them have it, or a later one, already.
+    pub up_to_date: u64,
     /// The tenants that were to be migrated.
     pub outdated: Vec<Tenant>,
     /// How many of them were.
@@ -126,7 +128,8 @@ impl Services {
         }
         let versions = tenants::count_by_schema_version(&mut connection).await?;
         let total = versions.iter().map(|(_, tenants)| tenants).sum();
-        Ok(FleetMigration { wanted_version, total, outdated, ..FleetMigration::default() })
+        let up_to_date = versions.iter().filter(|(version, _)| *version >= wanted_version).map(|(_, tenants)| tenants).sum();
+        Ok(FleetMigration { wanted_version, total, up_to_date, outdated, ..FleetMigration::default() })
     }
 
     /// Brings tenants' databases to this program's schema, and tells `watch` of each. Stopped anywhere, it goes on where it

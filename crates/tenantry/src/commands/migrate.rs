@@ -136,8 +136,7 @@ fn say_plan(plan: &MigrationPlan, FleetMigration { wanted_version, total, outdat
 }
 
 fn say_fleet(fleet: &FleetMigration) {
-    let up_to_date = fleet.total - fleet.outdated.len() as u64;
-    let FleetMigration { wanted_version, migrated, unsettled, .. } = fleet;
+    let FleetMigration { wanted_version, up_to_date, migrated, unsettled, .. } = fleet;
     say(format_args!("Schema version {wanted_version}: {migrated} migrated, {up_to_date} were up to date, {} failed", unsettled.len()));
     for (tenant, error) in unsettled {
         say(format_args!("  {} ({}): {}", tenant.place.database, what_follows(error), error.with_causes()));
@@ -167,7 +166,7 @@ fn fleet_in_json(fleet: &FleetMigration) -> Value {
     json!({
         "schema_version": fleet.wanted_version,
         "tenants": fleet.total,
-        "up_to_date": fleet.total - fleet.outdated.len() as u64,
+        "up_to_date": fleet.up_to_date,
         "migrated": fleet.migrated,
         "failed": failed.collect::<Vec<_>>(),
         "left": fleet.left(),

@@ -315,3 +315,26 @@ async fn a_crash_while_migrating_leaves_every_database_whole() {
     }
     settle(&home, server).await;
 }
+
+#[tokio::test]
+async fn a_program_that_does_not_fit_closes_nobody() {
+    let home = Home::new();
+    let server = home.serve().await;
+    let (alice, tenants) = fleet(&server, 2).await;
+    Later::new(&home, &[ADDS]).run(&["migrate"]).expect(0);
+    let other = Later::new(&home, &["ALTER TABLE documents ADD COLUMN remark TEXT;", ADDS]);
+    let refused = json_of(&other.run(&["migrate", "--json"]).expect(1));
+    assert_eq!(refused["failed"].as_array().unwrap().len(), 2);
+    assert!(refused["failed"].as_array().unwrap().iter().all(|failed| failed["outcome"] == "postponed"), "{refused}");
+    assert!(refused["failed"][0]["error"].as_str().unwrap().contains("was edited after it had been applied"), "{refused}");
+    assert_eq!(answers(&alice, &tenants).await, [open(), open()]);
+
+    // Closed for a reason that is gone by itself: any migration opens it.
+    let mut tx = home.databases().open().0.begin().await.unwrap();
+    tenants::quarantine(&mut tx, tenants[0].parse().unwrap(), 2, domain::Timestamp::from_micros(0)).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(known(&home, &tenants[0]).await.quarantined_at.is_some());
+    home.run(["migrate"]).expect(0);
+    assert!(known(&home, &tenants[0]).await.quarantined_at.is_none());
+    settle(&home, server).await;
+}
