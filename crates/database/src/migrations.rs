@@ -192,8 +192,8 @@ pub(crate) async fn migrate_postgres(client: &mut tokio_postgres::Client, schema
     }
     tx.execute("SELECT pg_advisory_xact_lock($1)", &[&ADVISORY_LOCK]).await.map_err(from_postgres)?;
     tx.batch_execute(&for_postgres(LEDGER)).await.map_err(|error| match error.code() {
-        // A standby, or somebody who may not: nothing that the migration is to blame for.
-        Some(&(SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::INSUFFICIENT_PRIVILEGE)) => Error::unavailable(error),
+        // A standby: nothing that the migration is to blame for.
+        Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Error::unavailable(error),
         _ => from_postgres(error),
     })?;
     let rows = tx.query("SELECT version, checksum FROM schema_migrations ORDER BY version", &[]).await.map_err(from_postgres)?;

@@ -592,9 +592,10 @@ pub(crate) fn from_postgres(error: tokio_postgres::Error) -> Error {
         &SqlState::LOCK_NOT_AVAILABLE => Error::Busy("a lock was not to be had in time"),
         &SqlState::QUERY_CANCELED => Error::Busy("a statement took too long"),
         &SqlState::FEATURE_NOT_SUPPORTED if is_stale_plan(reported) => Error::Busy(SCHEMA_CHANGED),
-        &SqlState::INVALID_CATALOG_NAME => Error::unavailable(error),
-        // Connection exceptions, insufficient resources, operator intervention, system errors.
-        code if ["08", "53", "57", "58"].iter().any(|class| code.code().starts_with(class)) => Error::unavailable(error),
+        // Not there, or not for us: the operator's to mend.
+        &SqlState::INVALID_CATALOG_NAME | &SqlState::INSUFFICIENT_PRIVILEGE => Error::unavailable(error),
+        // Connection exceptions, refused logins, insufficient resources, operator intervention, system errors.
+        code if ["08", "28", "53", "57", "58"].iter().any(|class| code.code().starts_with(class)) => Error::unavailable(error),
         _ => Error::internal(error),
     }
 }

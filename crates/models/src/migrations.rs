@@ -26,12 +26,14 @@ pub async fn note(tx: &mut MainTx, attempt: &MigrationAttempt) -> Result<()> {
     Ok(())
 }
 
-/// The attempts that did not end well, in the order of the tenants' making.
+/// The attempts that did not end well, unless somebody else's did, in the order of the tenants' making.
 pub async fn list_unsettled(connection: &mut Connection<Main>) -> Result<Vec<MigrationAttempt>> {
     let rows = connection
         .query(
-            "SELECT tenant_id, wanted_version, from_version, outcome, error, began_at, ended_at FROM tenant_migrations
-             WHERE outcome <> 'migrated' ORDER BY tenant_id",
+            "SELECT m.tenant_id, m.wanted_version, m.from_version, m.outcome, m.error, m.began_at, m.ended_at
+             FROM tenant_migrations m JOIN tenants t ON t.id = m.tenant_id
+             WHERE m.outcome <> 'migrated' AND (t.schema_version < m.wanted_version OR t.quarantined_at IS NOT NULL)
+             ORDER BY m.tenant_id",
             params![],
         )
         .await?;
