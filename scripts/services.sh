@@ -154,8 +154,8 @@ ignore_startup_parameters = options
 logfile = $directory/log
 pidfile = $directory/pid
 END
-    if ((EUID == 0)); then chown -R postgres: "$directory"; fi
     if ((EUID == 0)); then
+        chown -R postgres: "$directory"
         (cd / && runuser -u postgres -- pgbouncer --quiet --daemon "$directory/pgbouncer.ini")
     else
         pgbouncer --quiet --daemon "$directory/pgbouncer.ini"

@@ -35,8 +35,6 @@ const LONGEST_ERROR: usize = 1_000;
 /// How the fleet is migrated.
 #[derive(Clone, Debug)]
 pub struct MigrationPlan {
-    /// Only these tenants; all when absent.
-    pub only: Option<Vec<TenantId>>,
     /// One wave after the other; what the last one does not reach is left for another time.
     pub waves: Vec<Wave>,
     /// After how many failures no further migration is begun.
@@ -115,7 +113,7 @@ pub fn migration_outcome(error: Option<&Error>) -> MigrationOutcome {
 pub(crate) type Awaited = HashMap<TenantId, Shared<BoxFuture<'static, Result<(), Arc<Error>>>>>;
 
 impl Services {
-    /// What [`Services::migrate_fleet`] would do: nothing is migrated yet.
+    /// What [`Services::migrate_fleet`] is to do, for these tenants or for all: nothing is migrated yet.
     ///
     /// # Errors
     /// When the main database is down.
@@ -132,14 +130,15 @@ impl Services {
         Ok(FleetMigration { wanted_version, total, up_to_date, outdated, ..FleetMigration::default() })
     }
 
-    /// Brings tenants' databases to this program's schema, and tells `watch` of each. Stopped anywhere, it goes on where it
-    /// was when it is done again.
-    ///
-    /// # Errors
-    /// When the main database is down. What is wrong with single databases is part of the answer.
-    pub async fn migrate_fleet(&self, plan: &MigrationPlan, watch: &(dyn Fn(MigrationStep<'_>) + Sync)) -> Result<FleetMigration> {
-        let mut fleet = self.plan_migration(plan.only.as_deref()).await?;
-        let outdated = fleet.outdated.clone();
+    /// Brings the outdated databases of a fleet to this program's schema, and tells `watch` of each. What is wrong with single
+    /// databases is part of the answer. Stopped anywhere, it goes on where it was when it is planned and done again.
+    pub async fn migrate_fleet(
+        &self,
+        mut fleet: FleetMigration,
+        plan: &MigrationPlan,
+        watch: &(dyn Fn(MigrationStep<'_>) + Sync),
+    ) -> FleetMigration {
+        let FleetMigration { outdated, migrated, unsettled, .. } = &mut fleet;
         let limit = plan.halt_on.unwrap_or(usize::MAX);
         let mut begun = 0;
         for (n, wave) in plan.waves.iter().enumerate() {
@@ -152,28 +151,28 @@ impl Services {
             watch(MigrationStep::Wave { number: n + 1, of: plan.waves.len(), tenants: turns.len() });
             for attempt in 0..=FURTHER_ATTEMPTS {
                 let is_last = attempt == FURTHER_ATTEMPTS;
-                let allowed = limit - fleet.unsettled.len();
+                let allowed = limit - unsettled.len();
                 let mut postponed = Vec::new();
                 for (tenant, problem) in self.migrate_all(&turns, plan.at_once, allowed, is_last, watch).await {
                     match problem {
-                        None => fleet.migrated += 1,
+                        None => *migrated += 1,
                         Some(Error::Unavailable { .. }) if !is_last => postponed.push(tenant),
-                        Some(problem) => fleet.unsettled.push((tenant.clone(), problem)),
+                        Some(problem) => unsettled.push((tenant.clone(), problem)),
                     }
                 }
                 turns = postponed;
-                if turns.is_empty() || fleet.unsettled.len() >= limit {
+                if turns.is_empty() || unsettled.len() >= limit {
                     break;
                 }
                 watch(MigrationStep::Again(turns.len()));
                 sleep(PAUSE).await;
             }
-            if fleet.unsettled.len() >= limit {
+            if unsettled.len() >= limit {
                 break;
             }
         }
         fleet.halted = fleet.unsettled.len() >= limit && fleet.left() > 0;
-        Ok(fleet)
+        fleet
     }
 
     /// Migrates these, until so many have failed.

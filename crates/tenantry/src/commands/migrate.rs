@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use comfy_table::{Table, presets::NOTHING};
-use domain::{Error, MigrationOutcome, Tenant, TenantId, Timestamp, Wave};
+use domain::{Error, MigrationOutcome, Tenant, Timestamp, Wave};
 use serde_json::{Value, json};
 use services::{FleetMigration, MigrationPlan, MigrationStatus, Services, migration_outcome};
 
@@ -72,11 +72,11 @@ struct Options {
 }
 
 impl Options {
-    fn plan(&self, only: Option<Vec<TenantId>>) -> MigrationPlan {
+    fn plan(&self) -> MigrationPlan {
         let in_waves = !self.waves.is_empty();
         let halt_on = self.halt_on.or_else(|| in_waves.then_some(1));
         let waves = if in_waves { self.waves.clone() } else { vec![Wave::Percent(100)] };
-        MigrationPlan { only, waves, halt_on: halt_on.map(|failures| failures as usize), at_once: self.at_once as usize }
+        MigrationPlan { waves, halt_on: halt_on.map(|failures| failures as usize), at_once: self.at_once as usize }
     }
 }
 
@@ -103,16 +103,15 @@ async fn migrate(services: &Services, options: &Options) -> Result<ExitCode> {
     for tenant in &options.tenant {
         only.push(tenants::find(services, &tenants::Which { tenant: tenant.clone() }).await?.id);
     }
-    let plan = options.plan((!only.is_empty()).then_some(only));
-    let planned = services.plan_migration(plan.only.as_deref()).await.context("list the tenants")?;
+    let plan = options.plan();
+    let planned = services.plan_migration((!only.is_empty()).then_some(&only)).await.context("list the tenants")?;
     if options.dry_run {
         say_plan(&plan, &planned, options.json);
         return Ok(ExitCode::SUCCESS);
     }
     let progress = Progress::new(planned.outdated.len(), options.json);
-    let migrated = services.migrate_fleet(&plan, &|step| progress.note(step)).await;
+    let fleet = services.migrate_fleet(planned, &plan, &|step| progress.note(step)).await;
     progress.end();
-    let fleet = migrated.context("note what was migrated; what was noted stays, and the same command goes on")?;
     if options.json {
         say_json(&fleet_in_json(&fleet));
     } else {

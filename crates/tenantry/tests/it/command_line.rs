@@ -132,7 +132,7 @@ async fn migrate_says_what_it_would_do_and_does_it() {
     assert_eq!(fresh.code, Some(1), "there is no main database yet: {fresh:?}");
     fs::write(home.path().join(".env"), format!("{ADMIN}{TENANT}")).unwrap();
     home.run(EVERYTHING).expect(0);
-    let json = |arguments: &[&str]| -> Value { serde_json::from_str(&home.run(arguments.iter().copied()).expect(0).out).unwrap() };
+    let json = |arguments: &[&str]| -> Value { home.run(arguments.iter().copied()).expect(0).json() };
     let version = database::tenant_schema_version();
     assert_eq!(
         json(&["migrate", "--dry-run", "--json"]),
@@ -165,7 +165,7 @@ fn check_tells_what_is_up() {
     home.run(["init"]).expect(0);
     let up = home.run(["check"]).expect(0).out;
     assert!(up.contains("DATA_DIR") && up.contains("database: up") && up.contains("object storage: up") && !up.contains("DOWN:"), "{up}");
-    let up: Value = serde_json::from_str(&home.run(["check", "--json"]).expect(0).out).unwrap();
+    let up = home.run(["check", "--json"]).expect(0).json();
     assert_eq!((&up["ready"], &up["settings"]["PORT"], &up["settings"]["JWT_SECRET_KEY"]), (&json!(true), &json!("0"), &json!("(secret)")));
 
     // Nothing listens on port 1.

@@ -117,12 +117,6 @@ async fn count_documents(alice: &Persona, tenant: &str) -> u64 {
     alice.get(&format!("/api/tenants/{tenant}/documents")).await.expect(200).json["data"]["pagination"]["total"].as_u64().unwrap()
 }
 
-async fn settle(home: &Home, server: Server) {
-    home.run(["gc"]).expect(0);
-    server.stop().await;
-    assert_eq!(home.broken().await, Vec::<String>::new());
-}
-
 #[tokio::test]
 async fn a_crash_in_an_upload_leaves_the_whole_document_or_none() {
     let home = Home::new();
@@ -150,7 +144,7 @@ async fn a_crash_in_an_upload_leaves_the_whole_document_or_none() {
     }
     // An hour later.
     expire_uploads(&home).await;
-    settle(&home, server).await;
+    home.settle(server).await;
     assert_eq!(count_objects(&home), UPLOAD.len(), "the objects of what became no document are gone");
 }
 
@@ -183,7 +177,7 @@ async fn a_crash_where_equal_uploads_meet_leaves_one_file() {
         assert!(files.items().iter().all(|file| file["is_orphaned"] == false), "{}", files.json);
     }
     expire_uploads(&home).await;
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 #[tokio::test]
@@ -214,7 +208,7 @@ async fn a_crash_in_a_deletion_loses_nothing_and_leaves_nothing() {
         alice.delete(&path).await.expect(if *is_there { 200 } else { 404 });
         alice.get(&path).await.expect(404);
     }
-    settle(&home, server).await;
+    home.settle(server).await;
     assert_eq!(count_objects(&home), 0);
 }
 
@@ -243,7 +237,7 @@ async fn a_crash_of_the_collector_is_made_good_by_the_next_run() {
         assert_eq!(files::list_object_keys(&mut connection).await.unwrap().len(), 1, "{failpoint}");
         assert_eq!(uploads::list_object_keys(&mut connection).await.unwrap(), Vec::<String>::new(), "{failpoint}");
     }
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 #[tokio::test]
@@ -270,7 +264,7 @@ async fn a_crash_in_the_making_of_a_tenant_leaves_a_whole_one_or_none() {
             alice.uploads(tenant["id"].as_str().unwrap(), "a.txt", "a").await.expect(201);
         }
     }
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 #[tokio::test]
@@ -294,7 +288,7 @@ async fn a_crash_in_the_removal_of_a_failed_tenant_is_made_good() {
         server = home.serve().await;
         settled(&home, 0).await;
     }
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 /// How a deletion that was interrupted is gone on with.
@@ -350,7 +344,7 @@ async fn a_crash_in_the_deletion_of_a_tenant_is_made_good() {
             assert_eq!(alice.downloads(&kept, &document).await, b"kept");
         }
     }
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 /// Waits for the end of a deletion.

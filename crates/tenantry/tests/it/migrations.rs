@@ -17,7 +17,7 @@ use domain::Tenant;
 use futures_util::future::join_all;
 use models::tenants;
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 use testkit::Persona;
 
 use crate::process::{Home, PATIENCE, Ran, Server};
@@ -91,11 +91,6 @@ async fn versions(home: &Home, tenants: &[String]) -> Vec<i64> {
     versions
 }
 
-async fn settle(home: &Home, server: Server) {
-    server.stop().await;
-    assert_eq!(home.broken().await, Vec::<String>::new());
-}
-
 fn documents(tenant: &str) -> String {
     format!("/api/tenants/{tenant}/documents")
 }
@@ -108,10 +103,6 @@ async fn answers(alice: &Persona, tenants: &[String]) -> Vec<(u16, String)> {
         answers.push((reply.status.as_u16(), reply.code().to_owned()));
     }
     answers
-}
-
-fn json_of(ran: &Ran) -> Value {
-    serde_json::from_str(&ran.out).unwrap()
 }
 
 fn closed() -> (u16, String) {
@@ -130,7 +121,7 @@ async fn waves_halt_at_a_failure_which_closes_one_tenant_and_no_other() {
     let twin = twin(&alice, &tenants[2]).await;
     let later = Later::new(&home, &[FAILS_ON_TWINS]);
 
-    let planned = json_of(&later.run(&["migrate", "--waves", "1,50%,100%", "--dry-run", "--json"]).expect(0));
+    let planned = later.run(&["migrate", "--waves", "1,50%,100%", "--dry-run", "--json"]).expect(0).json();
     assert_eq!((&planned["waves_reach"], planned["outdated"].as_array().unwrap().len()), (&json!([1, 3, 6]), 6));
     let words = later.run(&["migrate", "--waves", "1,50%,100%", "--dry-run"]).expect(0).out;
     assert!(words.contains("in waves that reach over 1, then 3, then 6"), "{words}");
@@ -161,7 +152,7 @@ async fn waves_halt_at_a_failure_which_closes_one_tenant_and_no_other() {
     assert!(shown.contains("because its migration failed"), "{shown}");
 
     // Again: those that are left, and the one that still fails.
-    let again = json_of(&later.run(&["migrate", "--json"]).expect(1));
+    let again = later.run(&["migrate", "--json"]).expect(1).json();
     assert_eq!(
         (&again["migrated"], &again["up_to_date"], &again["left"], &again["halted"]),
         (&json!(3), &json!(2), &json!(0), &json!(false))
@@ -179,9 +170,9 @@ async fn waves_halt_at_a_failure_which_closes_one_tenant_and_no_other() {
     assert!(alone.contains("1 migrated, 5 were up to date, 0 failed"), "{alone}");
     assert_eq!(versions(&home, &tenants).await, [2; 6]);
     let status = later.run(&["migrate", "status", "--json"]).expect(0);
-    assert_eq!(json_of(&status), json!({ "schema_version": 2, "versions": [{ "schema_version": 2, "tenants": 6 }], "unsettled": [] }));
+    assert_eq!(status.json(), json!({ "schema_version": 2, "versions": [{ "schema_version": 2, "tenants": 6 }], "unsettled": [] }));
     assert!(later.run(&["migrate", "status"]).expect(0).out.contains("No migration failed."));
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 impl Server {
@@ -222,7 +213,7 @@ async fn programs_of_two_versions_work_in_a_fleet_while_it_is_migrated() {
     // Two at once, which do no more than one.
     let mut first = later.command(&["migrate"]).stdout(Stdio::null()).spawn().unwrap();
     let second = later.run(&["migrate", "--json"]).expect(0);
-    assert_eq!(json_of(&second)["failed"], json!([]));
+    assert_eq!(second.json()["failed"], json!([]));
     assert!(first.wait().unwrap().success());
     done.store(true, Ordering::SeqCst);
     for worker in join_all(workers).await {
@@ -236,7 +227,7 @@ async fn programs_of_two_versions_work_in_a_fleet_while_it_is_migrated() {
         assert_eq!(answers(&server.known(&alice), &[old.clone(), new.clone()]).await, [open(), open()]);
     }
     before.stop().await;
-    settle(&home, after).await;
+    home.settle(after).await;
 }
 
 #[tokio::test]
@@ -262,7 +253,7 @@ async fn a_tenant_that_was_missed_is_migrated_at_its_first_request() {
     let old = home.serve().await;
     assert_eq!(answers(&old.known(&alice), &tenants).await, [closed(), closed(), closed()]);
     old.stop().await;
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 #[tokio::test]
@@ -279,14 +270,14 @@ async fn a_database_in_use_is_tried_again_and_stays_in_use() {
     // Longer than the attempts: on PostgreSQL the server ends what is idle in a transaction after 15 s.
     let busy = later.run(&["migrate", "--json"]).expect(1);
     drop(tx);
-    let failed = &json_of(&busy)["failed"][0];
+    let failed = &busy.json()["failed"][0];
     assert_eq!((&failed["id"], &failed["outcome"]), (&json!(tenants[0]), &json!("postponed")));
-    assert_eq!(json_of(&busy)["migrated"], 1);
+    assert_eq!(busy.json()["migrated"], 1);
     assert_eq!(answers(&alice, &tenants).await, [open(), open()]);
     let status = later.run(&["migrate", "status"]).expect(0).out;
     assert!(status.contains("postponed"), "{status}");
     assert!(later.run(&["migrate"]).expect(0).out.contains("1 migrated, 1 were up to date, 0 failed"));
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 #[tokio::test]
@@ -313,7 +304,7 @@ async fn a_crash_while_migrating_leaves_every_database_whole() {
         later.run(&["migrate"]).expect(0);
         assert_eq!(versions(&home, &tenants).await, [version; 3]);
     }
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 #[tokio::test]
@@ -323,7 +314,7 @@ async fn a_program_that_does_not_fit_closes_nobody() {
     let (alice, tenants) = fleet(&server, 2).await;
     Later::new(&home, &[ADDS]).run(&["migrate"]).expect(0);
     let other = Later::new(&home, &["ALTER TABLE documents ADD COLUMN remark TEXT;", ADDS]);
-    let refused = json_of(&other.run(&["migrate", "--json"]).expect(1));
+    let refused = other.run(&["migrate", "--json"]).expect(1).json();
     assert_eq!(refused["failed"].as_array().unwrap().len(), 2);
     assert!(refused["failed"].as_array().unwrap().iter().all(|failed| failed["outcome"] == "postponed"), "{refused}");
     assert!(refused["failed"][0]["error"].as_str().unwrap().contains("was edited after it had been applied"), "{refused}");
@@ -336,5 +327,5 @@ async fn a_program_that_does_not_fit_closes_nobody() {
     assert!(known(&home, &tenants[0]).await.quarantined_at.is_some());
     home.run(["migrate"]).expect(0);
     assert!(known(&home, &tenants[0]).await.quarantined_at.is_none());
-    settle(&home, server).await;
+    home.settle(server).await;
 }

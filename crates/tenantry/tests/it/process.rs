@@ -10,6 +10,7 @@ use std::{
 
 use reqwest::{Client, StatusCode, redirect};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 use testkit::{Persona, TestDatabases, invariants};
 
@@ -90,6 +91,13 @@ impl Home {
         tx.commit().await.unwrap();
     }
 
+    /// Collects the garbage, stops the server, and finds nothing broken.
+    pub(crate) async fn settle(&self, server: Server) {
+        self.run(["gc"]).expect(0);
+        server.stop().await;
+        assert_eq!(self.broken().await, Vec::<String>::new());
+    }
+
     /// What must always hold and does not.
     pub(crate) async fn broken(&self) -> Vec<String> {
         invariants::find_broken(&self.databases, &self.path().join("objects")).await
@@ -131,6 +139,12 @@ impl Ran {
     pub(crate) fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{self:#?}");
         self
+    }
+
+    /// The answer of a command with `--json`.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|_| panic!("{self:#?}"))
     }
 
     /// The one line on standard error of a command that failed.

@@ -20,18 +20,14 @@ use serde_json::{Value, json};
 use testkit::{Persona, Reply};
 use tokio::sync::Notify;
 
-use crate::process::{Home, Ran, Server};
+use crate::process::{Home, Ran};
 
 /// A server that nobody runs, in the place of the one that holds the tenants' databases.
 const DOWN: (&str, &str) = ("TENANT_DATABASE_URLS", "main=postgres://u:hush@127.0.0.1:1/d");
 
-fn json_of(ran: &Ran) -> Value {
-    serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{ran:#?}"))
-}
-
 /// Answers what `tenants` with these arguments and `--json` says.
 fn told(home: &Home, arguments: &[&str], code: i32) -> Value {
-    json_of(&home.run([&["tenants"], arguments, &["--json"]].concat()).expect(code))
+    home.run([&["tenants"], arguments, &["--json"]].concat()).expect(code).json()
 }
 
 fn states(home: &Home) -> Vec<Value> {
@@ -40,12 +36,6 @@ fn states(home: &Home) -> Vec<Value> {
 
 fn objects_of(home: &Home, tenant: &str) -> bool {
     home.path().join("objects/tenants").join(tenant).exists()
-}
-
-async fn settle(home: &Home, server: Server) {
-    home.run(["gc"]).expect(0);
-    server.stop().await;
-    assert_eq!(home.broken().await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -97,7 +87,7 @@ async fn tenants_are_made_listed_and_shown() {
     }
     let text = home.run(["tenants", "show", &acme]).expect(0).out;
     assert!(text.contains("Contents: 3 documents, 2 files, 15 bytes") && text.contains("alice@example.com"), "{text}");
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 #[tokio::test]
@@ -109,10 +99,10 @@ async fn a_tenant_is_shown_when_its_database_is_down() {
     let show = |more: &[&str]| Ran::of(home.command([&["tenants", "show", "Acme"], more].concat()).envs([DOWN])).expect(1);
     let text = show(&[]).out;
     assert!(text.contains("alice@example.com") && text.contains("its database is DOWN: ") && !text.contains("hush"), "{text}");
-    let json = json_of(&show(&["--json"]));
+    let json = show(&["--json"]).json();
     assert_eq!((&json["id"], &json["contents"], &json["members"][0]["role"]), (&json!(tenant), &Value::Null, &json!("admin")));
     assert!(json["problem"].as_str().unwrap().contains("unavailable"), "{json}");
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 #[tokio::test]
@@ -163,7 +153,7 @@ async fn bad_input_is_named_and_changes_nothing() {
     for twin in twins {
         alice.uploads(&twin, "a.txt", "a").await.expect(201);
     }
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 #[tokio::test]
@@ -189,7 +179,7 @@ async fn a_tenant_is_deactivated_and_activated_under_a_running_server() {
     assert_eq!(says("activate"), format!("Tenant Acme ({tenant}) is active again.\n"));
     tokio::time::sleep(Duration::from_secs(1)).await;
     alice.get(&documents).await.expect(200);
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 #[tokio::test]
@@ -244,7 +234,7 @@ async fn a_deleted_tenant_leaves_a_tombstone() {
     assert!(again.starts_with(&format!("Nothing to do: {when}:\n")) && !again.contains("LEFT"), "{again}");
     assert_eq!(home.run(["tenants", "show", &tenant]).complaint(1), format!("tenantry: {when}"));
     assert_eq!(told(&home, &["delete", &tenant, "--hard"], 0), report);
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 /// What late uploads leave is found by the check, and removed by the collector for a day.
@@ -274,13 +264,13 @@ async fn late_objects_of_deleted_tenants_are_collected() {
         tx.commit().await.unwrap();
     };
     backdate(24 * 3600 + 60).await;
-    let collected = json_of(&home.run(["gc", "--json"]).expect(0));
+    let collected = home.run(["gc", "--json"]).expect(0).json();
     assert_eq!(collected["objects_of_deleted_tenants"], 1, "{collected}");
     assert!(!objects_of(&home, &tenants[0]) && objects_of(&home, &tenants[1]));
     told(&home, &["delete", &tenants[0], "--hard"], 0);
     backdate(-3600).await;
     assert!(home.run(["gc"]).expect(0).out.contains("Collected 1 objects of deleted tenants"));
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 /// Marked, a tenant is nobody's any more, although all of it is there.
@@ -319,12 +309,12 @@ async fn a_tenant_that_is_being_deleted_is_left_alone() {
         }
         assert_eq!(tenants::lock(&mut tx, id).await.unwrap(), None);
         drop(tx);
-        assert_eq!(json_of(&home.run(["gc", "--json"]).expect(0))["failed"], json!([]));
-        assert_eq!(json_of(&home.run(["migrate", "--json"]).expect(0))["tenants"], 0);
+        assert_eq!(home.run(["gc", "--json"]).expect(0).json()["failed"], json!([]));
+        assert_eq!(home.run(["migrate", "--json"]).expect(0).json()["tenants"], 0);
         home.run(["tenants", "delete", "Acme", "--hard", "--confirm", "Other"]).expect(1);
     }
     home.run(["tenants", "delete", "Acme", "--hard"]).expect(0);
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 #[tokio::test]
@@ -341,7 +331,7 @@ async fn a_deletion_goes_on_when_the_server_is_back() {
     alice.get(&format!("/api/tenants/{tenant}")).await.expect_error(404, "tenant_not_found");
     assert!(objects_of(&home, &tenant), "nothing is deleted before the database is gone");
     home.run(delete).expect(0);
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 /// What a crash left of a tenant's making can be deleted, too, and is not taken up again.
@@ -359,7 +349,7 @@ async fn a_half_made_tenant_is_deleted() {
     assert_eq!(states(&home), Vec::<Value>::new());
     server.stop().await;
     let server = home.serve().await;
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -388,7 +378,7 @@ async fn a_tenant_is_deleted_while_uploads_are_running() {
     assert!(uploaded > 0, "nothing was under way");
     assert_eq!(neighbour.await.unwrap(), alice.get(&format!("/api/tenants/{other}/documents")).await.json["data"]["pagination"]["total"]);
     println!("{uploaded} documents were uploaded before");
-    settle(&home, server).await;
+    home.settle(server).await;
     assert!(!objects_of(&home, &tenant));
     let report = told(&home, &["delete", &tenant, "--hard"], 0);
     assert_eq!(report["is_complete"], true);
@@ -443,7 +433,7 @@ async fn the_name_is_asked_for_on_a_terminal() {
     assert_eq!(states(&home), ["active"]);
     let deleted = on_a_terminal(&home, &tenant, "Acme");
     assert!(deleted.contains(&format!("Tenant Acme ({tenant}) is deleted:")) && !deleted.contains("LEFT"), "{deleted}");
-    settle(&home, server).await;
+    home.settle(server).await;
 }
 
 /// Deletes a tenant on a terminal, where this is typed, and answers what was to be seen there.
