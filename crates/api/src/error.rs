@@ -124,7 +124,7 @@ impl Described {
 /// How long a client should leave a dependency alone that is down.
 const DEPENDENCY_RETRY: Duration = Duration::from_secs(5);
 
-/// How long a client should leave a tenant alone whose database is being migrated, and one that waits for the operator.
+/// How long a client should leave a tenant alone whose database is being migrated or moved, and one that waits for the operator.
 const MIGRATION_RETRY: Duration = Duration::from_secs(2);
 const CLOSED_RETRY: Duration = Duration::from_secs(60);
 
@@ -226,6 +226,7 @@ fn describe(error: &Error) -> Described {
                 Closure::Migrating => {
                     ("tenant_migrating", "The tenant's database is being brought up to date. Try again.", MIGRATION_RETRY)
                 }
+                Closure::Moving => ("tenant_moving", "The tenant's database is moving and takes no changes. Try again.", MIGRATION_RETRY),
                 Closure::Quarantined | Closure::TooNew => {
                     ("tenant_unavailable", "The tenant's database is not available until its operator has seen to it.", CLOSED_RETRY)
                 }

@@ -47,6 +47,12 @@ enum Server {
     Postgres { server: Arc<PostgresServer>, maintenance: String },
 }
 
+/// Where a database is.
+pub(crate) enum Located {
+    Sqlite { path: PathBuf, threads: SqliteThreads },
+    Postgres { server: Arc<PostgresServer>, database: String },
+}
+
 impl TenantDatabases {
     /// The directory over the named servers. Connects to nothing yet.
     #[must_use]
@@ -195,6 +201,16 @@ impl TenantDatabases {
                 Ok(migrated)
             }
         }
+    }
+
+    /// Where a tenant's database is, for what works on it over a connection of its own.
+    pub(crate) fn locate(&self, place: &TenantPlace) -> Result<Located> {
+        Ok(match self.server(place)? {
+            Server::Sqlite { folder, .. } => Located::Sqlite { path: file_of(folder, place), threads: self.threads.clone() },
+            Server::Postgres { server, .. } => {
+                Located::Postgres { server: Arc::clone(server), database: place.database.as_str().to_owned() }
+            }
+        })
     }
 
     /// Drops a tenant's database with everything in it. One that is gone already is no error.

@@ -21,6 +21,7 @@ const TABLES: &[&str] = &[
     "leases",
     "user_tenant_associations",
     "tenant_tombstones",
+    "tenant_moves",
     "tenant_migrations",
     "tenants",
     "users",

@@ -33,6 +33,7 @@ use crate::{
     Error, Result, Row, Value,
     connection::{Outcome, Statement},
     error::Constraint,
+    moves::MOVED,
 };
 
 /// How long a statement waits for a writer before it: another connection in this process, or another process.
@@ -457,6 +458,11 @@ impl Drop for SqliteConnection {
 }
 
 fn run_statement(connection: &Connection, Statement { sql, params }: &Statement) -> Result<Outcome> {
+    run(connection, sql, params)
+}
+
+/// Runs one statement with the values of `$1`, `$2`, …
+pub(crate) fn run(connection: &Connection, sql: &str, params: &[Value]) -> Result<Outcome> {
     // A write transaction holds the whole file already.
     let sql = sql.strip_suffix(" SKIP LOCKED").unwrap_or(sql);
     let sql = sql.strip_suffix(" FOR UPDATE").unwrap_or(sql);
@@ -517,6 +523,7 @@ pub(crate) fn from_rusqlite(error: rusqlite::Error) -> Error {
             rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY | rusqlite::ffi::SQLITE_CONSTRAINT_ROWID => {
                 Error::Violated(Constraint::Unique(primary_key_name(message.as_deref().unwrap_or_default())))
             }
+            rusqlite::ffi::SQLITE_CONSTRAINT_TRIGGER if message.as_deref() == Some(MOVED) => Error::unavailable(MOVED),
             rusqlite::ffi::SQLITE_CONSTRAINT_FOREIGNKEY | rusqlite::ffi::SQLITE_CONSTRAINT_TRIGGER => {
                 Error::Violated(Constraint::ForeignKey)
             }

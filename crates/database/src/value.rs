@@ -70,6 +70,10 @@ impl Row {
         Self(values.into_iter())
     }
 
+    pub(crate) fn into_values(self) -> Vec<Value> {
+        self.0.collect()
+    }
+
     /// The next column.
     ///
     /// # Errors

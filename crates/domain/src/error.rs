@@ -149,6 +149,8 @@ pub enum Denial {
 pub enum Closure {
     /// It is being brought to this program's schema.
     Migrating,
+    /// It is moving to another server, and can only be read.
+    Moving,
     /// A migration of it failed.
     Quarantined,
     /// It has the schema of a program that is too new for this one to understand.

@@ -13,6 +13,7 @@ mod file;
 mod id;
 mod membership;
 mod migration;
+mod moves;
 mod page;
 mod session;
 mod tenant;
@@ -29,6 +30,7 @@ pub use file::{ContentHash, File, FileUsage, StorageTotals, object_key, object_p
 pub use id::{DocumentId, EventId, FileId, SessionId, TenantId, TokenId, UserId};
 pub use membership::{Member, Membership, Role};
 pub use migration::{MigrationAttempt, MigrationOutcome, Wave};
+pub use moves::{Move, MoveState};
 pub use page::{Page, PageRequest};
 pub use session::{Session, TokenKind};
 pub use tenant::{DatabaseName, Provisioning, Tenant, TenantName, TenantPlace, Tombstone};

@@ -22,6 +22,8 @@ pub struct Tenant {
     pub schema_version: i64,
     /// Since when nobody is let into its database, because a migration of it failed.
     pub quarantined_at: Option<Timestamp>,
+    /// Since when nobody may write to its database, because it is moving to another server.
+    pub writes_paused_at: Option<Timestamp>,
     /// Whether its members may work in it.
     pub is_active: bool,
     /// When it was made.

@@ -9,6 +9,7 @@ pub mod files;
 pub mod leases;
 pub mod members;
 pub mod migrations;
+pub mod moves;
 pub mod outbox;
 pub mod sessions;
 pub mod spares;
@@ -19,7 +20,7 @@ pub mod users;
 
 pub use database::{
     Connection, Connections, DatabaseUrl, Error, Main, MainDatabase, MainTx, Migrated, Result, Scope, Tenant, TenantDatabase,
-    TenantDatabases, TenantTx, Tx, main_schema_version, tenant_schema_digest, tenant_schema_version,
+    TableSum, TenantDatabases, TenantTx, Transfer, Tx, main_schema_version, tenant_schema_digest, tenant_schema_version,
 };
 
 use database::{FromValue, Row, Statement};

@@ -8,7 +8,8 @@ use crate::word;
 /// What [`tenant`] reads.
 macro_rules! columns {
     () => {
-        "id, name, server, database_name, provisioning, schema_version, quarantined_at, is_active, created_at, updated_at, created_by"
+        "id, name, server, database_name, provisioning, schema_version, quarantined_at, writes_paused_at, is_active, \
+         created_at, updated_at, created_by"
     };
 }
 
@@ -163,22 +164,40 @@ pub async fn delete_marked(tx: &mut MainTx, id: TenantId) -> Result<Option<Tenan
     deleted.map(|mut row| tenant(&mut row)).transpose()
 }
 
-/// Notes the schema version that a tenant's database has now, and lets people in again. An older note never replaces a newer
-/// one.
-pub async fn set_schema_version(tx: &mut MainTx, id: TenantId, schema_version: i64) -> Result<()> {
+/// Keeps everybody from writing to a tenant's database from a time on, or lets them again.
+pub async fn set_writes_paused(tx: &mut MainTx, id: TenantId, since: Option<Timestamp>) -> Result<()> {
+    tx.execute("UPDATE tenants SET writes_paused_at = $2 WHERE id = $1", params![id, since]).await?;
+    Ok(())
+}
+
+/// Notes that a tenant's database, with this schema, is on another server now. Answers whether the tenant was in use on the
+/// former one.
+pub async fn relocate(tx: &mut MainTx, id: TenantId, from: &str, to: &str, schema_version: i64) -> Result<bool> {
+    let changed = tx
+        .execute(
+            "UPDATE tenants SET server = $3 WHERE id = $1 AND server = $2 AND schema_version = $4 AND provisioning = 'active'",
+            params![id, from, to, schema_version],
+        )
+        .await?;
+    Ok(changed == 1)
+}
+
+/// Notes the schema version that a tenant's database at a place has now, and lets people in again. An older note never
+/// replaces a newer one, and one of a place that the tenant has left says nothing.
+pub async fn set_schema_version(tx: &mut MainTx, place: &TenantPlace, schema_version: i64) -> Result<()> {
     tx.execute(
-        "UPDATE tenants SET schema_version = $2, quarantined_at = NULL WHERE id = $1 AND schema_version <= $2",
-        params![id, schema_version],
+        "UPDATE tenants SET schema_version = $3, quarantined_at = NULL WHERE id = $1 AND server = $2 AND schema_version <= $3",
+        params![place.tenant_id, place.server.as_str(), schema_version],
     )
     .await?;
     Ok(())
 }
 
-/// Lets nobody into a tenant's database any more, if it still has the schema that could not be migrated.
-pub async fn quarantine(tx: &mut MainTx, id: TenantId, schema_version: i64, now: Timestamp) -> Result<()> {
+/// Lets nobody into a tenant's database any more, if it is still there and has the schema that could not be migrated.
+pub async fn quarantine(tx: &mut MainTx, place: &TenantPlace, schema_version: i64, now: Timestamp) -> Result<()> {
     tx.execute(
-        "UPDATE tenants SET quarantined_at = $3 WHERE id = $1 AND schema_version = $2 AND quarantined_at IS NULL",
-        params![id, schema_version, now],
+        "UPDATE tenants SET quarantined_at = $4 WHERE id = $1 AND server = $2 AND schema_version = $3 AND quarantined_at IS NULL",
+        params![place.tenant_id, place.server.as_str(), schema_version, now],
     )
     .await?;
     Ok(())
@@ -220,6 +239,7 @@ pub(crate) fn tenant(row: &mut Row) -> Result<Tenant> {
         provisioning: word(row, Provisioning::parse)?,
         schema_version: row.take()?,
         quarantined_at: row.take()?,
+        writes_paused_at: row.take()?,
         is_active: row.take()?,
         created_at: row.take()?,
         updated_at: row.take()?,

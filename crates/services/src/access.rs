@@ -11,8 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Denial, Error, Member, Noun, Provisioning, Result, Role, SessionId, Tenant, TenantId, TokenKind, TokenProblem, UserId};
-use models::{Connection, MainDatabase, TenantDatabase, TenantTx, access_changes, members, sessions};
+use domain::{Closure, Denial, Error, Member, Noun, Provisioning, Result, Role, SessionId, Tenant, TenantId, TokenKind, TokenProblem, UserId};
+use models::{Connection, MainDatabase, MainTx, TenantDatabase, TenantTx, access_changes, members, sessions};
 use moka::sync::Cache;
 use uuid::Uuid;
 
@@ -24,6 +24,9 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(300);
 const FRESHNESS: Duration = Duration::from_secs(1);
 /// After what time every instance goes by a change, with room for a slow one.
 pub(crate) const NOTICED_AFTER: Duration = FRESHNESS.saturating_add(Duration::from_millis(500));
+/// How long a write waits for its tenant's database to arrive on another server, and how often it looks.
+const PATIENCE: Duration = Duration::from_secs(10);
+const GLANCE: Duration = Duration::from_millis(50);
 /// How long a fact is cached at most.
 const FACT_LIFE: Duration = Duration::from_secs(60);
 /// How many facts of a kind are cached at most; each is a few hundred bytes.
@@ -81,11 +84,6 @@ impl TenantCaller {
     pub(crate) async fn read(&self) -> Result<Connection<models::Tenant>> {
         Ok(self.database.read().await?)
     }
-
-    /// Begins a transaction in the tenant's database.
-    pub(crate) async fn begin(&self) -> Result<TenantTx> {
-        Ok(self.database.begin().await?)
-    }
 }
 
 impl Services {
@@ -107,6 +105,27 @@ impl Services {
 
     /// Lets a caller into an active tenant, as far as the role reaches.
     pub(crate) async fn enter(&self, caller: &Caller, tenant_id: TenantId, needed: Role) -> Result<TenantCaller> {
+        Ok(self.enter_to_read_or_write(caller, tenant_id, needed).await?.0)
+    }
+
+    /// Lets a caller in and begins a transaction in the tenant's database. Waits while that moves to another server.
+    pub(crate) async fn begin(&self, caller: &Caller, tenant_id: TenantId, needed: Role) -> Result<(TenantCaller, TenantTx)> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (tenant, may_write) = self.enter_to_read_or_write(caller, tenant_id, needed).await?;
+            if may_write {
+                let tx = tenant.database.begin().await?;
+                return Ok((tenant, tx));
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Closed(Closure::Moving));
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+
+    /// Lets a caller in, and tells whether the database takes writes.
+    async fn enter_to_read_or_write(&self, caller: &Caller, tenant_id: TenantId, needed: Role) -> Result<(TenantCaller, bool)> {
         let member = self.membership(caller, tenant_id).await?;
         if !member.of.is_active {
             return Err(Error::Forbidden(Denial::TenantInactive));
@@ -114,7 +133,8 @@ impl Services {
         require(member.membership.role, needed)?;
         self.ensure_schema(&member.of).await?;
         let database = self.0.parts.tenant_databases.open(&member.of.place)?;
-        Ok(TenantCaller { caller: *caller, role: member.membership.role, database })
+        let may_write = member.of.writes_paused_at.is_none();
+        Ok((TenantCaller { caller: *caller, role: member.membership.role, database }, may_write))
     }
 
     /// The caller's membership in a tenant, active or not. To everybody else the tenant is not there.
@@ -149,9 +169,14 @@ impl Services {
         }
     }
 
-    /// Makes a change of access effective in this instance, before it is answered. `version` is the change's number.
-    pub(crate) fn access_changed(&self, subject: impl Into<Uuid>, version: i64) {
-        self.0.access.log().note(subject.into(), version, Instant::now());
+    /// Commits a change of what is known of `subject` (a session, a user or a tenant). It is effective in this instance when
+    /// this returns, and everywhere after [`NOTICED_AFTER`].
+    pub(crate) async fn commit_access_change(&self, mut tx: MainTx, subject: impl Into<Uuid>) -> Result<()> {
+        let subject = subject.into();
+        let version = access_changes::push(&mut tx, subject, self.clock().now()).await?;
+        tx.commit().await?;
+        self.0.access.log().note(subject, version, Instant::now());
+        Ok(())
     }
 }
 

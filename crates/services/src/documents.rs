@@ -122,8 +122,6 @@ impl Services {
         if content.size == 0 {
             return Err(Error::invalid("file", "must not be empty"));
         }
-        // It may have taken long: long enough for the tenant to be deleted, or for the caller to be put out of it.
-        let tenant = self.enter(tenant.caller(), tenant.tenant_id(), Role::User).await?;
         failpoint!("upload.received");
         for _ in 0..ATTEMPTS {
             let file = self.new_file(&tenant, &content);
@@ -148,6 +146,12 @@ impl Services {
         Err(Error::Unavailable { dependency: "object storage", source: "the upload was disturbed too often".into() })
     }
 
+    /// Begins a transaction for an upload. It may have taken long: long enough for the tenant to be deleted or to move, or for
+    /// the caller to be put out of it.
+    async fn begin_again(&self, tenant: &TenantCaller) -> Result<TenantTx> {
+        Ok(self.begin(tenant.caller(), tenant.tenant_id(), Role::User).await?.1)
+    }
+
     fn new_file(&self, tenant: &TenantCaller, content: &SpooledContent) -> File {
         let (id, now) = (FileId::generate(self.clock()), self.clock().now());
         File {
@@ -169,7 +173,7 @@ impl Services {
         filename: &Filename,
         mime_type: &MimeType,
     ) -> Result<Option<Document>> {
-        let mut tx = tenant.begin().await?;
+        let mut tx = self.begin_again(tenant).await?;
         let document = match files::lock_by_content(&mut tx, &file.hash, file.size).await? {
             Some(there) => Some(self.insert_document(&mut tx, tenant, there, filename, mime_type).await?),
             None => {
@@ -184,7 +188,7 @@ impl Services {
     /// Step (c).
     async fn add_document(&self, tenant: &TenantCaller, file: &File, filename: &Filename, mime_type: &MimeType) -> Result<Added> {
         for _ in 0..ATTEMPTS {
-            let mut tx = tenant.begin().await?;
+            let mut tx = self.begin_again(tenant).await?;
             if files::insert_if_new(&mut tx, file).await? {
                 if !uploads::complete(&mut tx, &file.object_key).await? {
                     return Ok(Added::UploadExpired);
@@ -279,8 +283,7 @@ impl Services {
         filename: Option<Filename>,
         mime_type: Option<MimeType>,
     ) -> Result<Document> {
-        let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
-        let mut tx = tenant.begin().await?;
+        let (tenant, mut tx) = self.begin(caller, tenant_id, Role::Viewer).await?;
         find_own(&mut tx, &tenant, id).await?;
         if !documents::update(&mut tx, id, filename.as_ref(), mime_type.as_ref(), self.clock().now()).await? {
             return Err(Error::NotFound(Noun::Document));
@@ -296,8 +299,7 @@ impl Services {
     /// # Errors
     /// [`Error::Forbidden`] unless the caller owns it or is an admin.
     pub async fn delete_document(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId) -> Result<()> {
-        let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
-        let mut tx = tenant.begin().await?;
+        let (tenant, mut tx) = self.begin(caller, tenant_id, Role::Viewer).await?;
         let document = find_own(&mut tx, &tenant, id).await?;
         // Before the document goes: an upload of the same content either sees it, or waits until it is gone.
         files::lock(&mut tx, document.file.id).await?;

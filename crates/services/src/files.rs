@@ -43,8 +43,7 @@ impl Services {
     /// # Errors
     /// [`Conflict::FileInUse`] when one does; [`Error::Forbidden`] unless the caller is an admin.
     pub async fn delete_file(&self, caller: &Caller, tenant_id: TenantId, id: FileId) -> Result<()> {
-        let tenant = self.enter(caller, tenant_id, Role::Admin).await?;
-        let mut tx = tenant.begin().await?;
+        let (tenant, mut tx) = self.begin(caller, tenant_id, Role::Admin).await?;
         let file = files::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::File))?;
         let documents = documents::count_by_file(&mut tx, id).await?;
         if documents > 0 {

@@ -19,7 +19,7 @@ use futures_util::{
     future::{BoxFuture, Shared, join_all},
     stream,
 };
-use models::{access_changes, migrations, tenant_schema_version, tenants};
+use models::{migrations, tenant_schema_version, tenants};
 use tokio::time::{sleep, timeout};
 
 use crate::Services;
@@ -229,17 +229,15 @@ impl Services {
         let mut tx = self.main().begin().await?;
         migrations::note(&mut tx, &attempt).await?;
         match &migrated {
-            Ok(migrated) => tenants::set_schema_version(&mut tx, tenant.id, migrated.to).await?,
+            Ok(migrated) => tenants::set_schema_version(&mut tx, &tenant.place, migrated.to).await?,
             Err(_) if outcome == MigrationOutcome::Failed => {
-                tenants::quarantine(&mut tx, tenant.id, tenant.schema_version, ended_at).await?;
+                tenants::quarantine(&mut tx, &tenant.place, tenant.schema_version, ended_at).await?;
             }
             Err(_) => {}
         }
-        let version = access_changes::push(&mut tx, tenant.id, ended_at).await?;
         failpoint!("migration.noting");
-        tx.commit().await?;
+        self.commit_access_change(tx, tenant.id).await?;
         failpoint!("migration.noted");
-        self.access_changed(tenant.id, version);
         migrated
     }
 
@@ -250,9 +248,7 @@ impl Services {
     pub async fn release_tenant(&self, tenant_id: TenantId) -> Result<bool> {
         let mut tx = self.main().begin().await?;
         let released = tenants::release(&mut tx, tenant_id).await?;
-        let version = access_changes::push(&mut tx, tenant_id, self.clock().now()).await?;
-        tx.commit().await?;
-        self.access_changed(tenant_id, version);
+        self.commit_access_change(tx, tenant_id).await?;
         Ok(released)
     }
 

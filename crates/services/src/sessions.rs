@@ -6,7 +6,7 @@ use domain::{
     Email, Error, Member, NewPassword, Page, PageRequest, PasswordHash, Result, Session, SessionId, Tenant, TokenId, TokenKind,
     TokenProblem, User, UserId, failpoint,
 };
-use models::{MainTx, access_changes, members, outbox, sessions, users};
+use models::{access_changes, MainTx, members, outbox, sessions, users};
 use serde_json::json;
 
 use crate::{Caller, Services, passwords::Verdict};
@@ -130,10 +130,7 @@ impl Services {
             return Ok(());
         }
         outbox::push(&mut tx, &self.audit(action, None, Some(user_id), json!({ "session_id": id.to_string() }))).await?;
-        let version = access_changes::push(&mut tx, id, now).await?;
-        tx.commit().await?;
-        self.access_changed(id, version);
-        Ok(())
+        self.commit_access_change(tx, id).await
     }
 
     /// A session's tokens. The refresh token is made of what is stored, so a retry gets the very same one.

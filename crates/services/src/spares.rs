@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use domain::{Result, TenantId, failpoint};
-use models::{leases, spares, spares::Spare, tenant_schema_digest};
+use models::{spares, spares::Spare, tenant_schema_digest};
 
 use crate::Services;
 
@@ -24,9 +24,7 @@ impl Services {
     /// When the main database is down.
     pub async fn refill_spares(&self) -> Result<usize> {
         let refilled = self.refill_while_leased().await;
-        let mut tx = self.main().begin().await?;
-        leases::release(&mut tx, LEASE, self.0.instance).await?;
-        tx.commit().await?;
+        self.release_lease(LEASE).await?;
         refilled
     }
 
@@ -35,7 +33,7 @@ impl Services {
         let mut made = 0;
         for server in databases.servers().filter(|server| databases.keeps_spares(server)) {
             loop {
-                if !self.hold_spares_lease().await? {
+                if !self.hold_lease(LEASE, LEASE_TIME).await? {
                     return Ok(made);
                 }
                 match self.step_towards_enough(server).await {
@@ -76,14 +74,6 @@ impl Services {
     /// Waits until a spare was taken.
     pub async fn spare_taken(&self) {
         self.0.spare_taken.notified().await;
-    }
-
-    async fn hold_spares_lease(&self) -> Result<bool> {
-        let now = self.clock().now();
-        let mut tx = self.main().begin().await?;
-        let held = leases::take(&mut tx, LEASE, self.0.instance, now, now.plus(LEASE_TIME)).await?;
-        tx.commit().await?;
-        Ok(held)
     }
 
     async fn make_spare(&self, server: &str, schema_digest: String) -> Result<()> {

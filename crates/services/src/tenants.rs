@@ -7,11 +7,11 @@ use std::{
 };
 
 use domain::{
-    DatabaseName, Denial, Email, Error, EventKind, Member, Membership, Noun, Page, PageRequest, Provisioning, Result, Role, StorageTotals,
+    DatabaseName, Denial, Email, Error, EventKind, Member, Membership, Move, Noun, Page, PageRequest, Provisioning, Result, Role, StorageTotals,
     Tenant, TenantId, TenantName, TenantPlace, Timestamp, User, UserId, failpoint,
 };
 use futures_util::StreamExt;
-use models::{access_changes, documents, files, members, outbox, spares, tenant_schema_digest, tenant_schema_version, tenants, users};
+use models::{documents, files, members, moves, outbox, spares, tenant_schema_digest, tenant_schema_version, tenants, users};
 use serde_json::json;
 
 use crate::{Caller, Services, access::require};
@@ -47,6 +47,8 @@ pub struct TenantReport {
     pub members: Vec<Member<User>>,
     /// What its database holds, or what is wrong with that.
     pub contents: Result<TenantContents>,
+    /// A move of its database that is under way or has left a former one behind.
+    pub on_the_move: Option<Move>,
 }
 
 /// What a tenant's database holds.
@@ -132,6 +134,7 @@ impl Services {
             provisioning: Provisioning::Reserved,
             schema_version: 0,
             quarantined_at: None,
+            writes_paused_at: None,
             is_active: true,
             created_at: now,
             updated_at: now,
@@ -179,11 +182,9 @@ impl Services {
             return Err(Error::Unavailable { dependency: "tenant database", source: "the tenant's making was given up".into() });
         }
         // Whoever was told that the tenant is still being made is told otherwise at once.
-        let version = access_changes::push(&mut tx, tenant.id, now).await?;
         failpoint!("tenant.activating");
-        tx.commit().await?;
+        self.commit_access_change(tx, tenant.id).await?;
         failpoint!("tenant.active");
-        self.access_changed(tenant.id, version);
         Ok((schema_version, now))
     }
 
@@ -304,9 +305,7 @@ impl Services {
             outbox::push(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), user_id, &json!({ "name": tenant.name }))).await?;
         }
         outbox::push(&mut tx, &self.audit("tenant.updated", Some(tenant_id), user_id, data)).await?;
-        let version = access_changes::push(&mut tx, tenant_id, now).await?;
-        tx.commit().await?;
-        self.access_changed(tenant_id, version);
+        self.commit_access_change(tx, tenant_id).await?;
         Ok(tenant)
     }
 
@@ -363,11 +362,14 @@ impl Services {
     /// # Errors
     /// When the main database is down. A tenant's database that is down is part of the answer.
     pub async fn report_tenant(&self, tenant: &Tenant) -> Result<TenantReport> {
-        let members = members::list_users(&mut self.main().read().await?, tenant.id).await?;
-        Ok(TenantReport { members, contents: self.count_contents(&tenant.place).await })
+        let mut connection = self.main().read().await?;
+        let members = members::list_users(&mut connection, tenant.id).await?;
+        let on_the_move = moves::find(&mut connection, tenant.id).await?;
+        drop(connection);
+        Ok(TenantReport { members, contents: self.count_contents(&tenant.place).await, on_the_move })
     }
 
-    async fn count_contents(&self, place: &TenantPlace) -> Result<TenantContents> {
+    pub(crate) async fn count_contents(&self, place: &TenantPlace) -> Result<TenantContents> {
         let mut connection = self.0.parts.tenant_databases.open(place)?.read().await?;
         Ok(TenantContents { documents: documents::count(&mut connection).await?, storage: files::totals(&mut connection).await? })
     }
@@ -380,7 +382,7 @@ impl Services {
     pub async fn drop_everything(&self) -> Result<usize> {
         let tenants = self.list_all_tenants().await?;
         for tenant in &tenants {
-            self.0.parts.tenant_databases.drop_database(&tenant.place).await?;
+            self.drop_databases_of(tenant).await?;
         }
         let storage = &self.0.parts.storage;
         let mut objects = storage.list("tenants");

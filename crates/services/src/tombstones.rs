@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
-use domain::{EventKind, Result, Tenant, TenantId, Tombstone, failpoint, object_prefix};
+use domain::{Error, EventKind, MoveState, Result, Tenant, TenantId, Tombstone, failpoint, object_prefix};
 use futures_util::TryStreamExt;
-use models::{access_changes, outbox, tenants, tombstones};
+use models::{moves, outbox, tenants, tombstones};
 use serde_json::json;
 
 use crate::{Services, access::NOTICED_AFTER};
@@ -39,6 +39,10 @@ impl Deletion {
     }
 }
 
+fn being_moved() -> Error {
+    Error::Unavailable { dependency: "tenant database", source: "it is being moved to another server; delete it when it is there".into() }
+}
+
 impl Services {
     /// Deletes a tenant for good: its database, its objects, its row with the memberships. Goes on with a deletion that was
     /// begun before. When this fails, the tenant is still there as it was, or marked; then a repetition goes on, or
@@ -47,6 +51,9 @@ impl Services {
     /// # Errors
     /// When a database or the storage is down.
     pub async fn delete_tenant(&self, tenant: &Tenant) -> Result<()> {
+        if !self.settle_move(tenant.id).await? {
+            return Err(being_moved());
+        }
         self.mark_deleting(tenant.id).await?;
         tokio::time::sleep(NOTICED_AFTER).await;
         self.complete_deletion(tenant).await
@@ -56,20 +63,22 @@ impl Services {
         let now = self.clock().now();
         let mut tx = self.main().begin().await?;
         let Some(tenant) = tenants::mark_deleting(&mut tx, tenant_id, now).await? else { return Ok(()) };
+        // One that began just now.
+        if moves::find(&mut tx, tenant_id).await?.is_some_and(|the_move| the_move.state != MoveState::Kept) {
+            return Err(being_moved());
+        }
         let data = json!({ "name": tenant.name, "hard": true });
         outbox::push(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), None, &data)).await?;
         outbox::push(&mut tx, &self.audit("tenant.deleted", Some(tenant_id), None, data)).await?;
-        let version = access_changes::push(&mut tx, tenant_id, now).await?;
         failpoint!("tenant.deletion_marking");
-        tx.commit().await?;
+        self.commit_access_change(tx, tenant_id).await?;
         failpoint!("tenant.deletion_marked");
-        self.access_changed(tenant_id, version);
         Ok(())
     }
 
     /// What follows the mark, once every instance has noticed it.
     async fn complete_deletion(&self, tenant: &Tenant) -> Result<()> {
-        self.0.parts.tenant_databases.drop_database(&tenant.place).await?;
+        self.drop_databases_of(tenant).await?;
         failpoint!("tenant.database_dropped");
         self.delete_objects(tenant.id).await?;
         failpoint!("tenant.objects_deleted");

@@ -1,7 +1,7 @@
 //! Accounts and profiles.
 
 use domain::{Conflict, Email, Error, Member, NewPassword, Noun, Page, PageRequest, PersonName, Result, Tenant, User, UserId};
-use models::{access_changes, members, outbox, sessions, users};
+use models::{members, outbox, sessions, users};
 use serde_json::json;
 
 use crate::{Caller, Services};
@@ -102,9 +102,6 @@ impl Services {
         if !is_active {
             sessions::end_all_of(&mut tx, user_id, now).await?;
         }
-        let version = access_changes::push(&mut tx, user_id, now).await?;
-        tx.commit().await?;
-        self.access_changed(user_id, version);
-        Ok(())
+        self.commit_access_change(tx, user_id).await
     }
 }

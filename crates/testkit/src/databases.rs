@@ -15,6 +15,8 @@ pub struct TestDatabases {
     pub servers: BTreeMap<String, DatabaseUrl>,
     /// The server's maintenance URL and the main database's name, to drop it at the end.
     postgres: Option<(String, String)>,
+    /// Servers for tenants' databases beside the usual one, as TENANT_DATABASE_URLS has them.
+    further: Vec<(String, String)>,
 }
 
 impl TestDatabases {
@@ -24,14 +26,22 @@ impl TestDatabases {
         match server_url() {
             None => {
                 let url = |name: &str| DatabaseUrl::Sqlite(folder.join(name));
-                Self { main: url("main.sqlite3"), servers: [("main".to_owned(), url("tenants"))].into(), postgres: None }
+                Self { main: url("main.sqlite3"), servers: [("main".to_owned(), url("tenants"))].into(), postgres: None, further: Vec::new() }
             }
             Some(server) => {
                 let name = format!("tenantry_test_{}", Uuid::from_bytes(domain::random_bytes()).simple());
                 let main: DatabaseUrl = with_database(&server, &name).parse().expect("TEST_DATABASE_URL is an address");
-                Self { servers: [("main".to_owned(), main.clone())].into(), main, postgres: Some((server, name)) }
+                Self { servers: [("main".to_owned(), main.clone())].into(), main, postgres: Some((server, name)), further: Vec::new() }
             }
         }
+    }
+
+    /// A further server for tenants' databases.
+    #[must_use]
+    pub fn with_server(mut self, name: &str, url: &str) -> Self {
+        self.servers.insert(name.to_owned(), url.parse().expect("the address of a database server"));
+        self.further.push((name.to_owned(), url.to_owned()));
+        self
     }
 
     /// Fresh handles on the databases, for the runtime that they are used on.
@@ -51,10 +61,16 @@ impl TestDatabases {
     /// The values of DATABASE_URL and TENANT_DATABASE_URLS for a process of its own.
     #[must_use]
     pub fn environment(&self) -> Vec<(&'static str, String)> {
-        match (&self.postgres, &self.main) {
-            (Some((server, name)), _) => vec![("DATABASE_URL", with_database(server, name))],
-            (None, main) => vec![("DATABASE_URL", main.to_string())],
+        let (main, tenants) = match &self.postgres {
+            Some((server, name)) => (with_database(server, name), with_database(server, name)),
+            None => (self.main.to_string(), self.servers["main"].to_string()),
+        };
+        let mut variables = vec![("DATABASE_URL", main)];
+        if !self.further.is_empty() {
+            let further: String = self.further.iter().map(|(name, url)| format!(",{name}={url}")).collect();
+            variables.push(("TENANT_DATABASE_URLS", format!("main={tenants}{further}")));
         }
+        variables
     }
 
     /// Which of these databases are on the PostgreSQL server.

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use domain::{DocumentFilter, EventKind, PageRequest, Timestamp};
-use models::{documents, files, outbox, spares, tenants, tombstones, uploads};
+use domain::{DocumentFilter, EventKind, PageRequest, TenantPlace, Timestamp};
+use models::{documents, files, moves, outbox, spares, tenants, tombstones, uploads};
 use sha2::{Digest, Sha256};
 
 use crate::TestDatabases;
@@ -11,6 +11,7 @@ use crate::TestDatabases;
 /// Looks for what is broken, in words:
 ///
 /// - every tenant is completely made, or not there;
+/// - no tenant is on the move, or was left paused by a move;
 /// - of a tenant that was deleted for good only the tombstone is there;
 /// - every document's object is there, byte for byte as its hash says;
 /// - every object belongs to a file or to an upload that the collector knows of;
@@ -24,6 +25,9 @@ pub async fn find_broken(databases: &TestDatabases, objects: &Path) -> Vec<Strin
         if tenant.provisioning != domain::Provisioning::Active {
             broken.push(format!("tenant {} is {:?}", tenant.name, tenant.provisioning));
             continue;
+        }
+        if let Some(at) = tenant.writes_paused_at {
+            broken.push(format!("nobody may write to tenant {} since {at}", tenant.name));
         }
         let database = directory.open(&tenant.place).unwrap();
         let mut connection = match database.read().await {
@@ -59,6 +63,9 @@ pub async fn find_broken(databases: &TestDatabases, objects: &Path) -> Vec<Strin
             broken.push(format!("tenant {}: {count} documents, but {uploaded} uploads and {deleted} deletions in the outbox", tenant.name));
         }
     }
+    for left in moves::list(&mut main.read().await.unwrap()).await.unwrap() {
+        broken.push(format!("left of a move: {left:?}"));
+    }
     for tombstone in tombstones::list_since(&mut main.read().await.unwrap(), Timestamp::from_micros(0)).await.unwrap() {
         if directory.exists(&tombstone.place).await.unwrap() {
             broken.push(format!("tenant {} was deleted, but its database is there", tombstone.name));
@@ -88,7 +95,10 @@ pub async fn drop_databases(databases: &TestDatabases) {
     let (main, directory) = databases.open();
     if databases.engine() == "postgres" {
         for tenant in tenants::list(&mut main.read().await.unwrap()).await.unwrap() {
-            directory.drop_database(&tenant.place).await.unwrap();
+            for server in directory.servers() {
+                // A move that failed with its test may have left it on any of them.
+                directory.drop_database(&TenantPlace { server: server.to_owned(), ..tenant.place.clone() }).await.unwrap();
+            }
         }
         for spare in spares::list(&mut main.read().await.unwrap()).await.unwrap() {
             directory.drop_spare(&spare.server, spare.tenant_id).await.unwrap();

@@ -51,9 +51,13 @@ pub(crate) async fn on_postgres(limits: PostgresLimits, test: impl AsyncFn(&Engi
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "how tests are told of the services that are there")]
 fn server_url() -> Option<String> {
-    std::env::var("TEST_DATABASE_URL").ok()
+    service("TEST_DATABASE_URL")
+}
+
+#[expect(clippy::disallowed_methods, reason = "how tests are told of the services that are there")]
+pub(crate) fn service(variable: &str) -> Option<String> {
+    std::env::var(variable).ok().filter(|url| !url.is_empty())
 }
 
 /// Threads of their own, as another process has them.

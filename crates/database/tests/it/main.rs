@@ -9,6 +9,7 @@ mod concurrency;
 mod constraints;
 mod engine;
 mod migrations;
+mod moves;
 mod outages;
 mod tenants;
 mod transactions;

@@ -21,7 +21,7 @@ use crate::{
     config::{Config, Origins},
 };
 
-/// How often what a crash left of a tenant's making or deletion is looked for.
+/// How often what a crash left of a tenant's making, deletion or move is looked for.
 const RESUME_INTERVAL: Duration = Duration::from_secs(15);
 /// How often spare databases are counted, and how long after one was taken it is replaced.
 const REFILL_INTERVAL: Duration = Duration::from_secs(30);
@@ -98,6 +98,7 @@ async fn keep_house(services: Services) {
         every(RESUME_INTERVAL, || settle_tenants(services.clone())),
         // Apart from that: a tenant may have many objects.
         every(RESUME_INTERVAL, || complete_deletions(services.clone())),
+        every(RESUME_INTERVAL, || settle_moves(services.clone())),
         every(FORGET_INTERVAL, || forget_sessions(services.clone())),
         every(REFILL_INTERVAL, || refill_spares(services.clone())),
     );
@@ -109,6 +110,10 @@ async fn settle_tenants(services: Services) -> domain::Result<()> {
 
 async fn complete_deletions(services: Services) -> domain::Result<()> {
     services.resume_deletions().await.map(drop)
+}
+
+async fn settle_moves(services: Services) -> domain::Result<()> {
+    services.resume_moves().await.map(drop)
 }
 
 async fn forget_sessions(services: Services) -> domain::Result<()> {

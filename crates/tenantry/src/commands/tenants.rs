@@ -1,5 +1,7 @@
 //! `tenantry tenants`
 
+mod moves;
+
 use std::{
     io::{IsTerminal, stdin},
     process::ExitCode,
@@ -8,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use dialoguer::Input;
-use domain::{Email, Error, Member, Noun, Provisioning, Tenant, TenantName, Timestamp, Tombstone, User};
+use domain::{Email, Error, Member, Move, MoveState, Noun, Provisioning, Tenant, TenantName, Timestamp, Tombstone, User};
 use serde_json::{Value, json};
 use services::{Deletion, Services, TenantContents, TenantReport, TenantSummary};
 
@@ -51,6 +53,12 @@ pub enum Command {
     Deactivate(Which),
     /// Let a tenant's members work in it again
     Activate(Which),
+    /// Move a tenant's database to another server
+    ///
+    /// Works between SQLite and PostgreSQL, too. Members go on reading; what they write waits for a few seconds while the last
+    /// changes are copied and both databases are compared. The former database is kept, closed for writing, until you drop
+    /// it with --drop-former. Interrupted at any moment, the tenant stays where it was.
+    Move(moves::Arguments),
     /// Delete a tenant for good: its database, its documents, its memberships
     Delete(Delete),
 }
@@ -94,6 +102,7 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode> {
         Command::Create { name, admin, json } => create(&services, name, admin, *json).await,
         Command::Deactivate(which) => set_active(&services, &find(&services, which).await?, false).await,
         Command::Activate(which) => set_active(&services, &find(&services, which).await?, true).await,
+        Command::Move(arguments) => moves::run(&services, arguments).await,
         Command::Delete(arguments) => delete(&services, arguments).await,
     }
 }
@@ -185,6 +194,7 @@ fn in_json(tenant: &Tenant) -> Value {
         "state": tenant.provisioning.as_str(),
         "schema_version": tenant.schema_version,
         "quarantined_at": tenant.quarantined_at.map(|at| at.to_string()),
+        "writes_paused_at": tenant.writes_paused_at.map(|at| at.to_string()),
         "is_active": tenant.is_active,
         "created_at": tenant.created_at.to_string(),
         "updated_at": tenant.updated_at.to_string(),
@@ -198,6 +208,9 @@ async fn show(services: &Services, tenant: &Tenant, as_json: bool) -> Result<Exi
         say_json(&report_in_json(tenant, &report));
     } else {
         say_tenant(tenant);
+        if let Some(the_move) = &report.on_the_move {
+            say(format_args!("  {:<15} {}", "move", told(the_move)));
+        }
         say_members(&report.members);
         match &report.contents {
             Ok(TenantContents { documents, storage }) => {
@@ -223,6 +236,14 @@ fn say_tenant(tenant: &Tenant) {
     say(format_args!("  created         {}", tenant.created_at));
     say(format_args!("  updated         {}", tenant.updated_at));
     say(format_args!("  created by      {}", tenant.created_by.map_or_else(|| "nobody".to_owned(), |id| id.to_string())));
+}
+
+fn told(Move { from_server, to_server, state, began_at, .. }: &Move) -> String {
+    match state {
+        MoveState::Kept => format!("its former database is kept on server {from_server}: drop it with `tenantry tenants move --drop-former`"),
+        MoveState::Abandoned => format!("given up; what was made of it on server {to_server} is being dropped"),
+        _ => format!("from server {from_server} to server {to_server} since {began_at}: {}", state.as_str()),
+    }
 }
 
 fn say_members(members: &[Member<User>]) {
@@ -265,8 +286,13 @@ fn report_in_json(tenant: &Tenant, report: &TenantReport) -> Value {
     let mut json = in_json(tenant);
     json["members"] = members.collect();
     json["contents"] = contents.into();
+    json["move"] = report.on_the_move.as_ref().map(move_in_json).into();
     json["problem"] = report.contents.as_ref().err().map(domain::Error::with_causes).into();
     json
+}
+
+fn move_in_json(Move { from_server, to_server, state, began_at, .. }: &Move) -> Value {
+    json!({ "from": from_server, "to": to_server, "state": state.as_str(), "began_at": began_at.to_string() })
 }
 
 async fn create(services: &Services, name: &str, admin: &str, as_json: bool) -> Result<ExitCode> {

@@ -9,6 +9,7 @@ mod load;
 mod logs;
 mod metrics;
 mod migrations;
+mod moves;
 mod placement;
 mod process;
 mod shutdown;

@@ -322,7 +322,7 @@ async fn a_program_that_does_not_fit_closes_nobody() {
 
     // Closed for a reason that is gone by itself: any migration opens it.
     let mut tx = home.databases().open().0.begin().await.unwrap();
-    tenants::quarantine(&mut tx, tenants[0].parse().unwrap(), 2, domain::Timestamp::from_micros(0)).await.unwrap();
+    tenants::quarantine(&mut tx, &known(&home, &tenants[0]).await.place, 2, domain::Timestamp::from_micros(0)).await.unwrap();
     tx.commit().await.unwrap();
     assert!(known(&home, &tenants[0]).await.quarantined_at.is_some());
     home.run(["migrate"]).expect(0);

@@ -13,7 +13,7 @@ fn service(variable: &str) -> Option<String> {
 }
 
 /// A PostgreSQL server beside the one of the main database, where the test run has one.
-fn second_postgres(home: &Home) -> Option<String> {
+pub(crate) fn second_postgres(home: &Home) -> Option<String> {
     let second = if home.is_sqlite() { None } else { service("TEST_SECOND_DATABASE_URL") };
     assert!(home.is_sqlite() || second.is_some(), "TEST_DATABASE_URL alone will not do: scripts/services.sh env");
     second

@@ -32,6 +32,12 @@ impl Home {
         Self { folder, databases }
     }
 
+    /// The same home with a further server for tenants' databases.
+    pub(crate) fn with_server(mut self, name: &str, url: &str) -> Self {
+        self.databases = self.databases.clone().with_server(name, url);
+        self
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }

@@ -1,0 +1,564 @@
+//! Moving a tenant's database to another server, also to one of the other engine: a copy that is brought up to the original
+//! while work in that goes on, then once more while nobody can write, and is compared with it row by row.
+//!
+//! Which tables there are is asked of the schema itself, so a table of tomorrow is moved without a word here.
+
+use std::{
+    cmp::Ordering,
+    collections::{HashMap, VecDeque},
+    fmt::Write,
+};
+
+use domain::TenantPlace;
+use futures_util::future::try_join_all;
+use rusqlite::Connection;
+use sha2::{Digest, Sha256};
+use tokio_postgres::{Client, types::{ToSql, Type}};
+
+use crate::{
+    Error, Result, SqliteThreads, Value,
+    directory::{Located, TenantDatabases},
+    migrations::{ADVISORY_LOCK, Schema, migrate_sqlite_connection, tenant_checksums},
+    postgres::{check_identity, from_postgres},
+    sqlite::{Access, from_rusqlite, open_file, run},
+};
+
+/// What whoever still writes to a database that has moved is told.
+pub(crate) const MOVED: &str = "the tenant's database has moved to another server";
+/// How many rows are in memory at once, of each of the two databases.
+const BATCH: usize = 500;
+/// What every database is made with: the schema's own, and the identity.
+const NOT_MOVED: [&str; 2] = ["schema_migrations", "tenant_identity"];
+/// How long the original's last writers may take, and how long it stays closed when nobody works on the move any more.
+const CLOSE_POSTGRES: &str = "SET LOCAL lock_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '15s'";
+
+/// What a table holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableSum {
+    /// The table.
+    pub table: String,
+    /// How many rows it has.
+    pub rows: u64,
+    /// The SHA-256 of all of them in the order of their keys, the same on both engines.
+    pub sha256: [u8; 32],
+}
+
+/// The copying of one tenant's database to another place. Dropped at any time, the original is as it was, unless it was
+/// [sealed](Transfer::seal).
+#[derive(Debug)]
+pub struct Transfer {
+    tables: Vec<Table>,
+    original: Side,
+    copy: Side,
+}
+
+impl TenantDatabases {
+    /// Begins to copy a tenant's database to another place, where it was [made](TenantDatabases::create) before.
+    ///
+    /// # Errors
+    /// When one of the two is down, another tenant's, or has another schema than this program gives.
+    pub async fn transfer(&self, from: &TenantPlace, to: &TenantPlace) -> Result<Transfer> {
+        let tables = tables()?;
+        let (mut original, mut copy) = (self.side(from).await?, self.side(to).await?);
+        original.check_schema().await?;
+        copy.check_schema().await?;
+        Ok(Transfer { tables, original, copy })
+    }
+
+    /// Lets everybody write again to a database that was [sealed](Transfer::seal). Waits for a transfer that is about to
+    /// seal it. One that is open stays so.
+    ///
+    /// # Errors
+    /// When it is down, or held by others for too long.
+    pub async fn unseal(&self, place: &TenantPlace) -> Result<()> {
+        let tables = tables()?;
+        self.side(place).await?.unseal(&tables).await
+    }
+
+    async fn side(&self, place: &TenantPlace) -> Result<Side> {
+        match self.locate(place)? {
+            Located::Sqlite { path, threads } => {
+                let tenant_id = place.tenant_id;
+                let connection = threads.run(move || open_file(&path, Access::Write, Some(tenant_id))).await?;
+                Ok(Side::Sqlite { connection: Some(connection), threads })
+            }
+            Located::Postgres { server, database } => {
+                let client = server.administer(&database).await?;
+                check_identity(&client, place.tenant_id).await?;
+                Ok(Side::Postgres { client, statements: HashMap::new() })
+            }
+        }
+    }
+}
+
+impl Transfer {
+    /// Brings the copy to the state that the original has now, while work in the original goes on. Answers how many rows it
+    /// changed, and tells `watch` of them meanwhile.
+    ///
+    /// # Errors
+    /// When one of the two is down.
+    pub async fn copy(&mut self, watch: &(dyn Fn(u64) + Sync)) -> Result<u64> {
+        self.original.execute("BEGIN", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        let (changed, _) = self.bring_up(watch).await?;
+        self.original.execute("ROLLBACK", "ROLLBACK").await?;
+        Ok(changed)
+    }
+
+    /// Keeps everybody from writing to the original, until this transfer ends.
+    ///
+    /// # Errors
+    /// When it is down, held by others for too long, or its schema has changed.
+    pub async fn close(&mut self) -> Result<()> {
+        let closing = format!("{CLOSE_POSTGRES}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK}); {}", lock(&self.tables));
+        self.original.execute("BEGIN IMMEDIATE", &format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {closing}")).await?;
+        self.original.check_schema().await
+    }
+
+    /// Brings the copy to the state of the [closed](Transfer::close) original, reads it back, and compares the two.
+    ///
+    /// # Errors
+    /// When one of the two is down, or they are not equal.
+    pub async fn complete(&mut self) -> Result<(u64, Vec<TableSum>)> {
+        let (changed, sums) = self.bring_up(&|_| {}).await?;
+        for sum in &sums {
+            let table = self.tables.iter().find(|table| table.name == sum.table);
+            let found = self.copy.sum(table.ok_or_else(|| Error::internal("a table was forgotten"))?).await?;
+            if found != *sum {
+                let TableSum { table, rows, .. } = sum;
+                return Err(Error::internal(format!(
+                    "the copy of {table} differs from the original: {} rows against {rows}",
+                    found.rows
+                )));
+            }
+        }
+        Ok((changed, sums))
+    }
+
+    /// Closes the original for writing for good: whoever begins to write from now on, knowing no better, is refused.
+    ///
+    /// # Errors
+    /// When the original is down. Whether it was closed is then not known: see [`TenantDatabases::unseal`].
+    pub async fn seal(mut self) -> Result<()> {
+        let (for_sqlite, for_postgres) = seal(&self.tables);
+        self.original.execute(&format!("{for_sqlite} COMMIT"), &format!("{for_postgres} COMMIT")).await
+    }
+
+    /// Makes the copy equal to what the original's transaction sees.
+    async fn bring_up(&mut self, watch: &(dyn Fn(u64) + Sync)) -> Result<(u64, Vec<TableSum>)> {
+        self.copy.execute("BEGIN IMMEDIATE", "BEGIN READ WRITE").await?;
+        let (mut changed, mut sums) = (0, Vec::new());
+        // What others refer to goes last, and comes first.
+        for table in self.tables.iter().rev() {
+            changed += delete_gone(&mut self.original, &mut self.copy, table).await?;
+        }
+        for table in &self.tables {
+            let before = changed;
+            let (copied, sum) = copy_changed(&mut self.original, &mut self.copy, table, &|rows| watch(before + rows)).await?;
+            changed += copied;
+            sums.push(sum);
+        }
+        self.copy.execute("COMMIT", "COMMIT").await?;
+        Ok((changed, sums))
+    }
+}
+
+/// Deletes from the copy what the original does not have any more.
+async fn delete_gone(original: &mut Side, copy: &mut Side, table: &Table) -> Result<u64> {
+    let (mut kept, mut there) = (Reader::new(table, Part::Key), Reader::new(table, Part::Key));
+    let (mut gone, mut count) = (Vec::new(), 0);
+    while let Some(key) = there.next(copy).await? {
+        while kept.peek(original).await?.is_some_and(|other| order(other, &key) == Ordering::Less) {
+            kept.next(original).await?;
+        }
+        if kept.peek(original).await? != Some(&key) {
+            gone.push(key);
+            count += 1;
+        }
+        if gone.len() == BATCH {
+            copy.write(&table.delete(), std::mem::take(&mut gone)).await?;
+        }
+    }
+    copy.write(&table.delete(), gone).await?;
+    Ok(count)
+}
+
+/// Copies what the copy lacks or has otherwise, and sums up the original.
+async fn copy_changed(original: &mut Side, copy: &mut Side, table: &Table, watch: &(dyn Fn(u64) + Sync)) -> Result<(u64, TableSum)> {
+    let (mut rows, mut there) = (Reader::new(table, Part::All), Reader::new(table, Part::All));
+    let (mut changed, mut count, mut sum) = (Vec::new(), 0, Summing::default());
+    while let Some(row) = rows.next(original).await? {
+        sum.add(&row);
+        let key = &row[..table.key.len()];
+        while there.peek(copy).await?.is_some_and(|other| order(other, key) == Ordering::Less) {
+            there.next(copy).await?;
+        }
+        if there.peek(copy).await? != Some(&row) {
+            changed.push(row);
+            count += 1;
+        }
+        if changed.len() == BATCH {
+            copy.write(&table.upsert(), std::mem::take(&mut changed)).await?;
+            watch(count);
+        }
+    }
+    copy.write(&table.upsert(), changed).await?;
+    watch(count);
+    Ok((count, sum.end(table)))
+}
+
+/// The order of two rows' keys, which both engines give them in.
+fn order(a: &[Value], b: &[Value]) -> Ordering {
+    let one = |(a, b): (&Value, &Value)| match (a, b) {
+        (Value::Bytes(a), Value::Bytes(b)) => a.cmp(b),
+        (Value::Text(a), Value::Text(b)) => a.as_bytes().cmp(b.as_bytes()),
+        (Value::Int(a), Value::Int(b)) => a.cmp(b),
+        _ => Ordering::Equal,
+    };
+    a.iter().zip(b).map(one).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+}
+
+#[derive(Default)]
+struct Summing {
+    rows: u64,
+    sha256: Sha256,
+}
+
+impl Summing {
+    fn add(&mut self, row: &[Value]) {
+        self.rows += 1;
+        for value in row {
+            let mut hash = |tag: u8, bytes: &[u8]| {
+                self.sha256.update([tag]);
+                self.sha256.update((bytes.len() as u64).to_be_bytes());
+                self.sha256.update(bytes);
+            };
+            match value {
+                Value::Null => hash(0, &[]),
+                Value::Int(n) => hash(1, &n.to_be_bytes()),
+                Value::Text(text) => hash(2, text.as_bytes()),
+                Value::Bytes(bytes) => hash(3, bytes),
+                // Not among what is read: see `plain`.
+                Value::Bool(_) | Value::Uuid(_) | Value::Time(_) => {}
+            }
+        }
+    }
+
+    fn end(self, table: &Table) -> TableSum {
+        TableSum { table: table.name.clone(), rows: self.rows, sha256: self.sha256.finalize().into() }
+    }
+}
+
+/// A value as SQLite stores it: what is the same in both engines is then equal.
+fn plain(value: Value) -> Value {
+    match value {
+        Value::Bool(b) => Value::Int(i64::from(b)),
+        Value::Uuid(uuid) => Value::Bytes(uuid.as_bytes().to_vec()),
+        Value::Time(at) => Value::Int(at.micros()),
+        other => other,
+    }
+}
+
+/// A value as PostgreSQL stores it in a column of this type.
+fn typed(value: &Value, ty: &Type) -> Result<Value> {
+    Ok(match (value, ty) {
+        (Value::Int(n), &Type::BOOL) => Value::Bool(*n != 0),
+        (Value::Int(micros), &Type::TIMESTAMPTZ) => Value::Time(domain::Timestamp::from_micros(*micros)),
+        (Value::Bytes(bytes), &Type::UUID) => Value::Uuid(uuid::Uuid::from_slice(bytes).map_err(Error::internal)?),
+        (other, _) => other.clone(),
+    })
+}
+
+/// A table that is moved.
+#[derive(Debug)]
+struct Table {
+    name: String,
+    key: Vec<Column>,
+    /// All of them, those of the key first.
+    columns: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Column {
+    name: String,
+    is_text: bool,
+}
+
+/// How much of a row.
+#[derive(Clone, Copy)]
+enum Part {
+    Key,
+    All,
+}
+
+impl Table {
+    /// Asks for rows in the order of their keys: the first ones, or those after a key.
+    fn select(&self, part: Part, is_after: bool, is_postgres: bool) -> String {
+        let columns = match part {
+            Part::Key => &self.columns[..self.key.len()],
+            Part::All => &self.columns[..],
+        };
+        // SQLite compares text by its bytes.
+        let key = |column: &Column| quoted(&column.name) + if column.is_text && is_postgres { " COLLATE \"C\"" } else { "" };
+        let key: Vec<_> = self.key.iter().map(key).collect();
+        let mut sql = format!("SELECT {} FROM {}", list(columns), quoted(&self.name));
+        if is_after {
+            let _never_fails = write!(sql, " WHERE ({}) > ({})", key.join(", "), parameters(key.len()));
+        }
+        sql + &format!(" ORDER BY {} LIMIT {BATCH}", key.join(", "))
+    }
+
+    fn upsert(&self) -> String {
+        let (key, others) = self.columns.split_at(self.key.len());
+        let set: Vec<_> = others.iter().map(|column| format!("{0} = excluded.{0}", quoted(column))).collect();
+        let otherwise = if set.is_empty() { "DO NOTHING".to_owned() } else { format!("DO UPDATE SET {}", set.join(", ")) };
+        let (name, columns, values) = (quoted(&self.name), list(&self.columns), parameters(self.columns.len()));
+        format!("INSERT INTO {name} ({columns}) VALUES ({values}) ON CONFLICT ({}) {otherwise}", list(key))
+    }
+
+    fn delete(&self) -> String {
+        let key = (1..).zip(&self.key).map(|(n, column)| format!("{} = ${n}", quoted(&column.name)));
+        format!("DELETE FROM {} WHERE {}", quoted(&self.name), key.collect::<Vec<_>>().join(" AND "))
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{name}\"")
+}
+
+fn list(columns: &[String]) -> String {
+    columns.iter().map(|column| quoted(column)).collect::<Vec<_>>().join(", ")
+}
+
+fn parameters(count: usize) -> String {
+    (1..=count).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ")
+}
+
+/// The tables of this program's schema, those that others refer to before those.
+fn tables() -> Result<Vec<Table>> {
+    let connection = Connection::open_in_memory().map_err(from_rusqlite)?;
+    migrate_sqlite_connection(&connection, Schema::TenantTemplate)?;
+    let texts = |sql: &str, table: &str| -> Result<Vec<String>> {
+        let rows = run(&connection, sql, &[Value::Text(table.to_owned())])?.rows;
+        rows.into_iter().map(|mut row| row.take()).collect()
+    };
+    let names = texts("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND $1 = ''", "")?;
+    let mut left: Vec<_> = names.into_iter().filter(|name| !NOT_MOVED.contains(&name.as_str())).collect();
+    let mut tables: Vec<Table> = Vec::new();
+    while !left.is_empty() {
+        let count = left.len();
+        for name in std::mem::take(&mut left) {
+            let parents = texts("SELECT \"table\" FROM pragma_foreign_key_list($1)", &name)?;
+            if parents.iter().all(|parent| *parent == name || tables.iter().any(|table| table.name == *parent)) {
+                let key = texts("SELECT name FROM pragma_table_info($1) WHERE pk > 0 ORDER BY pk", &name)?;
+                let text = texts("SELECT name FROM pragma_table_info($1) WHERE type = 'TEXT'", &name)?;
+                let rest = texts("SELECT name FROM pragma_table_info($1) WHERE pk = 0 ORDER BY cid", &name)?;
+                let columns = key.iter().cloned().chain(rest).collect();
+                let key = key.into_iter().map(|name| Column { is_text: text.contains(&name), name }).collect();
+                tables.push(Table { name, key, columns });
+            } else {
+                left.push(name);
+            }
+        }
+        if left.len() == count {
+            return Err(Error::internal("tables refer to each other in a circle"));
+        }
+    }
+    Ok(tables)
+}
+
+/// Waits for all who write, and lets nobody begin to.
+fn lock(tables: &[Table]) -> String {
+    let names: Vec<_> = tables.iter().map(|table| quoted(&table.name)).collect();
+    format!("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE;", names.join(", "))
+}
+
+/// What refuses every write: for SQLite, for PostgreSQL.
+fn seal(tables: &[Table]) -> (String, String) {
+    let refuse = MOVED.replace('\'', "''");
+    let (mut for_sqlite, mut for_postgres) = (String::new(), format!(
+        // Class 57, operator intervention, and nothing that PostgreSQL says itself.
+        "CREATE OR REPLACE FUNCTION tenantry_moved() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN RAISE EXCEPTION '{refuse}' USING ERRCODE = '57M01'; END $$;"
+    ));
+    for Table { name, .. } in tables {
+        for_postgres += &format!(
+            "CREATE TRIGGER tenantry_moved BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {} EXECUTE FUNCTION tenantry_moved();",
+            quoted(name)
+        );
+        for event in EVENTS {
+            let trigger = quoted(&format!("tenantry_moved_{name}_{event}"));
+            for_sqlite += &format!("CREATE TRIGGER {trigger} BEFORE {event} ON {} BEGIN SELECT RAISE(ABORT, '{refuse}'); END;", quoted(name));
+        }
+    }
+    (for_sqlite, for_postgres)
+}
+
+const EVENTS: [&str; 3] = ["INSERT", "UPDATE", "DELETE"];
+
+fn unseal(tables: &[Table]) -> (String, String) {
+    let (mut for_sqlite, mut for_postgres) = (String::new(), String::new());
+    for Table { name, .. } in tables {
+        for_postgres += &format!("DROP TRIGGER IF EXISTS tenantry_moved ON {};", quoted(name));
+        for event in EVENTS {
+            for_sqlite += &format!("DROP TRIGGER IF EXISTS {};", quoted(&format!("tenantry_moved_{name}_{event}")));
+        }
+    }
+    (for_sqlite, for_postgres + "DROP FUNCTION IF EXISTS tenantry_moved();")
+}
+
+/// Reads a table in the order of its keys, not much of it at a time.
+struct Reader<'a> {
+    table: &'a Table,
+    part: Part,
+    rows: VecDeque<Vec<Value>>,
+    /// The last key that was read.
+    after: Option<Vec<Value>>,
+    is_over: bool,
+}
+
+impl<'a> Reader<'a> {
+    fn new(table: &'a Table, part: Part) -> Self {
+        Self { table, part, rows: VecDeque::new(), after: None, is_over: false }
+    }
+
+    async fn peek(&mut self, side: &mut Side) -> Result<Option<&Vec<Value>>> {
+        if self.rows.is_empty() && !self.is_over {
+            let sql = self.table.select(self.part, self.after.is_some(), side.is_postgres());
+            self.rows = side.read(&sql, self.after.take().unwrap_or_default()).await?.into();
+            self.is_over = self.rows.len() < BATCH;
+            self.after = self.rows.back().map(|row| row[..self.table.key.len()].to_vec());
+        }
+        Ok(self.rows.front())
+    }
+
+    async fn next(&mut self, side: &mut Side) -> Result<Option<Vec<Value>>> {
+        self.peek(side).await?;
+        Ok(self.rows.pop_front())
+    }
+}
+
+/// A connection to one of the two databases.
+enum Side {
+    Sqlite {
+        /// Absent while a thread has it.
+        connection: Option<Connection>,
+        threads: SqliteThreads,
+    },
+    Postgres {
+        client: Client,
+        statements: HashMap<String, tokio_postgres::Statement>,
+    },
+}
+
+impl std::fmt::Debug for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Side").field("is_postgres", &self.is_postgres()).finish_non_exhaustive()
+    }
+}
+
+impl Side {
+    fn is_postgres(&self) -> bool {
+        matches!(self, Self::Postgres { .. })
+    }
+
+    /// Runs several statements in the engine's own words.
+    async fn execute(&mut self, for_sqlite: &str, for_postgres: &str) -> Result<()> {
+        match self {
+            Self::Sqlite { connection, threads } => {
+                let sql = for_sqlite.to_owned();
+                on_thread(connection, threads, move |connection| connection.execute_batch(&sql).map_err(from_rusqlite)).await
+            }
+            Self::Postgres { client, .. } => client.batch_execute(for_postgres).await.map_err(from_postgres),
+        }
+    }
+
+    /// Reads rows, as SQLite would store them.
+    async fn read(&mut self, sql: &str, params: Vec<Value>) -> Result<Vec<Vec<Value>>> {
+        match self {
+            Self::Sqlite { connection, threads } => {
+                let sql = sql.to_owned();
+                let rows = on_thread(connection, threads, move |connection| Ok(run(connection, &sql, &params)?.rows)).await?;
+                Ok(rows.into_iter().map(crate::Row::into_values).collect())
+            }
+            Self::Postgres { client, statements } => {
+                let statement = prepared(client, statements, sql).await?;
+                let params = params.iter().zip(statement.params()).map(|(value, ty)| typed(value, ty)).collect::<Result<Vec<_>>>()?;
+                let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|value| value as _).collect();
+                let rows = client.query(&statement, &params).await.map_err(from_postgres)?;
+                let values = |row: tokio_postgres::Row| {
+                    (0..row.len()).map(|n| row.try_get(n).map(plain).map_err(Error::internal)).collect::<Result<Vec<_>>>()
+                };
+                rows.into_iter().map(values).collect()
+            }
+        }
+    }
+
+    /// Runs a statement for each of the rows, which are as SQLite would store them.
+    async fn write(&mut self, sql: &str, rows: Vec<Vec<Value>>) -> Result<()> {
+        match self {
+            _ if rows.is_empty() => Ok(()),
+            Self::Sqlite { connection, threads } => {
+                let sql = sql.to_owned();
+                let write = move |connection: &Connection| rows.iter().try_for_each(|row| run(connection, &sql, row).map(drop));
+                on_thread(connection, threads, write).await
+            }
+            Self::Postgres { client, statements } => {
+                let statement = &prepared(client, statements, sql).await?;
+                let client = &*client;
+                let write = async |row: Vec<Value>| {
+                    let params = row.iter().zip(statement.params()).map(|(value, ty)| typed(value, ty)).collect::<Result<Vec<_>>>()?;
+                    let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|value| value as _).collect();
+                    client.execute(statement, &params).await.map_err(from_postgres)
+                };
+                try_join_all(rows.into_iter().map(write)).await.map(drop)
+            }
+        }
+    }
+
+    /// Fails unless the database has exactly this program's schema, which is what tells its tables.
+    async fn check_schema(&mut self) -> Result<()> {
+        let found = self.read("SELECT version, checksum FROM schema_migrations ORDER BY version", Vec::new()).await?;
+        let expected: Vec<_> =
+            tenant_checksums().map(|(version, checksum)| vec![Value::Int(version), Value::Text(checksum)]).collect();
+        if found == expected { Ok(()) } else { Err(Error::unavailable("the database has another schema than this program gives it")) }
+    }
+
+    async fn sum(&mut self, table: &Table) -> Result<TableSum> {
+        let (mut rows, mut sum) = (Reader::new(table, Part::All), Summing::default());
+        while let Some(row) = rows.next(self).await? {
+            sum.add(&row);
+        }
+        Ok(sum.end(table))
+    }
+
+    async fn unseal(&mut self, tables: &[Table]) -> Result<()> {
+        let (for_sqlite, for_postgres) = unseal(tables);
+        let lock = lock(tables);
+        self.execute(&format!("BEGIN IMMEDIATE; {for_sqlite} COMMIT"), &format!("BEGIN READ WRITE; {lock} {for_postgres} COMMIT")).await
+    }
+}
+
+/// Runs `work` on a thread of SQLite's.
+async fn on_thread<T: Send + 'static>(
+    slot: &mut Option<Connection>,
+    threads: &SqliteThreads,
+    work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let connection = slot.take().ok_or_else(|| Error::internal("the connection was lost"))?;
+    let (connection, result) = threads.run(move || { let result = work(&connection); Ok((connection, result)) }).await?;
+    *slot = Some(connection);
+    result
+}
+
+async fn prepared(
+    client: &Client,
+    statements: &mut HashMap<String, tokio_postgres::Statement>,
+    sql: &str,
+) -> Result<tokio_postgres::Statement> {
+    if let Some(statement) = statements.get(sql) {
+        return Ok(statement.clone());
+    }
+    let statement = client.prepare(sql).await.map_err(from_postgres)?;
+    statements.insert(sql.to_owned(), statement.clone());
+    Ok(statement)
+}

@@ -1,0 +1,230 @@
+//! Copies of tenants' databases on other servers, between all engines that are there.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, resume_unwind},
+};
+
+use database::{DatabaseUrl, Error, PostgresLimits, TenantDatabase, TenantDatabases, params};
+use domain::{DatabaseName, FileId, SystemClock, TenantId, TenantName, TenantPlace, Timestamp};
+use futures_util::FutureExt;
+
+use crate::engine::{service, threads};
+
+/// Two servers with a tenant's database on the first and an empty one on the second.
+struct Servers {
+    databases: TenantDatabases,
+    from: TenantPlace,
+    to: TenantPlace,
+    /// For SQLite: a schema's change is seen by everybody, so only handles of one's own are another process.
+    urls: BTreeMap<String, DatabaseUrl>,
+}
+
+const LIMITS: PostgresLimits = PostgresLimits { per_server: 8, per_database: 4 };
+
+/// From and to which of two folders and two PostgreSQL servers.
+const PAIRS: [(usize, usize); 4] = [(0, 1), (0, 2), (2, 0), (2, 3)];
+
+/// Runs a test between all kinds of servers that are there.
+async fn between_all(test: impl AsyncFn(&Servers)) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut urls: Vec<DatabaseUrl> = ["a", "b"].map(|name| DatabaseUrl::Sqlite(folder.path().join(name))).into();
+    urls.extend(["TEST_DATABASE_URL", "TEST_SECOND_DATABASE_URL"].iter().filter_map(|variable| service(variable)?.parse().ok()));
+    for (from, to) in PAIRS {
+        if let (Some(from), Some(to)) = (urls.get(from), urls.get(to)) {
+            println!("from {from} to {to}");
+            run_between(from, to, &test).await;
+        }
+    }
+}
+
+async fn run_between(from: &DatabaseUrl, to: &DatabaseUrl, test: &impl AsyncFn(&Servers)) {
+    let urls = BTreeMap::from([("from".to_owned(), from.clone()), ("to".to_owned(), to.clone())]);
+    let databases = TenantDatabases::new(&urls, &threads(), LIMITS);
+    let tenant_id = TenantId::generate(&SystemClock);
+    let database = DatabaseName::derive(&TenantName::parse("Moving").unwrap(), tenant_id);
+    let [from, to] = ["from", "to"].map(|server| TenantPlace { tenant_id, server: server.to_owned(), database: database.clone() });
+    let servers = Servers { databases, from, to, urls };
+    let places = [&servers.from, &servers.to];
+    let outcome = AssertUnwindSafe(async {
+        for place in places {
+            servers.databases.create(place).await.unwrap();
+            servers.databases.migrate(place).await.unwrap();
+        }
+        test(&servers).await;
+    })
+    .catch_unwind()
+    .await;
+    for place in places {
+        servers.databases.drop_database(place).await.unwrap();
+    }
+    outcome.unwrap_or_else(|panic| resume_unwind(panic));
+}
+
+impl Servers {
+    /// What another process has.
+    fn elsewhere(&self, place: &TenantPlace) -> TenantDatabase {
+        TenantDatabases::new(&self.urls, &threads(), LIMITS).open(place).unwrap()
+    }
+}
+
+/// Adds a file with a document and an upload under way. What may be null is so with every other `n`.
+async fn add(tenant: &TenantDatabase, n: i64, sha256: [u8; 32]) -> FileId {
+    let id = FileId::generate(&SystemClock);
+    let at = Timestamp::from_micros(1_700_000_000_000_000 + n);
+    let some = (n % 2 == 0).then_some(id.uuid());
+    let mut tx = tenant.begin().await.unwrap();
+    tx.execute(
+        "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by)
+         VALUES ($1, $2, $3, $4, $5, $6, $6, $7)",
+        params![id, hex::encode([0; 16]), sha256.to_vec(), format!("files/{id}"), n + 1, at, some],
+    )
+    .await
+    .unwrap();
+    tx.execute(
+        "INSERT INTO documents (id, filename, filename_folded, mime_type, file_id, user_id, created_at, updated_at)
+         VALUES ($1, $2, $2, 'text/plain', $1, $1, $3, $3)",
+        params![id, format!("Übersicht '{n}'\u{1F600}.txt"), at],
+    )
+    .await
+    .unwrap();
+    // Keys that collations order otherwise than bytes.
+    let key = format!("{}{}{n}", ["a", "B", "ä", "Z", "_", "ß"][usize::try_from(n % 6).unwrap()], n % 7);
+    tx.execute("INSERT INTO uploads (s3_path, expires_at) VALUES ($1, $2)", params![key, at]).await.unwrap();
+    tx.commit().await.unwrap();
+    id
+}
+
+async fn change(tenant: &TenantDatabase, sql: &'static str, id: FileId) {
+    let mut tx = tenant.begin().await.unwrap();
+    assert_eq!(tx.execute(sql, params![id]).await.unwrap(), 1);
+    tx.commit().await.unwrap();
+}
+
+fn digest(n: i64) -> [u8; 32] {
+    let mut digest = [7; 32];
+    digest[..8].copy_from_slice(&n.to_be_bytes());
+    digest
+}
+
+async fn count(tenant: &TenantDatabase, sql: &'static str) -> i64 {
+    tenant.read().await.unwrap().query_one(sql, params![]).await.unwrap().take().unwrap()
+}
+
+#[tokio::test]
+async fn a_copy_follows_its_original_and_is_equal_to_it() {
+    between_all(async |servers| {
+        let original = servers.databases.open(&servers.from).unwrap();
+        let mut files = Vec::new();
+        // More than is in memory at once.
+        for n in 0..1_100 {
+            files.push(add(&original, n, digest(n)).await);
+        }
+        let mut transfer = servers.databases.transfer(&servers.from, &servers.to).await.unwrap();
+        assert_eq!(transfer.copy(&|_| {}).await.unwrap(), 3_300);
+        assert_eq!(transfer.copy(&|_| {}).await.unwrap(), 0, "nothing has changed");
+
+        // Deleted, and the same content once more: what is unique passes from a row that is gone to a new one.
+        let original = servers.elsewhere(&servers.from);
+        change(&original, "DELETE FROM documents WHERE id = $1", files[500]).await;
+        change(&original, "DELETE FROM files WHERE id = $1", files[500]).await;
+        add(&original, 1_100, digest(500)).await;
+        // Condemned, and the same content once more: it passes from a row that has changed to a new one.
+        change(&original, "DELETE FROM documents WHERE id = $1", files[0]).await;
+        change(&original, "UPDATE files SET condemned_at = created_at WHERE id = $1", files[0]).await;
+        add(&original, 1_101, digest(0)).await;
+        change(&original, "UPDATE documents SET filename = 'renamed' WHERE id = $1", files[1_099]).await;
+
+        transfer.close().await.unwrap();
+        let (changed, sums) = transfer.complete().await.unwrap();
+        // Three rows deleted, one file and one document changed, three rows added twice.
+        assert_eq!(changed, 3 + 2 + 6);
+        let rows: BTreeMap<_, _> = sums.iter().map(|sum| (sum.table.as_str(), sum.rows)).collect();
+        assert_eq!(rows, BTreeMap::from([("documents", 1_100), ("files", 1_101), ("outbox", 0), ("uploads", 1_102)]));
+        transfer.seal().await.unwrap();
+        let copy = servers.elsewhere(&servers.to);
+        assert_eq!(count(&copy, "SELECT COUNT(*) FROM documents WHERE filename LIKE 'Übersicht ''%''😀.txt'").await, 1_099);
+        add(&copy, 1_102, digest(1_102)).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_writes_to_a_sealed_database_is_refused_until_it_is_unsealed() {
+    between_all(async |servers| {
+        let (here, elsewhere) = (servers.databases.open(&servers.from).unwrap(), servers.elsewhere(&servers.from));
+        let file = add(&here, 0, digest(0)).await;
+        let mut transfer = servers.databases.transfer(&servers.from, &servers.to).await.unwrap();
+        transfer.copy(&|_| {}).await.unwrap();
+        // One that begins before the original is closed, and writes when it was sealed. SQLite has one writer at a time.
+        let mut early = elsewhere.begin().await.unwrap();
+        let is_postgres = matches!(servers.urls["from"], DatabaseUrl::Postgres(_));
+        if is_postgres {
+            early.query("SELECT 1 FROM files", params![]).await.unwrap();
+        }
+        transfer.close().await.unwrap();
+        transfer.complete().await.unwrap();
+        assert_eq!(count(&here, "SELECT COUNT(*) FROM documents").await, 1, "reads go on while it is closed");
+        transfer.seal().await.unwrap();
+        let rename = "UPDATE documents SET filename = 'late' WHERE id = $1";
+        let late = early.execute(rename, params![file]).await;
+        assert!(matches!(late, Err(Error::Unavailable(_))), "{late:?}");
+        drop(early);
+        for tenant in [&here, &elsewhere] {
+            let mut tx = tenant.begin().await.unwrap();
+            let refused = tx.execute("DELETE FROM documents WHERE id = $1", params![file]).await;
+            assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+            drop(tx);
+            assert_eq!(count(tenant, "SELECT COUNT(*) FROM documents WHERE filename = 'late'").await, 0);
+        }
+        for _ in 0..2 {
+            servers.databases.unseal(&servers.from).await.unwrap();
+            change(&elsewhere, rename, file).await;
+            change(&here, rename, file).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_transfer_that_is_dropped_leaves_the_original_as_it_was() {
+    between_all(async |servers| {
+        let original = servers.databases.open(&servers.from).unwrap();
+        let file = add(&original, 0, digest(0)).await;
+        for steps in 0..3 {
+            let mut transfer = servers.databases.transfer(&servers.from, &servers.to).await.unwrap();
+            if steps > 0 {
+                transfer.close().await.unwrap();
+            }
+            if steps > 1 {
+                transfer.complete().await.unwrap();
+            }
+            drop(transfer);
+            change(&original, "UPDATE documents SET filename = 'changed' WHERE id = $1", file).await;
+        }
+    })
+    .await;
+}
+
+/// A copy that keeps something else than it is given is what comparing is for.
+#[tokio::test]
+async fn a_copy_that_differs_is_not_taken_for_equal() {
+    between_all(async |servers| {
+        if matches!(servers.urls["to"], DatabaseUrl::Postgres(_)) {
+            return;
+        }
+        let original = servers.databases.open(&servers.from).unwrap();
+        for n in 0..3 {
+            add(&original, n, digest(n)).await;
+        }
+        let mut tx = servers.databases.open(&servers.to).unwrap().begin().await.unwrap();
+        let forge = "CREATE TRIGGER forge AFTER INSERT ON documents BEGIN UPDATE documents SET filename = 'forged' WHERE id = new.id; END";
+        tx.execute(forge, params![]).await.unwrap();
+        tx.commit().await.unwrap();
+        let mut transfer = servers.databases.transfer(&servers.from, &servers.to).await.unwrap();
+        transfer.close().await.unwrap();
+        let problem = domain::Error::from(transfer.complete().await.unwrap_err()).with_causes();
+        assert!(problem.contains("the copy of documents differs from the original"), "{problem}");
+    })
+    .await;
+}

@@ -1,0 +1,61 @@
+//! Moves of tenants' databases.
+
+use database::{Connection, Main, MainTx, Result, Row, params};
+use domain::{Move, MoveState, TenantId};
+
+use crate::word;
+
+/// Selects what [`a_move`] reads.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!("SELECT tenant_id, from_server, to_server, state, began_at FROM tenant_moves ", $rest)
+    };
+}
+
+/// Adds a move. There is one of a tenant at most.
+pub async fn insert(tx: &mut MainTx, the_move: &Move) -> Result<()> {
+    tx.execute(
+        "INSERT INTO tenant_moves (tenant_id, from_server, to_server, state, began_at) VALUES ($1, $2, $3, $4, $5)",
+        params![
+            the_move.tenant_id,
+            the_move.from_server.as_str(),
+            the_move.to_server.as_str(),
+            the_move.state.as_str(),
+            the_move.began_at
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// The move of a tenant.
+pub async fn find(connection: &mut Connection<Main>, tenant_id: TenantId) -> Result<Option<Move>> {
+    connection.query_opt(select!("WHERE tenant_id = $1"), params![tenant_id]).await?.map(a_move).transpose()
+}
+
+/// All moves, also those that are complete but for the former database.
+pub async fn list(connection: &mut Connection<Main>) -> Result<Vec<Move>> {
+    connection.query(select!("ORDER BY began_at"), params![]).await?.into_iter().map(a_move).collect()
+}
+
+/// Notes how far a move has come. Answers whether it was in the state before, and not somebody else's by now.
+pub async fn set_state(tx: &mut MainTx, tenant_id: TenantId, before: MoveState, state: MoveState) -> Result<bool> {
+    let set = "UPDATE tenant_moves SET state = $3 WHERE tenant_id = $1 AND state = $2";
+    Ok(tx.execute(set, params![tenant_id, before.as_str(), state.as_str()]).await? == 1)
+}
+
+/// Removes a move that is in this state.
+pub async fn delete(tx: &mut MainTx, tenant_id: TenantId, state: MoveState) -> Result<()> {
+    tx.execute("DELETE FROM tenant_moves WHERE tenant_id = $1 AND state = $2", params![tenant_id, state.as_str()]).await?;
+    Ok(())
+}
+
+fn a_move(mut row: Row) -> Result<Move> {
+    Ok(Move {
+        tenant_id: row.take()?,
+        from_server: row.take()?,
+        to_server: row.take()?,
+        state: word(&mut row, MoveState::parse)?,
+        began_at: row.take()?,
+    })
+}

@@ -1,0 +1,26 @@
+//! Leases: what one instance at a time does.
+
+use std::time::Duration;
+
+use domain::Result;
+use models::leases;
+
+use crate::Services;
+
+impl Services {
+    /// Takes a lease for a time, or prolongs it. Answers whether this instance has it.
+    pub(crate) async fn hold_lease(&self, name: &str, time: Duration) -> Result<bool> {
+        let now = self.clock().now();
+        let mut tx = self.main().begin().await?;
+        let held = leases::take(&mut tx, name, self.0.instance, now, now.plus(time)).await?;
+        tx.commit().await?;
+        Ok(held)
+    }
+
+    /// Gives a lease up, if this instance has it.
+    pub(crate) async fn release_lease(&self, name: &str) -> Result<()> {
+        let mut tx = self.main().begin().await?;
+        leases::release(&mut tx, name, self.0.instance).await?;
+        Ok(tx.commit().await?)
+    }
+}

@@ -1,0 +1,144 @@
+//! `tenantry tenants move`
+
+use std::{
+    io::{IsTerminal, stderr},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Result, anyhow, bail};
+use domain::Tenant;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use services::{MoveError, MoveStep, Moved, Services, TableSum};
+
+use super::{Which, find};
+use crate::commands::{complain, say, say_json};
+
+/// Options of `tenantry tenants move`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    which: Which,
+    /// The server that it goes to, as TENANT_DATABASE_URLS names it
+    #[arg(long, value_name = "SERVER", required_unless_present = "drop_former")]
+    to: Option<String>,
+    /// Drop the database that the tenant has left, once you are sure of the new one
+    #[arg(long, conflicts_with = "to")]
+    drop_former: bool,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Moves a tenant, or drops what it left.
+pub(super) async fn run(services: &Services, Arguments { which, to, json, .. }: &Arguments) -> Result<ExitCode> {
+    let tenant = find(services, which).await?;
+    match to {
+        Some(to) => move_to(services, &tenant, to, *json).await,
+        None => drop_former(services, &tenant, *json).await,
+    }
+}
+
+async fn move_to(services: &Services, tenant: &Tenant, to: &str, as_json: bool) -> Result<ExitCode> {
+    let progress = Progress::new(as_json);
+    let watch = |step| progress.note(step);
+    let moved = tokio::select! {
+        moved = services.move_tenant(tenant.id, to, &watch) => moved,
+        _ = tokio::signal::ctrl_c() => {
+            progress.end();
+            services.settle_move(tenant.id).await?;
+            bail!("interrupted; see `tenantry tenants show {}` for where it is", tenant.id)
+        }
+    };
+    progress.end();
+    let moved = match moved {
+        Ok(moved) => moved,
+        Err(MoveError::ThereAlready(server)) => {
+            say(format_args!("Tenant {} ({}) is on server {server} already.", tenant.name, tenant.id));
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(problem) => return Err(not_done("moved", tenant, problem)),
+    };
+    if as_json { say_json(&in_json(&moved)) } else { say_moved(&moved) }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn not_done(done: &str, tenant: &Tenant, problem: MoveError) -> anyhow::Error {
+    let told = match &problem {
+        MoveError::Failed(error) => error.with_causes(),
+        other => other.to_string(),
+    };
+    anyhow!("tenant {} ({}) was not {done}: {told}", tenant.name, tenant.id)
+}
+
+fn say_moved(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) {
+    say(format_args!("Tenant {} ({}) is on server {} now.", tenant.name, tenant.id, tenant.place.server));
+    for TableSum { table, rows, sha256 } in tables {
+        say(format_args!("  {table}: {rows} rows, SHA-256 {}, equal in both", hex::encode(sha256)));
+    }
+    say(format_args!("Copied in {:.1} s while work went on; writes then waited {:.1} s.", copied_in.as_secs_f64(), paused_for.as_secs_f64()));
+    say(format_args!("Its former database {} is kept on server {}, closed for writing. To drop it:", former.database, former.server));
+    say(format_args!("  tenantry tenants move {} --drop-former", tenant.id));
+}
+
+fn in_json(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) -> Value {
+    let mut json = super::in_json(tenant);
+    let table = |TableSum { table, rows, sha256 }: &TableSum| json!({ "table": table, "rows": rows, "sha256": hex::encode(sha256) });
+    json["former_server"] = former.server.as_str().into();
+    json["tables"] = tables.iter().map(table).collect();
+    json["copied_in_ms"] = json!(milliseconds(*copied_in));
+    json["writes_paused_for_ms"] = json!(milliseconds(*paused_for));
+    json
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+async fn drop_former(services: &Services, tenant: &Tenant, as_json: bool) -> Result<ExitCode> {
+    let former = services.drop_former(tenant).await.map_err(|problem| anyhow!("tenant {} ({}): {problem}", tenant.name, tenant.id))?;
+    if as_json {
+        say_json(&json!({ "id": tenant.id.to_string(), "dropped": { "server": former.server, "database": former.database.as_str() } }));
+    } else {
+        say(format_args!("Dropped the former database {} on server {}.", former.database, former.server));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How a move is going: a spinner on a terminal, lines elsewhere, on standard error.
+struct Progress {
+    spinner: ProgressBar,
+    /// Whether lines are wanted: nobody sees the spinner, and no program reads along.
+    in_lines: bool,
+}
+
+impl Progress {
+    fn new(quiet: bool) -> Self {
+        let spinner = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+            spinner.set_style(style);
+        }
+        spinner.enable_steady_tick(Duration::from_millis(200));
+        Self { spinner, in_lines: !quiet && !stderr().is_terminal() }
+    }
+
+    fn note(&self, step: MoveStep) {
+        let told = match step {
+            MoveStep::Made => "made the new database; copying".to_owned(),
+            // Too many for lines.
+            MoveStep::Copied(rows) => return self.spinner.set_message(format!("{rows} rows copied")),
+            MoveStep::Paused => "writes wait from now on".to_owned(),
+            MoveStep::Compared(rows) => format!("copied {rows} rows that had changed; both databases are equal"),
+            MoveStep::Switched => "the tenant is in its new database; writes go on when every instance knows".to_owned(),
+        };
+        self.spinner.set_message(told.clone());
+        if self.in_lines {
+            complain(&told);
+        }
+    }
+
+    fn end(&self) {
+        self.spinner.finish_and_clear();
+    }
+}
