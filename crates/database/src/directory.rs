@@ -17,7 +17,7 @@ use crate::{
     TenantTx, Tx,
     connection::Engine,
     migrations::{Schema, migrate_postgres, migrate_sqlite, migrate_sqlite_connection},
-    postgres::{PostgresDatabase, check_identity, database_exists},
+    postgres::{PostgresDatabase, database_exists},
     sqlite::{Access, SqliteFile, from_rusqlite, open_file},
     url::tls_for,
 };
@@ -123,7 +123,7 @@ impl TenantDatabases {
     }
 
     /// Makes a tenant's database. One that is there already stays as it is, so this can be repeated after a crash. Answers
-    /// whether it is known to be finished, with schema and identity; else [`TenantDatabases::migrate`] has to follow.
+    /// whether it is known to be finished, with schema and identity; else [`TenantDatabases::finish`] has to follow.
     ///
     /// # Errors
     /// When the server is down or has no room.
@@ -175,30 +175,35 @@ impl TenantDatabases {
         }
     }
 
-    /// Brings a tenant's database up to date and makes sure that it bears the tenant's identity.
+    /// Brings a tenant's database up to date.
     ///
     /// # Errors
-    /// When the database is missing, down or another tenant's, or an applied migration was edited.
+    /// [`Error::Internal`] when a migration does not work on this database; [`Error::Unavailable`] or [`Error::Busy`] for
+    /// everything else: it is missing, down, held by others or another tenant's, or this program is not the one for it.
     pub async fn migrate(&self, place: &TenantPlace) -> Result<Migrated> {
-        let schema = Schema::Tenant(place.tenant_id);
-        let database = self.open(place)?;
-        // A database of somebody else's is found here and not at the first upload.
-        match &database.at {
+        self.migrate_to(Schema::Tenant(place.tenant_id), place).await
+    }
+
+    /// Gives a tenant's database that was just [made](TenantDatabases::create) schema and identity.
+    ///
+    /// # Errors
+    /// As [`TenantDatabases::migrate`].
+    pub async fn finish(&self, place: &TenantPlace) -> Result<Migrated> {
+        self.migrate_to(Schema::NewTenant(place.tenant_id), place).await
+    }
+
+    async fn migrate_to(&self, schema: Schema, place: &TenantPlace) -> Result<Migrated> {
+        match &self.open(place)?.at {
             At::Sqlite(file) => {
                 let migrate = move |path: &Path| {
                     fs::metadata(path).map_err(Error::unavailable)?;
                     migrate_sqlite(path, schema)
                 };
-                let migrated = file.exclusively(migrate).await?;
-                // Opening checks the identity.
-                database.read().await?;
-                Ok(migrated)
+                file.exclusively(migrate).await
             }
             At::Postgres(database) => {
                 let mut client = database.server.administer(database.name()).await?;
-                let migrated = migrate_postgres(&mut client, schema).await?;
-                check_identity(&client, place.tenant_id).await?;
-                Ok(migrated)
+                migrate_postgres(&mut client, schema).await
             }
         }
     }
@@ -291,7 +296,7 @@ fn create_file(folder: &Path, place: &TenantPlace, template: &OnceLock<Vec<u8>>)
     let is_new = !path.exists();
     if is_new {
         let unfinished = path.with_extension(UNFINISHED);
-        write_unfinished(&unfinished, template_in(folder, template)?, Schema::Tenant(place.tenant_id))?;
+        write_unfinished(&unfinished, template_in(folder, template)?, Schema::NewTenant(place.tenant_id))?;
         failpoint!("tenant.file_written");
         let file = fs::File::open(&unfinished).map_err(Error::unavailable)?;
         file.sync_all().and_then(|()| fs::rename(&unfinished, &path)).map_err(Error::unavailable)?;

@@ -5,13 +5,14 @@
 use std::sync::LazyLock;
 
 use domain::TenantId;
+use rusqlite::ErrorCode;
 use sha2::{Digest, Sha256};
 use tokio_postgres::error::SqlState;
 
 use crate::{
     Error, Result, Value,
-    postgres::from_postgres,
-    sqlite::{Access, from_rusqlite, open_file},
+    postgres::{check_identity, from_postgres},
+    sqlite::{self, Access, from_rusqlite, open_file},
 };
 
 #[derive(Clone, Copy)]
@@ -106,8 +107,10 @@ fn latest(migrations: &[Migration]) -> i64 {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Schema {
     Main,
-    /// With the identity row that belongs into it.
+    /// One that bears the tenant's identity; any other is refused.
     Tenant(TenantId),
+    /// One that is given the tenant's identity, unless it has one.
+    NewTenant(TenantId),
     /// Without one: what tenants' databases are copied from.
     TenantTemplate,
 }
@@ -116,7 +119,7 @@ impl Schema {
     fn migrations(self) -> &'static [Migration] {
         match self {
             Self::Main => MAIN,
-            Self::Tenant(_) | Self::TenantTemplate => &TENANT,
+            Self::Tenant(_) | Self::NewTenant(_) | Self::TenantTemplate => &TENANT,
         }
     }
 }
@@ -142,42 +145,78 @@ fn migrated(migrations: &[Migration], applied: &[(i64, String)]) -> Migrated {
     Migrated { from, to: from.max(latest(migrations)) }
 }
 
+/// An error beside a migration's own statements, whatever it is: it says nothing of the migration, and trying again may work.
+fn around(error: Error) -> Error {
+    match error {
+        Error::Unavailable(_) | Error::Busy(_) => error,
+        other => Error::unavailable(other),
+    }
+}
+
+/// An error of a migration's statement. What shows that it does not work on this database is an internal one: unsupported,
+/// cardinality, data, constraints, dependent objects, syntax and names, raised by the migration itself.
+fn of_postgres_statement(error: tokio_postgres::Error) -> Error {
+    const ITS_OWN: [&str; 7] = ["0A", "21", "22", "23", "2B", "42", "P0"];
+    match error.code() {
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) | None => around(from_postgres(error)),
+        Some(code) if ITS_OWN.iter().any(|class| code.code().starts_with(class)) => Error::internal(error),
+        Some(_) => around(from_postgres(error)),
+    }
+}
+
+/// As [`of_postgres_statement`]: SQLite tells less.
+fn of_sqlite_statement(error: rusqlite::Error) -> Error {
+    let code = match &error {
+        rusqlite::Error::SqliteFailure(failure, _) => Some(failure.code),
+        rusqlite::Error::SqlInputError { error, .. } => Some(error.code),
+        _ => None,
+    };
+    match code {
+        Some(ErrorCode::Unknown | ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::TooBig) => Error::internal(error),
+        _ => around(from_rusqlite(error)),
+    }
+}
+
 /// Brings a SQLite file up to date; the main database's is made when it is not there. Blocks.
 pub(crate) fn migrate_sqlite(path: &std::path::Path, schema: Schema) -> Result<Migrated> {
     // A tenant's file is made elsewhere; one that is gone shall not come back empty.
     let access = if matches!(schema, Schema::Main) { Access::Create } else { Access::Write };
-    let connection = open_file(path, access, None)?;
+    let identity = if let Schema::Tenant(tenant_id) = schema { Some(tenant_id) } else { None };
+    let connection = open_file(path, access, identity).map_err(around)?;
     migrate_sqlite_connection(&connection, schema)
 }
 
 pub(crate) fn migrate_sqlite_connection(connection: &rusqlite::Connection, schema: Schema) -> Result<Migrated> {
     let migrations = schema.migrations();
     // EXCLUSIVE is the lock: a second migrator waits for its busy time-out.
-    connection.execute_batch("BEGIN EXCLUSIVE").map_err(from_rusqlite)?;
+    let not_to_blame = |error| around(from_rusqlite(error));
+    connection.execute_batch("BEGIN EXCLUSIVE").map_err(not_to_blame)?;
     let apply = || {
-        connection.execute_batch(&for_sqlite(LEDGER)).map_err(from_rusqlite)?;
-        let applied = applied_to_sqlite(connection).map_err(from_rusqlite)?;
+        connection.execute_batch(&for_sqlite(LEDGER)).map_err(not_to_blame)?;
+        let applied = applied_to_sqlite(connection).map_err(not_to_blame)?;
         for migration in pending(migrations, &applied)? {
-            connection.execute_batch(&for_sqlite(migration.sql)).map_err(from_rusqlite)?;
+            connection.execute_batch(&for_sqlite(migration.sql)).map_err(of_sqlite_statement)?;
             let entry = (migration.version, migration.name, checksum(migration));
             connection
                 .execute("INSERT INTO schema_migrations (version, name, checksum) VALUES (?1, ?2, ?3)", entry)
-                .map_err(from_rusqlite)?;
+                .map_err(not_to_blame)?;
         }
-        if let Schema::Tenant(tenant_id) = schema {
+        if let Schema::NewTenant(tenant_id) = schema {
             connection
                 .execute(
                     "INSERT INTO tenant_identity (tenant_id) SELECT ?1 WHERE NOT EXISTS (SELECT 1 FROM tenant_identity)",
                     [tenant_id.uuid().as_bytes()],
                 )
-                .map_err(from_rusqlite)?;
+                .map_err(not_to_blame)?;
+            // A database of somebody else's is found here and not at the first upload.
+            sqlite::check_identity(connection, tenant_id)?;
         }
-        connection.execute_batch("COMMIT").map_err(from_rusqlite)?;
+        connection.execute_batch("COMMIT").map_err(not_to_blame)?;
         Ok(migrated(migrations, &applied))
     };
     let result = apply();
     if result.is_err() && !connection.is_autocommit() {
-        connection.execute_batch("ROLLBACK").map_err(from_rusqlite)?;
+        connection.execute_batch("ROLLBACK").map_err(not_to_blame)?;
     }
     result
 }
@@ -190,37 +229,38 @@ fn applied_to_sqlite(connection: &rusqlite::Connection) -> rusqlite::Result<Vec<
 /// Brings a PostgreSQL database up to date over a connection of its own.
 pub(crate) async fn migrate_postgres(client: &mut tokio_postgres::Client, schema: Schema) -> Result<Migrated> {
     let migrations = schema.migrations();
+    let not_to_blame = |error| around(from_postgres(error));
     // Dropped without a commit, the transaction is rolled back.
-    let tx = client.transaction().await.map_err(from_postgres)?;
+    let tx = client.transaction().await.map_err(not_to_blame)?;
     if let Schema::Tenant(_) = schema {
-        tx.batch_execute(LOCK_TIMEOUT).await.map_err(from_postgres)?;
+        tx.batch_execute(LOCK_TIMEOUT).await.map_err(not_to_blame)?;
     }
-    tx.execute("SELECT pg_advisory_xact_lock($1)", &[&ADVISORY_LOCK]).await.map_err(from_postgres)?;
-    tx.batch_execute(&for_postgres(LEDGER)).await.map_err(|error| match error.code() {
-        // A standby: nothing that the migration is to blame for.
-        Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Error::unavailable(error),
-        _ => from_postgres(error),
-    })?;
-    let rows = tx.query("SELECT version, checksum FROM schema_migrations ORDER BY version", &[]).await.map_err(from_postgres)?;
+    tx.execute("SELECT pg_advisory_xact_lock($1)", &[&ADVISORY_LOCK]).await.map_err(not_to_blame)?;
+    if let Schema::Tenant(tenant_id) = schema {
+        check_identity(&tx, tenant_id).await?;
+    }
+    tx.batch_execute(&for_postgres(LEDGER)).await.map_err(not_to_blame)?;
+    let rows = tx.query("SELECT version, checksum FROM schema_migrations ORDER BY version", &[]).await.map_err(not_to_blame)?;
     let applied: Vec<(i64, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     for migration in pending(migrations, &applied)? {
-        tx.batch_execute(&for_postgres(migration.sql)).await.map_err(from_postgres)?;
+        tx.batch_execute(&for_postgres(migration.sql)).await.map_err(of_postgres_statement)?;
         tx.execute(
             "INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)",
             &[&migration.version, &migration.name, &checksum(migration)],
         )
         .await
-        .map_err(from_postgres)?;
+        .map_err(not_to_blame)?;
     }
-    if let Schema::Tenant(tenant_id) = schema {
+    if let Schema::NewTenant(tenant_id) = schema {
         tx.execute(
             "INSERT INTO tenant_identity (tenant_id) SELECT $1 WHERE NOT EXISTS (SELECT 1 FROM tenant_identity)",
             &[&Value::from(tenant_id)],
         )
         .await
-        .map_err(from_postgres)?;
+        .map_err(not_to_blame)?;
+        check_identity(&tx, tenant_id).await?;
     }
-    tx.commit().await.map_err(from_postgres)?;
+    tx.commit().await.map_err(not_to_blame)?;
     Ok(migrated(migrations, &applied))
 }
 

@@ -13,7 +13,10 @@ use domain::TenantPlace;
 use futures_util::future::try_join_all;
 use rusqlite::Connection;
 use sha2::{Digest, Sha256};
-use tokio_postgres::{Client, types::{ToSql, Type}};
+use tokio_postgres::{
+    Client,
+    types::{ToSql, Type},
+};
 
 use crate::{
     Error, Result, SqliteThreads, Value,
@@ -125,10 +128,7 @@ impl Transfer {
             let found = self.copy.sum(table.ok_or_else(|| Error::internal("a table was forgotten"))?).await?;
             if found != *sum {
                 let TableSum { table, rows, .. } = sum;
-                return Err(Error::internal(format!(
-                    "the copy of {table} differs from the original: {} rows against {rows}",
-                    found.rows
-                )));
+                return Err(Error::internal(format!("the copy of {table} differs from the original: {} rows against {rows}", found.rows)));
             }
         }
         Ok((changed, sums))
@@ -375,11 +375,14 @@ fn lock(tables: &[Table]) -> String {
 /// What refuses every write: for SQLite, for PostgreSQL.
 fn seal(tables: &[Table]) -> (String, String) {
     let refuse = MOVED.replace('\'', "''");
-    let (mut for_sqlite, mut for_postgres) = (String::new(), format!(
-        // Class 57, operator intervention, and nothing that PostgreSQL says itself.
-        "CREATE OR REPLACE FUNCTION tenantry_moved() RETURNS trigger LANGUAGE plpgsql AS
+    let (mut for_sqlite, mut for_postgres) = (
+        String::new(),
+        format!(
+            // Class 57, operator intervention, and nothing that PostgreSQL says itself.
+            "CREATE OR REPLACE FUNCTION tenantry_moved() RETURNS trigger LANGUAGE plpgsql AS
          $$ BEGIN RAISE EXCEPTION '{refuse}' USING ERRCODE = '57M01'; END $$;"
-    ));
+        ),
+    );
     for Table { name, .. } in tables {
         for_postgres += &format!(
             "CREATE TRIGGER tenantry_moved BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {} EXECUTE FUNCTION tenantry_moved();",
@@ -387,7 +390,8 @@ fn seal(tables: &[Table]) -> (String, String) {
         );
         for event in EVENTS {
             let trigger = quoted(&format!("tenantry_moved_{name}_{event}"));
-            for_sqlite += &format!("CREATE TRIGGER {trigger} BEFORE {event} ON {} BEGIN SELECT RAISE(ABORT, '{refuse}'); END;", quoted(name));
+            for_sqlite +=
+                &format!("CREATE TRIGGER {trigger} BEFORE {event} ON {} BEGIN SELECT RAISE(ABORT, '{refuse}'); END;", quoted(name));
         }
     }
     (for_sqlite, for_postgres)
@@ -518,8 +522,7 @@ impl Side {
     /// Fails unless the database has exactly this program's schema, which is what tells its tables.
     async fn check_schema(&mut self) -> Result<()> {
         let found = self.read("SELECT version, checksum FROM schema_migrations ORDER BY version", Vec::new()).await?;
-        let expected: Vec<_> =
-            tenant_checksums().map(|(version, checksum)| vec![Value::Int(version), Value::Text(checksum)]).collect();
+        let expected: Vec<_> = tenant_checksums().map(|(version, checksum)| vec![Value::Int(version), Value::Text(checksum)]).collect();
         if found == expected { Ok(()) } else { Err(Error::unavailable("the database has another schema than this program gives it")) }
     }
 
@@ -545,7 +548,12 @@ async fn on_thread<T: Send + 'static>(
     work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let connection = slot.take().ok_or_else(|| Error::internal("the connection was lost"))?;
-    let (connection, result) = threads.run(move || { let result = work(&connection); Ok((connection, result)) }).await?;
+    let (connection, result) = threads
+        .run(move || {
+            let result = work(&connection);
+            Ok((connection, result))
+        })
+        .await?;
     *slot = Some(connection);
     result
 }

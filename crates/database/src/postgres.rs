@@ -18,7 +18,7 @@ use domain::{TenantId, Timestamp};
 use futures_util::future::{try_join, try_join_all};
 use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle, time::timeout};
 use tokio_postgres::{
-    Client, Config,
+    Client, Config, GenericClient, SimpleQueryMessage,
     error::{DbError, SqlState},
     types::{FromSql, IsNull, ToSql, Type},
 };
@@ -138,9 +138,7 @@ impl PostgresServer {
 
     async fn open(&self, Target { database, identity }: &Target) -> Result<Session> {
         let wired = within_connect_timeout(self.connector.connect(database, SESSION_SETTINGS)).await?;
-        if let Some(expected) = identity
-            && let Err(problem) = within_connect_timeout(check_identity(&wired.client, *expected)).await
-        {
+        if let Err(problem) = within_connect_timeout(check_session(&wired.client, *identity)).await {
             wired.close(CLOSE_PATIENCE).await;
             return Err(problem);
         }
@@ -250,13 +248,36 @@ async fn within_connect_timeout<T>(connect: impl Future<Output = Result<T>>) -> 
     timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| Error::unavailable("connecting took too long"))?
 }
 
+/// Fails unless the settings that durability and isolation rest on are in force, and the database is this tenant's. Asks the
+/// server itself, in one trip: a pooler in between may report what it is told.
+async fn check_session(client: &Client, identity: Option<TenantId>) -> Result<()> {
+    let settings = "SELECT current_setting('default_transaction_read_only'), current_setting('synchronous_commit')";
+    let whose = if identity.is_some() { ", (SELECT tenant_id FROM tenant_identity)" } else { "" };
+    // Without its table, it is not the tenant's database: that is missing.
+    let answers = client.simple_query(&format!("{settings}{whose}")).await.map_err(Error::unavailable)?;
+    let row = answers.iter().find_map(|answer| if let SimpleQueryMessage::Row(row) = answer { Some(row) } else { None });
+    let row = row.ok_or_else(|| Error::internal("a statement answered no row"))?;
+    if row.get(0) != Some("on") || row.get(1) != Some("on") {
+        return Err(Error::unavailable(wire::POOLER));
+    }
+    let Some(expected) = identity else { return Ok(()) };
+    match row.get(2) {
+        Some(found) if found == expected.to_string() => Ok(()),
+        Some(_) => Err(Error::unavailable(ANOTHERS)),
+        None => Err(Error::unavailable(NOBODYS)),
+    }
+}
+
+const NOBODYS: &str = "the database is nobody's";
+const ANOTHERS: &str = "the database is another tenant's";
+
 /// Fails unless the database is this tenant's.
-pub(crate) async fn check_identity(client: &Client, expected: TenantId) -> Result<()> {
+pub(crate) async fn check_identity(client: &impl GenericClient, expected: TenantId) -> Result<()> {
     // Whatever else it may be, it is not the tenant's database: that is missing.
     let row = client.query_opt("SELECT tenant_id FROM tenant_identity", &[]).await.map_err(Error::unavailable)?;
-    let row = row.ok_or_else(|| Error::unavailable("the database is nobody's"))?;
+    let row = row.ok_or_else(|| Error::unavailable(NOBODYS))?;
     let found: Value = row.try_get(0).map_err(Error::unavailable)?;
-    if found == Value::from(expected) { Ok(()) } else { Err(Error::unavailable("the database is another tenant's")) }
+    if found == Value::from(expected) { Ok(()) } else { Err(Error::unavailable(ANOTHERS)) }
 }
 
 /// One database on a server.

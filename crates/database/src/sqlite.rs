@@ -139,8 +139,7 @@ impl SqliteFile {
                 .map_err(Error::internal)?,
         };
         let inode = self.file_for_reading()?;
-        let pooled = std::iter::from_fn(|| self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop());
-        let connection = match pooled.into_iter().find(|open| open.inode == inode) {
+        let connection = match self.pooled_reader(inode) {
             Some(connection) => connection,
             None => self.open(Access::Read).await?,
         };
@@ -157,6 +156,18 @@ impl SqliteFile {
         };
         let lease = Lease { connection: Some(connection), home: Home::Writer(writer, Arc::clone(self)) };
         Ok(SqliteConnection { lease: Some(lease), threads: self.threads.writes.clone(), begun: Begun::No })
+    }
+
+    /// A reader of this file. Those of another one are closed, on a thread, since that may wait for the disk.
+    fn pooled_reader(&self, inode: Inode) -> Option<OpenFile> {
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(open) = readers.pop() {
+            if open.inode == inode {
+                return Some(open);
+            }
+            let _threads_have_ended = self.threads.writes.send(Box::new(move || drop(open)));
+        }
+        None
     }
 
     fn file_for_reading(&self) -> Result<Inode> {
@@ -178,7 +189,10 @@ impl SqliteFile {
             let inode = Inode::of(&path)?;
             Ok(OpenFile { connection: open_file(&path, access, identity)?, inode, is_slow_until: None })
         };
-        on_thread(&self.threads.writes, open).await?
+        let opened = on_thread(&self.threads.writes, open).await??;
+        // Else readers would close it again as long as they take the file for the one that was there before.
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some((opened.inode, Instant::now()));
+        Ok(opened)
     }
 
     /// Runs `job` on a write thread while no transaction of this handle holds the file: for what locks it over a connection of
@@ -286,7 +300,7 @@ pub(crate) fn open_file(path: &Path, access: Access, identity: Option<TenantId>)
     Ok(connection)
 }
 
-fn check_identity(connection: &Connection, expected: TenantId) -> Result<()> {
+pub(crate) fn check_identity(connection: &Connection, expected: TenantId) -> Result<()> {
     let found = connection.query_row("SELECT tenant_id FROM tenant_identity", [], |row| row.get::<_, Vec<u8>>(0));
     // Whatever else it may be, it is not the tenant's database: that is missing.
     if found.map_err(Error::unavailable)? == expected.uuid().as_bytes() {

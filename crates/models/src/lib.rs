@@ -19,8 +19,8 @@ pub mod uploads;
 pub mod users;
 
 pub use database::{
-    Connection, Connections, DatabaseUrl, Error, Main, MainDatabase, MainTx, Migrated, Result, Scope, Tenant, TenantDatabase,
-    TableSum, TenantDatabases, TenantTx, Transfer, Tx, main_schema_version, tenant_schema_digest, tenant_schema_version,
+    Connection, Connections, DatabaseUrl, Error, Main, MainDatabase, MainTx, Migrated, Result, Scope, TableSum, Tenant, TenantDatabase,
+    TenantDatabases, TenantTx, Transfer, Tx, main_schema_version, tenant_schema_digest, tenant_schema_version,
 };
 
 use database::{FromValue, Row, Statement};

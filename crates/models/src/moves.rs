@@ -16,13 +16,7 @@ macro_rules! select {
 pub async fn insert(tx: &mut MainTx, the_move: &Move) -> Result<()> {
     tx.execute(
         "INSERT INTO tenant_moves (tenant_id, from_server, to_server, state, began_at) VALUES ($1, $2, $3, $4, $5)",
-        params![
-            the_move.tenant_id,
-            the_move.from_server.as_str(),
-            the_move.to_server.as_str(),
-            the_move.state.as_str(),
-            the_move.began_at
-        ],
+        params![the_move.tenant_id, the_move.from_server.as_str(), the_move.to_server.as_str(), the_move.state.as_str(), the_move.began_at],
     )
     .await?;
     Ok(())

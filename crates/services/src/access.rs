@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Closure, Denial, Error, Member, Noun, Provisioning, Result, Role, SessionId, Tenant, TenantId, TokenKind, TokenProblem, UserId};
+use domain::{
+    Closure, Denial, Error, Member, Noun, Provisioning, Result, Role, SessionId, Tenant, TenantId, TokenKind, TokenProblem, UserId,
+};
 use models::{Connection, MainDatabase, MainTx, TenantDatabase, TenantTx, access_changes, members, sessions};
 use moka::sync::Cache;
 use uuid::Uuid;

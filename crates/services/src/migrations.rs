@@ -8,25 +8,30 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use domain::{Closure, Error, MigrationAttempt, MigrationOutcome, Provisioning, Result, Tenant, TenantId, Wave, failpoint};
 use futures_util::{
-    FutureExt, StreamExt,
-    future::{BoxFuture, Shared, join_all},
+    FutureExt, StreamExt, TryStreamExt,
+    future::{BoxFuture, Shared, try_join_all},
     stream,
 };
 use models::{migrations, tenant_schema_version, tenants};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 
 use crate::Services;
 
 /// How often databases that were down or held by others are tried again within a wave, and after what pause.
 const FURTHER_ATTEMPTS: usize = 2;
 const PAUSE: Duration = Duration::from_secs(1);
+/// How many databases of each server are migrated at once because of requests. They are what a server can do beside its work.
+const MISSED_AT_ONCE: usize = 4;
 /// How long a request waits for the migration of its tenant's database, which goes on without it.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest error that is kept, in characters.
@@ -74,8 +79,12 @@ pub struct FleetMigration {
     pub outdated: Vec<Tenant>,
     /// How many of them were.
     pub migrated: usize,
-    /// Those that were not, and why.
-    pub unsettled: Vec<(Tenant, Error)>,
+    /// Those on which the migration does not work, and why. They are closed.
+    pub failed: Vec<(Tenant, Error)>,
+    /// Those that were down or held by others, and why. They are in use as before.
+    pub postponed: Vec<(Tenant, Error)>,
+    /// How many were deleted meanwhile.
+    pub gone: usize,
     /// Whether it was stopped because of too many failures.
     pub halted: bool,
 }
@@ -84,7 +93,7 @@ impl FleetMigration {
     /// How many tenants' turn did not come.
     #[must_use]
     pub fn left(&self) -> usize {
-        self.outdated.len() - self.migrated - self.unsettled.len()
+        self.outdated.len() - self.migrated - self.failed.len() - self.postponed.len() - self.gone
     }
 }
 
@@ -100,8 +109,7 @@ pub struct MigrationStatus {
 }
 
 /// What an error of a migration means.
-#[must_use]
-pub fn migration_outcome(error: Option<&Error>) -> MigrationOutcome {
+fn migration_outcome(error: Option<&Error>) -> MigrationOutcome {
     match error {
         None => MigrationOutcome::Migrated,
         Some(Error::Unavailable { .. }) => MigrationOutcome::Postponed,
@@ -109,8 +117,25 @@ pub fn migration_outcome(error: Option<&Error>) -> MigrationOutcome {
     }
 }
 
-/// The migrations that requests wait for, by tenant.
-pub(crate) type Awaited = HashMap<TenantId, Shared<BoxFuture<'static, Result<(), Arc<Error>>>>>;
+/// A migration that many may wait for.
+type AwaitedMigration = Shared<BoxFuture<'static, Result<(), Arc<Error>>>>;
+
+/// The migrations that requests wait for.
+#[derive(Default)]
+pub(crate) struct Awaited {
+    by_tenant: HashMap<TenantId, AwaitedMigration>,
+    /// As many at once as each server may have.
+    turns: HashMap<String, Arc<Semaphore>>,
+}
+
+/// A tenant's turn in the migration of the fleet.
+enum Turn {
+    Migrated,
+    /// The tenant was deleted since the list was made.
+    Gone,
+    /// Its database is not migrated.
+    Problem(Error),
+}
 
 impl Services {
     /// What [`Services::migrate_fleet`] is to do, for these tenants or for all: nothing is migrated yet.
@@ -121,29 +146,32 @@ impl Services {
         let wanted_version = tenant_schema_version();
         let mut connection = self.main().read().await?;
         let mut outdated = tenants::list_before_version(&mut connection, wanted_version).await?;
+        let all_outdated = outdated.len() as u64;
         if let Some(only) = only {
             outdated.retain(|tenant| only.contains(&tenant.id));
         }
         let versions = tenants::count_by_schema_version(&mut connection).await?;
-        let total = versions.iter().map(|(_, tenants)| tenants).sum();
-        let up_to_date = versions.iter().filter(|(version, _)| *version >= wanted_version).map(|(_, tenants)| tenants).sum();
+        let total: u64 = versions.iter().map(|(_, tenants)| tenants).sum();
+        let up_to_date = total.saturating_sub(all_outdated);
         Ok(FleetMigration { wanted_version, total, up_to_date, outdated, ..FleetMigration::default() })
     }
 
     /// Brings the outdated databases of a fleet to this program's schema, and tells `watch` of each. What is wrong with single
     /// databases is part of the answer. Stopped anywhere, it goes on where it was when it is planned and done again.
+    ///
+    /// # Errors
+    /// When the main database is down; what was done until then is noted there.
     pub async fn migrate_fleet(
         &self,
         mut fleet: FleetMigration,
         plan: &MigrationPlan,
         watch: &(dyn Fn(MigrationStep<'_>) + Sync),
-    ) -> FleetMigration {
-        let FleetMigration { outdated, migrated, unsettled, .. } = &mut fleet;
+    ) -> Result<FleetMigration> {
         let limit = plan.halt_on.unwrap_or(usize::MAX);
         let mut begun = 0;
         for (n, wave) in plan.waves.iter().enumerate() {
-            let end = wave.reach(outdated.len()).max(begun);
-            let mut turns: Vec<_> = outdated[begun..end].iter().collect();
+            let end = wave.reach(fleet.outdated.len()).max(begun);
+            let mut turns = fleet.outdated[begun..end].to_vec();
             begun = end;
             if turns.is_empty() {
                 continue;
@@ -151,67 +179,93 @@ impl Services {
             watch(MigrationStep::Wave { number: n + 1, of: plan.waves.len(), tenants: turns.len() });
             for attempt in 0..=FURTHER_ATTEMPTS {
                 let is_last = attempt == FURTHER_ATTEMPTS;
-                let allowed = limit - unsettled.len();
-                let mut postponed = Vec::new();
-                for (tenant, problem) in self.migrate_all(&turns, plan.at_once, allowed, is_last, watch).await {
-                    match problem {
-                        None => *migrated += 1,
-                        Some(Error::Unavailable { .. }) if !is_last => postponed.push(tenant),
-                        Some(problem) => unsettled.push((tenant.clone(), problem)),
+                let allowed = limit - fleet.failed.len();
+                let mut again = Vec::new();
+                for (tenant, turn) in self.migrate_all(turns, plan.at_once, allowed, is_last, watch).await? {
+                    match turn {
+                        Turn::Migrated => fleet.migrated += 1,
+                        Turn::Gone => fleet.gone += 1,
+                        Turn::Problem(Error::Unavailable { .. }) if !is_last => again.push(tenant),
+                        Turn::Problem(problem @ Error::Unavailable { .. }) => fleet.postponed.push((tenant, problem)),
+                        Turn::Problem(problem) => fleet.failed.push((tenant, problem)),
                     }
                 }
-                turns = postponed;
-                if turns.is_empty() || unsettled.len() >= limit {
+                turns = again;
+                if turns.is_empty() || fleet.failed.len() >= limit {
                     break;
                 }
                 watch(MigrationStep::Again(turns.len()));
                 sleep(PAUSE).await;
             }
-            if unsettled.len() >= limit {
+            if fleet.failed.len() >= limit {
                 break;
             }
         }
-        fleet.halted = fleet.unsettled.len() >= limit && fleet.left() > 0;
-        fleet
+        fleet.halted = fleet.failed.len() >= limit && fleet.left() > 0;
+        Ok(fleet)
     }
 
     /// Migrates these, until so many have failed.
-    async fn migrate_all<'a>(
+    async fn migrate_all(
         &self,
-        turns: &[&'a Tenant],
+        turns: Vec<Tenant>,
         at_once: usize,
         allowed: usize,
         is_last: bool,
         watch: &(dyn Fn(MigrationStep<'_>) + Sync),
-    ) -> Vec<(&'a Tenant, Option<Error>)> {
-        let mut by_server: BTreeMap<&str, Vec<&'a Tenant>> = BTreeMap::new();
+    ) -> Result<Vec<(Tenant, Turn)>> {
+        let mut by_server: BTreeMap<String, Vec<Tenant>> = BTreeMap::new();
         for tenant in turns {
-            by_server.entry(&tenant.place.server).or_default().push(tenant);
+            by_server.entry(tenant.place.server.clone()).or_default().push(tenant);
         }
         let failures = AtomicUsize::new(0);
-        let on_server = async |tenants: Vec<&'a Tenant>| -> Vec<_> {
+        let on_server = async |(server, tenants): (String, Vec<Tenant>)| -> Result<Vec<_>> {
+            let is_down = AtomicBool::new(false);
             // Those under way are finished; no other is begun.
-            let goes_on = |_: &&Tenant| std::future::ready(failures.load(Ordering::Relaxed) < allowed);
+            let goes_on = |_: &Tenant| std::future::ready(failures.load(Ordering::Relaxed) < allowed);
             let turns = stream::iter(tenants).take_while(goes_on).map(async |tenant| {
-                let problem = self.migrate_tenant(tenant).await.err();
-                let is_settled = is_last || migration_outcome(problem.as_ref()) != MigrationOutcome::Postponed;
+                let turn = self.take_turn(&tenant, &server, &is_down).await?;
+                let (problem, is_settled) = match &turn {
+                    Turn::Migrated | Turn::Gone => (None, true),
+                    Turn::Problem(problem) => (Some(problem), is_last || !matches!(problem, Error::Unavailable { .. })),
+                };
                 if is_settled {
-                    failures.fetch_add(usize::from(problem.is_some()), Ordering::Relaxed);
-                    watch(MigrationStep::Settled(tenant, problem.as_ref()));
+                    failures.fetch_add(usize::from(migration_outcome(problem) == MigrationOutcome::Failed), Ordering::Relaxed);
+                    watch(MigrationStep::Settled(&tenant, problem));
                 }
-                (tenant, problem)
+                Ok((tenant, turn))
             });
-            turns.buffer_unordered(at_once.max(1)).collect().await
+            turns.buffer_unordered(at_once.max(1)).try_collect().await
         };
-        join_all(by_server.into_values().map(on_server)).await.into_iter().flatten().collect()
+        Ok(try_join_all(by_server.into_iter().map(on_server)).await?.into_iter().flatten().collect())
+    }
+
+    /// Migrates a tenant's database, unless its server is down: then nobody waits for it tenant by tenant.
+    async fn take_turn(&self, tenant: &Tenant, server: &str, is_down: &AtomicBool) -> Result<Turn> {
+        // As it is now: the list may be hours old.
+        let found = tenants::find(&mut self.main().read().await?, tenant.id).await?;
+        let Some(tenant) = found.filter(|tenant| tenant.provisioning == Provisioning::Active) else { return Ok(Turn::Gone) };
+        if is_down.load(Ordering::Relaxed) {
+            let source = format!("the server {server} does not answer").into();
+            return Ok(Turn::Problem(Error::Unavailable { dependency: "tenant database", source }));
+        }
+        match self.migrate_tenant(&tenant).await? {
+            Ok(_) => Ok(Turn::Migrated),
+            Err(problem) => {
+                if matches!(problem, Error::Unavailable { .. }) && self.0.parts.tenant_databases.ping(server).await.is_err() {
+                    is_down.store(true, Ordering::Relaxed);
+                }
+                Ok(Turn::Problem(problem))
+            }
+        }
     }
 
     /// Brings one tenant's database to this program's schema, and notes how that went. When the migration does not work on it,
-    /// nobody is let in any more.
+    /// nobody is let in any more; the database stays as it was then, and what was wrong is the inner error.
     ///
     /// # Errors
-    /// When the database is down or can't be migrated; it stays as it was.
-    pub async fn migrate_tenant(&self, tenant: &Tenant) -> Result<models::Migrated> {
+    /// When the main database is down.
+    pub async fn migrate_tenant(&self, tenant: &Tenant) -> Result<Result<models::Migrated>> {
         let began_at = self.clock().now();
         let migrated = self.0.parts.tenant_databases.migrate(&tenant.place).await.map_err(Error::from);
         failpoint!("migration.applied");
@@ -236,9 +290,13 @@ impl Services {
             Err(_) => {}
         }
         failpoint!("migration.noting");
-        self.commit_access_change(tx, tenant.id).await?;
+        match outcome {
+            // Nothing that anybody is to be told of.
+            MigrationOutcome::Postponed => tx.commit().await?,
+            _ => self.commit_access_change(tx, tenant.id).await?,
+        }
         failpoint!("migration.noted");
-        migrated
+        Ok(migrated)
     }
 
     /// Lets people into a tenant's database again after a migration of it failed. Answers whether they were kept out.
@@ -283,19 +341,20 @@ impl Services {
 
     /// Migrates a tenant's database once for all who wait for it. It goes on when they go away.
     async fn migrate_missed(&self, tenant: &Tenant) -> Result<()> {
-        let (services, tenant) = (self.clone(), tenant.clone());
-        let id = tenant.id;
-        let begin = || {
-            let migration = async move {
-                let migrated = services.migrate_tenant(&tenant).await.map(drop).map_err(Arc::new);
-                services.awaited_migrations().remove(&id);
-                migrated
-            };
-            let migration = migration.boxed().shared();
-            tokio::spawn(migration.clone());
-            migration
+        let migration = {
+            let mut awaited = self.awaited_migrations();
+            match awaited.by_tenant.get(&tenant.id) {
+                Some(migration) => migration.clone(),
+                None => {
+                    let turns = awaited.turns.entry(tenant.place.server.clone());
+                    let turns = Arc::clone(turns.or_insert_with(|| Arc::new(Semaphore::new(MISSED_AT_ONCE))));
+                    let migration = self.clone().migrate_in_turn(tenant.clone(), turns).boxed().shared();
+                    awaited.by_tenant.insert(tenant.id, migration.clone());
+                    tokio::spawn(Forgotten(self.clone(), tenant.id).after(migration.clone()));
+                    migration
+                }
+            }
         };
-        let migration = self.awaited_migrations().entry(id).or_insert_with(begin).clone();
         match timeout(PATIENCE, migration).await {
             Ok(Ok(())) => Ok(()),
             Err(_) => Err(Error::Closed(Closure::Migrating)),
@@ -306,7 +365,30 @@ impl Services {
         }
     }
 
+    async fn migrate_in_turn(self, tenant: Tenant, turns: Arc<Semaphore>) -> Result<(), Arc<Error>> {
+        let _turn = turns.acquire().await.map_err(|error| Arc::new(Error::internal(error)))?;
+        self.migrate_tenant(&tenant).await.and_then(|migrated| migrated).map(drop).map_err(Arc::new)
+    }
+
     fn awaited_migrations(&self) -> std::sync::MutexGuard<'_, Awaited> {
         self.0.awaited_migrations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Forgets a migration that requests waited for, whatever became of it.
+struct Forgotten(Services, TenantId);
+
+impl Forgotten {
+    /// After its end; after a failure not at once, so that who comes next is told the same and does not try it again.
+    async fn after<E>(self, migration: impl Future<Output = Result<(), E>>) {
+        if migration.await.is_err() {
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+impl Drop for Forgotten {
+    fn drop(&mut self) {
+        self.0.awaited_migrations().by_tenant.remove(&self.1);
     }
 }

@@ -106,12 +106,7 @@ impl Services {
     ///
     /// # Errors
     /// When it can't be moved, or a database is down.
-    pub async fn move_tenant(
-        &self,
-        tenant_id: TenantId,
-        to_server: &str,
-        watch: &(dyn Fn(MoveStep) + Sync),
-    ) -> Result<Moved, MoveError> {
+    pub async fn move_tenant(&self, tenant_id: TenantId, to_server: &str, watch: &(dyn Fn(MoveStep) + Sync)) -> Result<Moved, MoveError> {
         if !self.settle_move(tenant_id).await? {
             return Err(MoveError::UnderWay);
         }
@@ -185,7 +180,7 @@ impl Services {
         let databases = &self.0.parts.tenant_databases;
         let (from, to) = (&tenant.place, places(tenant, the_move).1);
         databases.create(&to).await?;
-        databases.migrate(&to).await?;
+        databases.finish(&to).await?;
         failpoint!("move.made");
         watch(MoveStep::Made);
         let began = Instant::now();

@@ -6,7 +6,7 @@ use domain::{
     Email, Error, Member, NewPassword, Page, PageRequest, PasswordHash, Result, Session, SessionId, Tenant, TokenId, TokenKind,
     TokenProblem, User, UserId, failpoint,
 };
-use models::{access_changes, MainTx, members, outbox, sessions, users};
+use models::{MainTx, access_changes, members, outbox, sessions, users};
 use serde_json::json;
 
 use crate::{Caller, Services, passwords::Verdict};

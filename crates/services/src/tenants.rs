@@ -7,8 +7,8 @@ use std::{
 };
 
 use domain::{
-    DatabaseName, Denial, Email, Error, EventKind, Member, Membership, Move, Noun, Page, PageRequest, Provisioning, Result, Role, StorageTotals,
-    Tenant, TenantId, TenantName, TenantPlace, Timestamp, User, UserId, failpoint,
+    DatabaseName, Denial, Email, Error, EventKind, Member, Membership, Move, Noun, Page, PageRequest, Provisioning, Result, Role,
+    StorageTotals, Tenant, TenantId, TenantName, TenantPlace, Timestamp, User, UserId, failpoint,
 };
 use futures_util::StreamExt;
 use models::{documents, files, members, moves, outbox, spares, tenant_schema_digest, tenant_schema_version, tenants, users};
@@ -169,7 +169,7 @@ impl Services {
         let databases = &self.0.parts.tenant_databases;
         let is_finished = databases.create(&tenant.place).await?;
         failpoint!("tenant.created");
-        let schema_version = if is_finished { tenant_schema_version() } else { databases.migrate(&tenant.place).await?.to };
+        let schema_version = if is_finished { tenant_schema_version() } else { databases.finish(&tenant.place).await?.to };
         failpoint!("tenant.migrated");
         let now = self.clock().now();
         let mut tx = self.main().begin().await?;

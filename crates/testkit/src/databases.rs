@@ -26,7 +26,12 @@ impl TestDatabases {
         match server_url() {
             None => {
                 let url = |name: &str| DatabaseUrl::Sqlite(folder.join(name));
-                Self { main: url("main.sqlite3"), servers: [("main".to_owned(), url("tenants"))].into(), postgres: None, further: Vec::new() }
+                Self {
+                    main: url("main.sqlite3"),
+                    servers: [("main".to_owned(), url("tenants"))].into(),
+                    postgres: None,
+                    further: Vec::new(),
+                }
             }
             Some(server) => {
                 let name = format!("tenantry_test_{}", Uuid::from_bytes(domain::random_bytes()).simple());

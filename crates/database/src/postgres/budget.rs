@@ -45,6 +45,12 @@ pub(super) struct Limits {
     pub(super) per_database: usize,
 }
 
+impl Limits {
+    fn most_openings(self) -> usize {
+        self.total.div_ceil(2).max(OPENINGS)
+    }
+}
+
 /// The connections of a budget, by what they are doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connections {
@@ -340,10 +346,11 @@ impl<K: Hash + Eq + Clone, S> Budget<K, S> {
         self.idle[from as usize].remove(&returned);
     }
 
-    /// Whether the server shall open another connection now.
+    /// Whether the server shall open another connection now. Of those that are overdue there are no more than half the budget:
+    /// perhaps the server is only slow, and the more it is asked, the slower it gets.
     fn may_open(&self, now: Instant) -> bool {
         let is_work = |since: &&Instant| now.saturating_duration_since(**since) < OVERDUE;
-        self.opening.values().filter(is_work).count() < OPENINGS
+        self.opening.len() < self.limits.most_openings() && self.opening.values().filter(is_work).count() < OPENINGS
     }
 
     /// Lets those open a connection who have none, in turn, as far as there is room.
@@ -557,6 +564,7 @@ mod tests {
             assert_eq!((leased, waiting), (self.leased.len(), self.waiting.len()));
             let overdue = self.budget.opening.values().filter(|since| self.now - **since >= OVERDUE).count();
             assert!(opening - overdue <= OPENINGS, "{opening} are opened, {overdue} of them overdue");
+            assert!(opening <= self.budget.limits.most_openings(), "{opening} are opened of {}", self.total);
         }
 
         /// Everybody gives back what they have, and everything succeeds, until nothing is left to do.
@@ -649,6 +657,19 @@ mod tests {
         assert_eq!(bench.leased.len(), 1);
         bench.check();
         bench.settle();
+    }
+
+    #[test]
+    fn a_server_that_is_slow_is_not_asked_for_everything_at_once() {
+        let mut bench = Bench::new(10, 2);
+        for key in 0..9 {
+            bench.acquire(key);
+            bench.now += OVERDUE;
+            bench.check();
+        }
+        assert_eq!(bench.tasks.len(), 5);
+        bench.settle();
+        assert!(bench.waiting.is_empty());
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl PostgresServer {
         let name = spare_name(tenant_id);
         within_patience(self.copy_template(maintenance, &name)).await?;
         let mut inside = self.connect_for_administration(&name).await?;
-        migrate_postgres(&mut inside.client, Schema::Tenant(tenant_id)).await?;
+        migrate_postgres(&mut inside.client, Schema::NewTenant(tenant_id)).await?;
         // Who takes it renames it, and a database in use can't be renamed.
         inside.close(PATIENCE).await;
         Ok(())

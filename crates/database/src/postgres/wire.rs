@@ -30,7 +30,7 @@ use crate::{Error, Result};
 /// on which durability and isolation rest.
 const MARK: (&str, &str, &str) = ("-c intervalstyle=iso_8601", "IntervalStyle", "iso_8601");
 /// What is wrong when they do not come through.
-const POOLER: &str = "settings of a connection do not reach the server: a pooler such as PgBouncer is in between, which Tenantry can't \
+pub(super) const POOLER: &str = "settings of a connection do not reach the server: a pooler such as PgBouncer is in between, which Tenantry can't \
      work through; connect to the PostgreSQL server itself";
 /// After how long without traffic the kernel asks whether the other side is there.
 const KEEPALIVE: Duration = Duration::from_secs(60);

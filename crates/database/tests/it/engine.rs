@@ -151,7 +151,7 @@ impl Engine {
 
     pub(crate) async fn make(&self, place: &TenantPlace) {
         self.tenants.create(place).await.unwrap();
-        self.tenants.migrate(place).await.unwrap();
+        self.tenants.finish(place).await.unwrap();
     }
 
     /// The SQLite file of a tenant.

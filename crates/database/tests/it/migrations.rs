@@ -97,6 +97,28 @@ async fn erasing_leaves_nothing_that_stops_a_migration() {
     .await;
 }
 
+/// Planted once: a migration gave what it found schema and identity, and the tenant's documents were gone without a word.
+#[tokio::test]
+async fn a_database_that_was_lost_and_made_anew_is_not_taken_for_the_tenants() {
+    on_every_engine(async |engine| {
+        let place = engine.place();
+        engine.make(&place).await;
+        match engine.file_of(&place) {
+            Some(file) => std::fs::write(file, []).unwrap(),
+            None => {
+                let (admin, name) = (engine.admin().await, &place.database);
+                admin.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
+                admin.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+            }
+        }
+        let migrated = engine.other_process().1.migrate(&place).await;
+        assert!(matches!(migrated, Err(Error::Unavailable(_))), "{migrated:?}");
+        // Nothing was made of it: finishing it finds it empty.
+        assert_eq!(engine.other_process().1.finish(&place).await.unwrap().from, 0);
+    })
+    .await;
+}
+
 /// A tenant's file is copied from a template; the same migrations run on an empty file must come to the same.
 #[tokio::test]
 async fn a_template_has_the_migrated_schema() {
@@ -105,7 +127,7 @@ async fn a_template_has_the_migrated_schema() {
         let Some(file) = engine.file_of(&migrated) else { return };
         engine.make(&copied).await;
         std::fs::write(&file, []).unwrap();
-        let outcome = engine.tenants.migrate(&migrated).await.unwrap();
+        let outcome = engine.tenants.finish(&migrated).await.unwrap();
         assert_eq!(outcome, Migrated { from: 0, to: tenant_schema_version() });
         assert_eq!(schema(engine, &copied).await, schema(engine, &migrated).await);
     })

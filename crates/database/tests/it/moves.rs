@@ -49,7 +49,7 @@ async fn run_between(from: &DatabaseUrl, to: &DatabaseUrl, test: &impl AsyncFn(&
     let outcome = AssertUnwindSafe(async {
         for place in places {
             servers.databases.create(place).await.unwrap();
-            servers.databases.migrate(place).await.unwrap();
+            servers.databases.finish(place).await.unwrap();
         }
         test(&servers).await;
     })

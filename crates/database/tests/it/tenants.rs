@@ -55,7 +55,7 @@ async fn creations_at_once_make_one_database() {
                     let (place, tenants) = (place.clone(), engine.other_process().1);
                     tokio::spawn(async move {
                         tenants.create(&place).await.unwrap();
-                        tenants.migrate(&place).await.unwrap();
+                        tenants.finish(&place).await.unwrap();
                         remember(&tenants.open(&place).unwrap(), &n.to_string()).await;
                     })
                 })

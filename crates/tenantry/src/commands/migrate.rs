@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use comfy_table::{Table, presets::NOTHING};
-use domain::{Error, MigrationOutcome, Tenant, Timestamp, Wave};
+use domain::{Error, Tenant, Timestamp, Wave};
 use serde_json::{Value, json};
-use services::{FleetMigration, MigrationPlan, MigrationStatus, Services, migration_outcome};
+use services::{FleetMigration, MigrationPlan, MigrationStatus, Services};
 
 use self::progress::Progress;
 use crate::{
@@ -112,12 +112,13 @@ async fn migrate(services: &Services, options: &Options) -> Result<ExitCode> {
     let progress = Progress::new(planned.outdated.len(), options.json);
     let fleet = services.migrate_fleet(planned, &plan, &|step| progress.note(step)).await;
     progress.end();
+    let fleet = fleet.context("note what was migrated; the same command goes on")?;
     if options.json {
         say_json(&fleet_in_json(&fleet));
     } else {
         say_fleet(&fleet);
     }
-    Ok(if fleet.unsettled.is_empty() && !fleet.halted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if fleet.failed.is_empty() && fleet.postponed.is_empty() && !fleet.halted { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn say_plan(plan: &MigrationPlan, FleetMigration { wanted_version, total, outdated, .. }: &FleetMigration, in_json: bool) {
@@ -135,39 +136,45 @@ fn say_plan(plan: &MigrationPlan, FleetMigration { wanted_version, total, outdat
 }
 
 fn say_fleet(fleet: &FleetMigration) {
-    let FleetMigration { wanted_version, up_to_date, migrated, unsettled, .. } = fleet;
-    say(format_args!("Schema version {wanted_version}: {migrated} migrated, {up_to_date} were up to date, {} failed", unsettled.len()));
-    for (tenant, error) in unsettled {
-        say(format_args!("  {} ({}): {}", tenant.place.database, what_follows(error), error.with_causes()));
+    let FleetMigration { wanted_version, up_to_date, migrated, failed, postponed, gone, .. } = fleet;
+    let (failures, postponements) = (failed.len(), postponed.len());
+    say(format_args!(
+        "Schema version {wanted_version}: {migrated} migrated, {up_to_date} were up to date, {failures} failed, {postponements} postponed"
+    ));
+    for (tenant, error) in failed {
+        let told = error.with_causes();
+        say(format_args!("  {} (closed until its migration succeeds or it is released): {told}", tenant.place.database));
+    }
+    for (tenant, error) in postponed {
+        say(format_args!("  {} (postponed, in use as before): {}", tenant.place.database, error.with_causes()));
+    }
+    if *gone > 0 {
+        say(format_args!("{gone} were deleted meanwhile"));
     }
     match (fleet.left(), fleet.halted) {
         (0, _) => {}
-        (left, true) => say(format_args!("Halted after {} failures; {left} tenants were left as they are", unsettled.len())),
+        (left, true) => say(format_args!("Halted after {failures} failures; {left} tenants were left as they are")),
         (left, false) => say(format_args!("{left} tenants were left for another time")),
     }
 }
 
-/// What an error means for a tenant's people.
-fn what_follows(error: &Error) -> &'static str {
-    match migration_outcome(Some(error)) {
-        MigrationOutcome::Failed => "closed until its migration succeeds or it is released",
-        _ => "postponed, in use as before",
-    }
-}
-
 fn fleet_in_json(fleet: &FleetMigration) -> Value {
-    let failed = fleet.unsettled.iter().map(|(tenant, error)| {
-        let mut json = tenant_in_json(tenant);
-        json["outcome"] = migration_outcome(Some(error)).as_str().into();
-        json["error"] = error.with_causes().into();
-        json
-    });
+    let problems = |problems: &[(Tenant, Error)]| -> Vec<Value> {
+        let problem = |(tenant, error): &(Tenant, Error)| {
+            let mut json = tenant_in_json(tenant);
+            json["error"] = error.with_causes().into();
+            json
+        };
+        problems.iter().map(problem).collect()
+    };
     json!({
         "schema_version": fleet.wanted_version,
         "tenants": fleet.total,
         "up_to_date": fleet.up_to_date,
         "migrated": fleet.migrated,
-        "failed": failed.collect::<Vec<_>>(),
+        "failed": problems(&fleet.failed),
+        "postponed": problems(&fleet.postponed),
+        "deleted": fleet.gone,
         "left": fleet.left(),
         "halted": fleet.halted,
     })

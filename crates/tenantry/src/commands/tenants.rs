@@ -240,7 +240,9 @@ fn say_tenant(tenant: &Tenant) {
 
 fn told(Move { from_server, to_server, state, began_at, .. }: &Move) -> String {
     match state {
-        MoveState::Kept => format!("its former database is kept on server {from_server}: drop it with `tenantry tenants move --drop-former`"),
+        MoveState::Kept => {
+            format!("its former database is kept on server {from_server}: drop it with `tenantry tenants move --drop-former`")
+        }
         MoveState::Abandoned => format!("given up; what was made of it on server {to_server} is being dropped"),
         _ => format!("from server {from_server} to server {to_server} since {began_at}: {}", state.as_str()),
     }

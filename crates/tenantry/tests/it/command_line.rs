@@ -152,8 +152,7 @@ async fn migrate_says_what_it_would_do_and_does_it() {
     }
     let words = home.run(["migrate", "--dry-run"]).expect(0).out;
     assert!(words.contains("1 of 1 tenants") && words.contains(name), "{words}");
-    let migrated =
-        json!({ "schema_version": version, "tenants": 1, "up_to_date": 0, "migrated": 1, "failed": [], "left": 0, "halted": false });
+    let migrated = json!({ "schema_version": version, "tenants": 1, "up_to_date": 0, "migrated": 1, "failed": [], "postponed": [], "deleted": 0, "left": 0, "halted": false });
     assert_eq!(json(&["migrate", "--json"]), migrated);
     let words = home.run(["migrate"]).expect(0).out;
     assert!(words.contains("0 migrated, 1 were up to date, 0 failed"), "{words}");

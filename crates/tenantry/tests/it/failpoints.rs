@@ -69,10 +69,23 @@ const REFRESH: &[&str] = &["refresh.committing", "refresh.committed"];
 
 #[test]
 fn every_failpoint_is_tried() {
-    let named =
-        [UPLOAD, DELETE_DOCUMENT, DELETE_FILE, CREATE_TENANT, CREATE_FILE, DELETE_TENANT, crate::moves::MOVE].concat().into_iter().map(|(name, _)| name);
-    let others = [DUPLICATE, RACE, COLLECT, GIVE_UP, LOG_IN, REFRESH, crate::spares::MAKE_SPARE, crate::migrations::MIGRATE, crate::moves::UNDO_MOVE, crate::moves::DROP_FORMER]
-        .concat();
+    let named = [UPLOAD, DELETE_DOCUMENT, DELETE_FILE, CREATE_TENANT, CREATE_FILE, DELETE_TENANT, crate::moves::MOVE]
+        .concat()
+        .into_iter()
+        .map(|(name, _)| name);
+    let others = [
+        DUPLICATE,
+        RACE,
+        COLLECT,
+        GIVE_UP,
+        LOG_IN,
+        REFRESH,
+        crate::spares::MAKE_SPARE,
+        crate::migrations::MIGRATE,
+        crate::moves::UNDO_MOVE,
+        crate::moves::DROP_FORMER,
+    ]
+    .concat();
     let tried: BTreeSet<String> = named.chain(others).map(str::to_owned).collect();
     let mut marked = BTreeSet::new();
     find_marks(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), &mut marked);

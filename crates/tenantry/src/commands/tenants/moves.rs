@@ -44,7 +44,7 @@ async fn move_to(services: &Services, tenant: &Tenant, to: &str, as_json: bool) 
     let progress = Progress::new(as_json);
     let watch = |step| progress.note(step);
     let moved = tokio::select! {
-        moved = services.move_tenant(tenant.id, to, &watch) => moved,
+        moved = Box::pin(services.move_tenant(tenant.id, to, &watch)) => moved,
         _ = tokio::signal::ctrl_c() => {
             progress.end();
             services.settle_move(tenant.id).await?;
@@ -58,18 +58,21 @@ async fn move_to(services: &Services, tenant: &Tenant, to: &str, as_json: bool) 
             say(format_args!("Tenant {} ({}) is on server {server} already.", tenant.name, tenant.id));
             return Ok(ExitCode::SUCCESS);
         }
-        Err(problem) => return Err(not_done("moved", tenant, problem)),
+        Err(problem) => bail!("tenant {} ({}) was not moved: {}", tenant.name, tenant.id, told(&problem)),
     };
-    if as_json { say_json(&in_json(&moved)) } else { say_moved(&moved) }
+    if as_json {
+        say_json(&in_json(&moved));
+    } else {
+        say_moved(&moved);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-fn not_done(done: &str, tenant: &Tenant, problem: MoveError) -> anyhow::Error {
-    let told = match &problem {
+fn told(problem: &MoveError) -> String {
+    match problem {
         MoveError::Failed(error) => error.with_causes(),
         other => other.to_string(),
-    };
-    anyhow!("tenant {} ({}) was not {done}: {told}", tenant.name, tenant.id)
+    }
 }
 
 fn say_moved(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) {
@@ -77,7 +80,11 @@ fn say_moved(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) {
     for TableSum { table, rows, sha256 } in tables {
         say(format_args!("  {table}: {rows} rows, SHA-256 {}, equal in both", hex::encode(sha256)));
     }
-    say(format_args!("Copied in {:.1} s while work went on; writes then waited {:.1} s.", copied_in.as_secs_f64(), paused_for.as_secs_f64()));
+    say(format_args!(
+        "Copied in {:.1} s while work went on; writes then waited {:.1} s.",
+        copied_in.as_secs_f64(),
+        paused_for.as_secs_f64()
+    ));
     say(format_args!("Its former database {} is kept on server {}, closed for writing. To drop it:", former.database, former.server));
     say(format_args!("  tenantry tenants move {} --drop-former", tenant.id));
 }
@@ -97,7 +104,8 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 async fn drop_former(services: &Services, tenant: &Tenant, as_json: bool) -> Result<ExitCode> {
-    let former = services.drop_former(tenant).await.map_err(|problem| anyhow!("tenant {} ({}): {problem}", tenant.name, tenant.id))?;
+    let dropped = services.drop_former(tenant).await;
+    let former = dropped.map_err(|problem| anyhow!("tenant {} ({}): {}", tenant.name, tenant.id, told(&problem)))?;
     if as_json {
         say_json(&json!({ "id": tenant.id.to_string(), "dropped": { "server": former.server, "database": former.database.as_str() } }));
     } else {
