@@ -226,8 +226,15 @@ impl TenantDatabases {
         self.open.invalidate(&place.tenant_id);
         match self.server(place)? {
             Server::Sqlite { folder, .. } => {
-                let path = file_of(folder, place);
-                let remove = move || remove_database(&path.with_extension(UNFINISHED)).and_then(|()| remove_database(&path));
+                let (folder, path) = (folder.clone(), file_of(folder, place));
+                let remove = move || match fs::File::open(folder) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    // A creation that was interrupted may go on on its thread.
+                    making => making.and_then(|making| {
+                        making.lock()?;
+                        remove_database(&path.with_extension(UNFINISHED)).and_then(|()| remove_database(&path))
+                    }),
+                };
                 self.threads.run(move || remove().map_err(Error::unavailable)).await
             }
             Server::Postgres { server, maintenance } => server.drop_database(maintenance, &place.database, place.tenant_id).await,

@@ -7,6 +7,7 @@ use std::{
     cmp::Ordering,
     collections::{HashMap, VecDeque},
     fmt::Write,
+    time::Duration,
 };
 
 use domain::TenantPlace;
@@ -30,10 +31,13 @@ use crate::{
 pub(crate) const MOVED: &str = "the tenant's database has moved to another server";
 /// How many rows are in memory at once, of each of the two databases.
 const BATCH: usize = 500;
+/// What the triggers of a seal are called, or how their names begin, and PostgreSQL's function.
+const SEAL: &str = "tenantry_moved";
 /// What every database is made with: the schema's own, and the identity.
 const NOT_MOVED: [&str; 2] = ["schema_migrations", "tenant_identity"];
-/// How long the original's last writers may take, and how long it stays closed when nobody works on the move any more.
-const CLOSE_POSTGRES: &str = "SET LOCAL lock_timeout = '5s'; SET LOCAL idle_in_transaction_session_timeout = '15s'";
+/// New rows are kept back until all that have changed are written, as long as they are no more than this: a unique value may
+/// pass from one of those to a new one.
+const HELD_BACK: usize = 10_000;
 
 /// What a table holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,13 +73,24 @@ impl TenantDatabases {
     }
 
     /// Lets everybody write again to a database that was [sealed](Transfer::seal). Waits for a transfer that is about to
-    /// seal it. One that is open stays so.
+    /// seal it, but for no reader. One that is open stays so.
     ///
     /// # Errors
     /// When it is down, or held by others for too long.
     pub async fn unseal(&self, place: &TenantPlace) -> Result<()> {
-        let tables = tables()?;
-        self.side(place).await?.unseal(&tables).await
+        self.side(place).await?.unseal().await
+    }
+
+    /// The version of a database's schema, as the database itself has it.
+    ///
+    /// # Errors
+    /// When it is down or another tenant's.
+    pub async fn schema_version_of(&self, place: &TenantPlace) -> Result<i64> {
+        let rows = self.side(place).await?.read("SELECT max(version) FROM schema_migrations", Vec::new()).await?;
+        match rows.first().and_then(|row| row.first()) {
+            Some(Value::Int(version)) => Ok(*version),
+            _ => Ok(0),
+        }
     }
 
     async fn side(&self, place: &TenantPlace) -> Result<Side> {
@@ -107,13 +122,20 @@ impl Transfer {
         Ok(changed)
     }
 
-    /// Keeps everybody from writing to the original, until this transfer ends.
+    /// Keeps everybody from writing to the original, until this transfer ends; on PostgreSQL no longer than this time in which
+    /// nothing is asked of the original.
     ///
     /// # Errors
     /// When it is down, held by others for too long, or its schema has changed.
-    pub async fn close(&mut self) -> Result<()> {
-        let closing = format!("{CLOSE_POSTGRES}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK}); {}", lock(&self.tables));
-        self.original.execute("BEGIN IMMEDIATE", &format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {closing}")).await?;
+    pub async fn close(&mut self, at_most: Duration) -> Result<()> {
+        // The advisory lock is what migrations and whoever unseals wait for.
+        let closing = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '5s';
+             SET LOCAL idle_in_transaction_session_timeout = {}; SELECT pg_advisory_xact_lock({ADVISORY_LOCK}); {}",
+            at_most.as_millis(),
+            lock(&self.tables)
+        );
+        self.original.execute("BEGIN IMMEDIATE", &closing).await?;
         self.original.check_schema().await
     }
 
@@ -185,23 +207,35 @@ async fn delete_gone(original: &mut Side, copy: &mut Side, table: &Table) -> Res
 /// Copies what the copy lacks or has otherwise, and sums up the original.
 async fn copy_changed(original: &mut Side, copy: &mut Side, table: &Table, watch: &(dyn Fn(u64) + Sync)) -> Result<(u64, TableSum)> {
     let (mut rows, mut there) = (Reader::new(table, Part::All), Reader::new(table, Part::All));
-    let (mut changed, mut count, mut sum) = (Vec::new(), 0, Summing::default());
+    let (mut changed, mut new, mut count, mut sum) = (Vec::new(), Vec::new(), 0, Summing::default());
     while let Some(row) = rows.next(original).await? {
         sum.add(&row);
         let key = &row[..table.key.len()];
         while there.peek(copy).await?.is_some_and(|other| order(other, key) == Ordering::Less) {
             there.next(copy).await?;
         }
-        if there.peek(copy).await? != Some(&row) {
-            changed.push(row);
-            count += 1;
+        let mut limit = HELD_BACK;
+        match there.peek(copy).await? {
+            Some(other) if *other == row => continue,
+            Some(other) if order(other, key) == Ordering::Equal => changed.push(row),
+            Some(_) => new.push(row),
+            None => {
+                // After the last row of the copy there is nothing to wait for.
+                limit = BATCH;
+                new.push(row);
+            }
         }
-        if changed.len() == BATCH {
+        count += 1;
+        if changed.len() >= BATCH || new.len() >= limit {
             copy.write(&table.upsert(), std::mem::take(&mut changed)).await?;
+        }
+        if new.len() >= limit {
+            copy.write(&table.upsert(), std::mem::take(&mut new)).await?;
             watch(count);
         }
     }
     copy.write(&table.upsert(), changed).await?;
+    copy.write(&table.upsert(), new).await?;
     watch(count);
     Ok((count, sum.end(table)))
 }
@@ -375,39 +409,53 @@ fn lock(tables: &[Table]) -> String {
 /// What refuses every write: for SQLite, for PostgreSQL.
 fn seal(tables: &[Table]) -> (String, String) {
     let refuse = MOVED.replace('\'', "''");
-    let (mut for_sqlite, mut for_postgres) = (
-        String::new(),
-        format!(
-            // Class 57, operator intervention, and nothing that PostgreSQL says itself.
-            "CREATE OR REPLACE FUNCTION tenantry_moved() RETURNS trigger LANGUAGE plpgsql AS
-         $$ BEGIN RAISE EXCEPTION '{refuse}' USING ERRCODE = '57M01'; END $$;"
-        ),
-    );
+    // Class 57, operator intervention, and nothing that PostgreSQL says itself.
+    let raise = format!("RAISE EXCEPTION '{refuse}' USING ERRCODE = '57M01';");
+    let (mut for_sqlite, mut for_postgres) = (String::new(), seal_function(&raise));
     for Table { name, .. } in tables {
+        let table = quoted(name);
         for_postgres += &format!(
-            "CREATE TRIGGER tenantry_moved BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {} EXECUTE FUNCTION tenantry_moved();",
-            quoted(name)
+            "CREATE OR REPLACE TRIGGER {SEAL} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table} EXECUTE FUNCTION {SEAL}();"
         );
-        for event in EVENTS {
-            let trigger = quoted(&format!("tenantry_moved_{name}_{event}"));
+        for event in ["INSERT", "UPDATE", "DELETE"] {
+            let trigger = quoted(&format!("{SEAL}_{name}_{event}"));
             for_sqlite +=
-                &format!("CREATE TRIGGER {trigger} BEFORE {event} ON {} BEGIN SELECT RAISE(ABORT, '{refuse}'); END;", quoted(name));
+                &format!("CREATE TRIGGER IF NOT EXISTS {trigger} BEFORE {event} ON {table} BEGIN SELECT RAISE(ABORT, '{refuse}'); END;");
         }
     }
     (for_sqlite, for_postgres)
 }
 
-const EVENTS: [&str; 3] = ["INSERT", "UPDATE", "DELETE"];
+/// What PostgreSQL runs before each statement that writes.
+fn seal_function(what: &str) -> String {
+    format!("CREATE OR REPLACE FUNCTION {SEAL}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {what} RETURN NULL; END $$;")
+}
 
-fn unseal(tables: &[Table]) -> (String, String) {
-    let (mut for_sqlite, mut for_postgres) = (String::new(), String::new());
-    for Table { name, .. } in tables {
-        for_postgres += &format!("DROP TRIGGER IF EXISTS tenantry_moved ON {};", quoted(name));
-        for event in EVENTS {
-            for_sqlite += &format!("DROP TRIGGER IF EXISTS {};", quoted(&format!("tenantry_moved_{name}_{event}")));
-        }
+/// Takes away whatever seal a database bears, of which version of the program ever.
+fn unseal_sqlite(connection: &Connection) -> Result<()> {
+    connection.execute_batch("BEGIN IMMEDIATE").map_err(from_rusqlite)?;
+    let triggers = "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND substr(name, 1, length($1)) = $1";
+    for mut row in run(connection, triggers, &[Value::Text(SEAL.to_owned())])?.rows {
+        let name: String = row.take()?;
+        connection.execute_batch(&format!("DROP TRIGGER {}", quoted(&name))).map_err(from_rusqlite)?;
     }
-    (for_sqlite, for_postgres + "DROP FUNCTION IF EXISTS tenantry_moved();")
+    connection.execute_batch("COMMIT").map_err(from_rusqlite)
+}
+
+/// As [`unseal_sqlite`]. Dropping a trigger waits for all readers, and all who come later wait behind it. So first the triggers
+/// are made harmless, which waits for nobody but a transfer that is about to seal; then they are dropped, if that can be had
+/// at once.
+async fn unseal_postgres(client: &Client) -> Result<()> {
+    let lock = format!("BEGIN READ WRITE; SELECT pg_advisory_xact_lock({ADVISORY_LOCK})");
+    client.batch_execute(&lock).await.map_err(from_postgres)?;
+    let sealed = client.query_opt("SELECT 1 FROM pg_proc WHERE oid = to_regproc($1)", &[&SEAL]).await.map_err(from_postgres)?;
+    let disarm = if sealed.is_some() { seal_function("") } else { String::new() };
+    client.batch_execute(&format!("{disarm} COMMIT")).await.map_err(from_postgres)?;
+    let tidy = format!("BEGIN READ WRITE; SET LOCAL lock_timeout = '100ms'; DROP FUNCTION IF EXISTS {SEAL}() CASCADE; COMMIT");
+    match client.batch_execute(&tidy).await.map_err(from_postgres) {
+        Err(Error::Busy(_)) => client.batch_execute("ROLLBACK").await.map_err(from_postgres),
+        tidied => tidied,
+    }
 }
 
 /// Reads a table in the order of its keys, not much of it at a time.
@@ -534,10 +582,11 @@ impl Side {
         Ok(sum.end(table))
     }
 
-    async fn unseal(&mut self, tables: &[Table]) -> Result<()> {
-        let (for_sqlite, for_postgres) = unseal(tables);
-        let lock = lock(tables);
-        self.execute(&format!("BEGIN IMMEDIATE; {for_sqlite} COMMIT"), &format!("BEGIN READ WRITE; {lock} {for_postgres} COMMIT")).await
+    async fn unseal(&mut self) -> Result<()> {
+        match self {
+            Self::Sqlite { connection, threads } => on_thread(connection, threads, unseal_sqlite).await,
+            Self::Postgres { client, .. } => unseal_postgres(client).await,
+        }
     }
 }
 

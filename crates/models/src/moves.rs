@@ -32,15 +32,15 @@ pub async fn list(connection: &mut Connection<Main>) -> Result<Vec<Move>> {
     connection.query(select!("ORDER BY began_at"), params![]).await?.into_iter().map(a_move).collect()
 }
 
-/// Notes how far a move has come. Answers whether it was in the state before, and not somebody else's by now.
-pub async fn set_state(tx: &mut MainTx, tenant_id: TenantId, before: MoveState, state: MoveState) -> Result<bool> {
-    let set = "UPDATE tenant_moves SET state = $3 WHERE tenant_id = $1 AND state = $2";
-    Ok(tx.execute(set, params![tenant_id, before.as_str(), state.as_str()]).await? == 1)
+/// Notes how far a move has come. Answers whether it is still this move, and was in the state before.
+pub async fn set_state(tx: &mut MainTx, the_move: &Move, before: MoveState, state: MoveState) -> Result<bool> {
+    let set = "UPDATE tenant_moves SET state = $4 WHERE tenant_id = $1 AND began_at = $2 AND state = $3";
+    Ok(tx.execute(set, params![the_move.tenant_id, the_move.began_at, before.as_str(), state.as_str()]).await? == 1)
 }
 
-/// Removes a move that is in this state.
-pub async fn delete(tx: &mut MainTx, tenant_id: TenantId, state: MoveState) -> Result<()> {
-    tx.execute("DELETE FROM tenant_moves WHERE tenant_id = $1 AND state = $2", params![tenant_id, state.as_str()]).await?;
+/// Removes a move.
+pub async fn delete(tx: &mut MainTx, the_move: &Move) -> Result<()> {
+    tx.execute("DELETE FROM tenant_moves WHERE tenant_id = $1 AND began_at = $2", params![the_move.tenant_id, the_move.began_at]).await?;
     Ok(())
 }
 

@@ -175,7 +175,7 @@ pub async fn set_writes_paused(tx: &mut MainTx, id: TenantId, since: Option<Time
 pub async fn relocate(tx: &mut MainTx, id: TenantId, from: &str, to: &str, schema_version: i64) -> Result<bool> {
     let changed = tx
         .execute(
-            "UPDATE tenants SET server = $3 WHERE id = $1 AND server = $2 AND schema_version = $4 AND provisioning = 'active'",
+            "UPDATE tenants SET server = $3, schema_version = $4 WHERE id = $1 AND server = $2 AND provisioning = 'active'",
             params![id, from, to, schema_version],
         )
         .await?;

@@ -55,7 +55,10 @@ impl Services {
         failpoint!("file.deleting");
         tx.commit().await?;
         failpoint!("file.deleted");
-        // It is gone for everybody. What of the object's removal fails now, the collector does.
+        // It is gone for everybody. What of the object's removal fails now, or may not be yet, the collector does.
+        if self.is_on_the_move(tenant_id).await? {
+            return Ok(());
+        }
         if let Err(error) = self.delete_condemned(tenant.database(), id, &file.object_key).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "a deleted file's object is left to the collector");
         }

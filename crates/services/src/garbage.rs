@@ -22,13 +22,17 @@ pub struct Collected {
 }
 
 impl Services {
-    /// Collects a tenant's garbage: files that nobody has referred to for the grace, and abandoned uploads.
+    /// Collects a tenant's garbage: files that nobody has referred to for the grace, and abandoned uploads. While a former
+    /// database of the tenant's is kept, nothing: whoever returns to that finds its documents whole.
     ///
     /// # Errors
     /// When the database or the storage is down. What was collected until then stays collected.
     pub async fn collect_garbage(&self, place: &TenantPlace) -> Result<Collected> {
         let database = self.0.parts.tenant_databases.open(place)?;
         let mut collected = Collected::default();
+        if self.is_on_the_move(place.tenant_id).await? {
+            return Ok(collected);
+        }
         loop {
             let now = self.clock().now();
             let before = now.minus(self.settings().garbage_grace);

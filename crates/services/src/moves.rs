@@ -6,12 +6,14 @@
 //! that. Nobody is refused meanwhile: reads go on, writes wait.
 //!
 //! A lease tells whether somebody still works on a move. Whoever finds it expired ends the move, back or forth by its state.
+//! Somebody who was only slow may wake up at any time: what he notes is refused by the state, what he would seal is locked,
+//! and what he would drop is looked at again first.
 
 use std::time::{Duration, Instant};
 
 use domain::{Error, Move, MoveState, Provisioning, Result, Tenant, TenantId, TenantPlace, failpoint};
-use models::{MainTx, TableSum, leases, moves, tenant_schema_version, tenants};
-use tokio::time::sleep;
+use models::{MainTx, TableSum, Transfer, leases, moves, tenant_schema_version, tenants};
+use tokio::time::{sleep, timeout};
 
 use crate::{Services, access::NOTICED_AFTER};
 
@@ -70,17 +72,25 @@ pub enum MoveError {
     #[error("another process is moving its database")]
     UnderWay,
     /// It was moved before, and what it left must go first.
-    #[error("its former database is still kept on server {0}; drop that first, with --drop-former")]
+    #[error("its former database is still kept on server {0}; first drop that with --drop-former, or return to it with --back")]
     FormerKept(String),
-    /// There is nothing to drop.
+    /// There is nothing to drop, to return to or to forget.
     #[error("no former database of it is kept")]
     NoFormer,
     /// The program knows the tables of its own schema only.
-    #[error("its database has schema version {found} and this program {wanted}: first run `tenantry migrate`")]
-    OtherSchema {
+    #[error("its database has schema version {found}: first run `tenantry migrate`, which brings it to {wanted}")]
+    Outdated {
         /// The version that it has.
         found: i64,
         /// The version that it needs.
+        wanted: i64,
+    },
+    /// The program knows the tables of its own schema only.
+    #[error("its database has schema version {found}, of a newer program than this one ({wanted}): move it with that")]
+    TooNew {
+        /// The version that it has.
+        found: i64,
+        /// The version that this program knows.
         wanted: i64,
     },
     /// It is being made or deleted.
@@ -89,9 +99,34 @@ pub enum MoveError {
     /// Something is there that is not ours to overwrite.
     #[error("server {0} has a database of this name already")]
     NameTaken(String),
+    /// Copying the last changes and comparing would keep writes waiting for longer than allowed.
+    #[error("writes would have to wait for longer than the {} s that they may: see --max-pause", .0.as_secs())]
+    PauseTooLong(Duration),
+    /// An earlier move left something on a server that does not answer.
+    #[error("what an earlier move left on server {server} can't be dropped ({}); if that server is gone for good, use --forget", problem.with_causes())]
+    LeftBehind {
+        /// The server.
+        server: String,
+        /// What it said.
+        problem: Error,
+    },
+    /// The move is done, but not everything after it.
+    #[error("it IS on server {server} now, but what follows failed, and `tenantry serve` will see to it: {}", problem.with_causes())]
+    Unfinished {
+        /// The server.
+        server: String,
+        /// What went wrong.
+        problem: Error,
+    },
     /// Something that it needs is down, or a bug.
-    #[error(transparent)]
-    Failed(#[from] Error),
+    #[error("{}", .0.with_causes())]
+    Failed(Error),
+}
+
+impl From<Error> for MoveError {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl From<models::Error> for MoveError {
@@ -101,37 +136,53 @@ impl From<models::Error> for MoveError {
 }
 
 impl Services {
-    /// Moves a tenant's database to another server. When this fails, the tenant is where it was, or will be as soon as this or
-    /// [`Services::resume_moves`] can see to it; unless it says otherwise.
+    /// Moves a tenant's database to another server; writes wait for `max_pause` at most, beside the time in which every instance
+    /// learns of the pause. When this fails, the tenant is where it was, or will be as soon as this or
+    /// [`Services::resume_moves`] can see to it; unless the error says otherwise.
     ///
     /// # Errors
     /// When it can't be moved, or a database is down.
-    pub async fn move_tenant(&self, tenant_id: TenantId, to_server: &str, watch: &(dyn Fn(MoveStep) + Sync)) -> Result<Moved, MoveError> {
-        if !self.settle_move(tenant_id).await? {
-            return Err(MoveError::UnderWay);
-        }
-        if let Some(kept) = moves::find(&mut self.main().read().await?, tenant_id).await? {
-            return Err(MoveError::FormerKept(kept.from_server));
-        }
+    pub async fn move_tenant(
+        &self,
+        tenant_id: TenantId,
+        to_server: &str,
+        max_pause: Duration,
+        watch: &(dyn Fn(MoveStep) + Sync),
+    ) -> Result<Moved, MoveError> {
+        self.end_earlier_move(tenant_id).await?;
         let (tenant, the_move) = self.begin_move(tenant_id, to_server).await?;
         failpoint!("move.begun");
         let moved = tokio::select! {
-            moved = self.carry_out(&tenant, &the_move, watch) => moved,
-            lost = self.prolong_lease(tenant_id) => Err(lost),
+            moved = self.carry_out(&tenant, &the_move, max_pause, watch) => moved,
+            lost = self.prolong_lease(tenant_id, Some(&the_move)) => Err(lost.into()),
         };
         let settled = self.settle_move(tenant_id).await;
-        match (moved, settled) {
-            (Ok(moved), Ok(_)) => Ok(moved),
-            (Ok(_), Err(problem)) => {
-                tracing::warn!(%tenant_id, "the tenant is in its new database; writes go on when `tenantry serve` has seen to it");
-                Err(problem.into())
-            }
-            (Err(problem), settled) => {
-                if let Err(error) = settled {
-                    tracing::warn!(%tenant_id, error = &error as &dyn std::error::Error, "the move can't be undone yet; `tenantry serve` will");
-                }
-                Err(problem.into())
-            }
+        if let Err(error) = &settled {
+            tracing::warn!(%tenant_id, error = error as &dyn std::error::Error, "the end of the move is left to `tenantry serve`");
+        }
+        let problem = match moved {
+            Err(MoveError::Failed(problem)) => problem,
+            settled => return settled,
+        };
+        let found = tenants::find(&mut self.main().read().await?, tenant_id).await?;
+        if found.is_some_and(|tenant| tenant.place.server == to_server) {
+            return Err(MoveError::Unfinished { server: to_server.to_owned(), problem });
+        }
+        if let Err(error) = self.drop_orphan(&tenant, &the_move).await {
+            tracing::warn!(%tenant_id, error = &error as &dyn std::error::Error, "a database may be left on server {to_server}");
+        }
+        Err(problem.into())
+    }
+
+    /// Ends what an earlier move left to do, unless its maker lives.
+    async fn end_earlier_move(&self, tenant_id: TenantId) -> Result<(), MoveError> {
+        match self.settle_move(tenant_id).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(MoveError::UnderWay),
+            Err(problem) => match moves::find(&mut self.main().read().await?, tenant_id).await? {
+                Some(Move { to_server: server, .. }) => Err(MoveError::LeftBehind { server, problem }),
+                None => Err(problem.into()),
+            },
         }
     }
 
@@ -142,30 +193,24 @@ impl Services {
         if !known.iter().any(|server| server == to_server) {
             return Err(MoveError::UnknownServer { wanted: to_server.to_owned(), known });
         }
-        let check = |tenant: Option<Tenant>| {
-            let tenant = tenant.ok_or(MoveError::NotInUse(Provisioning::Deleting))?;
-            let wanted = tenant_schema_version();
-            match &tenant {
-                Tenant { provisioning, .. } if *provisioning != Provisioning::Active => Err(MoveError::NotInUse(*provisioning)),
-                Tenant { place, .. } if place.server == to_server => Err(MoveError::ThereAlready(to_server.to_owned())),
-                Tenant { schema_version: found, .. } if *found != wanted => Err(MoveError::OtherSchema { found: *found, wanted }),
-                _ => Ok(tenant),
-            }
-        };
         // Before anything is noted: what a noted move finds in the new place is dropped with it.
-        let tenant = check(tenants::find(&mut self.main().read().await?, tenant_id).await?)?;
-        if databases.exists(&TenantPlace { server: to_server.to_owned(), ..tenant.place }).await? {
+        let mut connection = self.main().read().await?;
+        let tenant = may_move(tenants::find(&mut connection, tenant_id).await?, to_server)?;
+        if let Some(kept) = moves::find(&mut connection, tenant_id).await? {
+            return Err(MoveError::FormerKept(kept.from_server));
+        }
+        drop(connection);
+        if databases.exists(&on(&tenant, to_server)).await? {
             return Err(MoveError::NameTaken(to_server.to_owned()));
         }
-        let now = self.clock().now();
         let mut tx = self.main().begin().await?;
-        let tenant = check(tenants::lock(&mut tx, tenant_id).await?)?;
+        let tenant = may_move(tenants::lock(&mut tx, tenant_id).await?, to_server)?;
         let the_move = Move {
             tenant_id,
             from_server: tenant.place.server.clone(),
             to_server: to_server.to_owned(),
             state: MoveState::Copying,
-            began_at: now,
+            began_at: self.clock().now(),
         };
         if moves::find(&mut tx, tenant_id).await?.is_some() || !self.hold_move(&mut tx, tenant_id).await? {
             return Err(MoveError::UnderWay);
@@ -175,10 +220,16 @@ impl Services {
         Ok((tenant, the_move))
     }
 
-    /// Everything from the making of the new database to the switch.
-    async fn carry_out(&self, tenant: &Tenant, the_move: &Move, watch: &(dyn Fn(MoveStep) + Sync)) -> Result<Moved> {
+    /// Everything from the making of the new database to the last step.
+    async fn carry_out(
+        &self,
+        tenant: &Tenant,
+        the_move: &Move,
+        max_pause: Duration,
+        watch: &(dyn Fn(MoveStep) + Sync),
+    ) -> Result<Moved, MoveError> {
         let databases = &self.0.parts.tenant_databases;
-        let (from, to) = (&tenant.place, places(tenant, the_move).1);
+        let (from, to) = (&tenant.place, on(tenant, &the_move.to_server));
         databases.create(&to).await?;
         databases.finish(&to).await?;
         failpoint!("move.made");
@@ -186,7 +237,11 @@ impl Services {
         let began = Instant::now();
         let mut transfer = databases.transfer(from, &to).await?;
         for _ in 0..ROUNDS {
+            let round = Instant::now();
             if transfer.copy(&|rows| watch(MoveStep::Copied(rows))).await? <= FEW_CHANGES {
+                if round.elapsed() > max_pause {
+                    return Err(MoveError::PauseTooLong(max_pause));
+                }
                 break;
             }
         }
@@ -194,42 +249,55 @@ impl Services {
         failpoint!("move.copied");
 
         let began = Instant::now();
-        self.pause_writes(tenant.id).await?;
+        self.pause_writes(the_move).await?;
         watch(MoveStep::Paused);
         sleep(NOTICED_AFTER).await;
         failpoint!("move.noticed");
-        transfer.close().await?;
-        // With the original locked: whoever takes this move for abandoned from now on waits for the lock before the seal is
-        // looked for, and so finds it.
-        self.still_ours(tenant.id).await?;
-        let (changed, tables) = transfer.complete().await?;
-        failpoint!("move.compared");
-        watch(MoveStep::Compared(changed));
-        transfer.seal().await?;
+        let completed = timeout(max_pause, self.complete_copy(transfer, the_move, max_pause, watch)).await;
+        let tables = completed.map_err(|_| MoveError::PauseTooLong(max_pause))??;
         failpoint!("move.sealed");
         self.switch(the_move).await?;
         failpoint!("move.switched");
         watch(MoveStep::Switched);
-        self.resume_writes(tenant.id).await?;
+        self.resume_writes(the_move).await?;
         let paused_for = began.elapsed();
         failpoint!("move.resumed");
         Ok(Moved { tenant: Tenant { place: to, ..tenant.clone() }, former: from.clone(), tables, copied_in, paused_for })
     }
 
-    async fn pause_writes(&self, tenant_id: TenantId) -> Result<()> {
-        let now = self.clock().now();
-        let mut tx = self.main().begin().await?;
-        if !moves::set_state(&mut tx, tenant_id, MoveState::Copying, MoveState::Paused).await? {
-            return Err(lost());
-        }
-        tenants::set_writes_paused(&mut tx, tenant_id, Some(now)).await?;
-        self.commit_access_change(tx, tenant_id).await
+    /// Copies the last changes, compares, and seals the original.
+    async fn complete_copy(
+        &self,
+        mut transfer: Transfer,
+        the_move: &Move,
+        max_pause: Duration,
+        watch: &(dyn Fn(MoveStep) + Sync),
+    ) -> Result<Vec<TableSum>> {
+        transfer.close(max_pause).await?;
+        // With the original locked: whoever takes this move for abandoned from now on waits for the lock before the seal is
+        // looked for, and so finds it.
+        self.still_ours(the_move).await?;
+        let (changed, tables) = transfer.complete().await?;
+        failpoint!("move.compared");
+        watch(MoveStep::Compared(changed));
+        transfer.seal().await?;
+        Ok(tables)
     }
 
-    async fn switch(&self, Move { tenant_id, from_server, to_server, .. }: &Move) -> Result<()> {
+    async fn pause_writes(&self, the_move: &Move) -> Result<()> {
+        let mut tx = self.main().begin().await?;
+        if !moves::set_state(&mut tx, the_move, MoveState::Copying, MoveState::Paused).await? {
+            return Err(lost());
+        }
+        tenants::set_writes_paused(&mut tx, the_move.tenant_id, Some(self.clock().now())).await?;
+        self.commit_access_change(tx, the_move.tenant_id).await
+    }
+
+    async fn switch(&self, the_move: &Move) -> Result<()> {
+        let Move { tenant_id, from_server, to_server, .. } = the_move;
         let mut tx = self.main().begin().await?;
         let is_ours = self.hold_move(&mut tx, *tenant_id).await?
-            && moves::set_state(&mut tx, *tenant_id, MoveState::Paused, MoveState::Switched).await?
+            && moves::set_state(&mut tx, the_move, MoveState::Paused, MoveState::Switched).await?
             && tenants::relocate(&mut tx, *tenant_id, from_server, to_server, tenant_schema_version()).await?;
         if !is_ours {
             return Err(lost());
@@ -240,34 +308,59 @@ impl Services {
 
     /// Lets people write again in the new database, once every instance knows of it: else one could read in the old database
     /// what another has long changed in the new one.
-    async fn resume_writes(&self, tenant_id: TenantId) -> Result<()> {
+    async fn resume_writes(&self, the_move: &Move) -> Result<()> {
         sleep(NOTICED_AFTER).await;
         let mut tx = self.main().begin().await?;
-        if !moves::set_state(&mut tx, tenant_id, MoveState::Switched, MoveState::Kept).await? {
+        if !moves::set_state(&mut tx, the_move, MoveState::Switched, MoveState::Kept).await? {
             return Ok(());
         }
-        tenants::set_writes_paused(&mut tx, tenant_id, None).await?;
-        self.commit_access_change(tx, tenant_id).await
+        tenants::set_writes_paused(&mut tx, the_move.tenant_id, None).await?;
+        self.commit_access_change(tx, the_move.tenant_id).await
     }
 
-    /// Takes back what was done of a move.
+    /// Takes back what was done of a move: first the mark, from which on nobody can switch.
     async fn undo_move(&self, tenant: &Tenant, the_move: &Move) -> Result<()> {
-        let (from, to) = places(tenant, the_move);
         if the_move.state != MoveState::Abandoned {
-            self.0.parts.tenant_databases.unseal(&from).await?;
             let mut tx = self.main().begin().await?;
-            if !moves::set_state(&mut tx, tenant.id, the_move.state, MoveState::Abandoned).await? {
+            if !moves::set_state(&mut tx, the_move, the_move.state, MoveState::Abandoned).await? {
                 return Err(lost());
             }
-            tenants::set_writes_paused(&mut tx, tenant.id, None).await?;
-            self.commit_access_change(tx, tenant.id).await?;
+            tx.commit().await?;
             failpoint!("move.abandoned");
         }
-        self.0.parts.tenant_databases.drop_database(&to).await?;
-        failpoint!("move.undone");
+        if tenant.writes_paused_at.is_some() {
+            self.0.parts.tenant_databases.unseal(&on(tenant, &the_move.from_server)).await?;
+            failpoint!("move.unsealed");
+            let mut tx = self.main().begin().await?;
+            tenants::set_writes_paused(&mut tx, tenant.id, None).await?;
+            self.commit_access_change(tx, tenant.id).await?;
+        }
+        self.drop_unused(tenant, the_move, MoveState::Abandoned, &the_move.to_server).await
+    }
+
+    /// Drops one of a move's two databases, and forgets the move. The tenant is locked meanwhile, so it can't have moved there
+    /// again since it was looked at.
+    async fn drop_unused(&self, tenant: &Tenant, the_move: &Move, state: MoveState, server: &str) -> Result<()> {
         let mut tx = self.main().begin().await?;
-        moves::delete(&mut tx, tenant.id, MoveState::Abandoned).await?;
+        let now = tenants::lock(&mut tx, tenant.id).await?;
+        let is_same = moves::find(&mut tx, tenant.id).await?.is_some_and(|found| found == Move { state, ..the_move.clone() });
+        if !is_same || now.is_none_or(|now| now.place.server == server) {
+            return Err(lost());
+        }
+        self.0.parts.tenant_databases.drop_database(&on(tenant, server)).await?;
+        failpoint!("move.dropped");
+        moves::delete(&mut tx, the_move).await?;
         Ok(tx.commit().await?)
+    }
+
+    /// Drops what a move has made after others took it for abandoned and ended it.
+    async fn drop_orphan(&self, tenant: &Tenant, the_move: &Move) -> Result<()> {
+        let mut tx = self.main().begin().await?;
+        let now = tenants::lock(&mut tx, tenant.id).await?;
+        if moves::find(&mut tx, tenant.id).await?.is_none() && now.is_none_or(|now| now.place.server != the_move.to_server) {
+            self.0.parts.tenant_databases.drop_database(&on(tenant, &the_move.to_server)).await?;
+        }
+        Ok(())
     }
 
     /// Ends a move that nobody else works on, back or forth by how far it has come. Answers whether none is under way now.
@@ -280,7 +373,7 @@ impl Services {
         }
         let settled = tokio::select! {
             settled = self.settle_ours(tenant_id) => settled,
-            lost = self.prolong_lease(tenant_id) => Err(lost),
+            lost = self.prolong_lease(tenant_id, None) => Err(lost),
         };
         self.release_lease(&lease(tenant_id)).await?;
         settled.map(|()| true)
@@ -295,7 +388,7 @@ impl Services {
         match (tenant, found) {
             (Some(tenant), Some(the_move)) => match the_move.state {
                 MoveState::Copying | MoveState::Paused | MoveState::Abandoned => self.undo_move(&tenant, &the_move).await,
-                MoveState::Switched => self.resume_writes(tenant_id).await,
+                MoveState::Switched => self.resume_writes(&the_move).await,
                 MoveState::Kept => Ok(()),
             },
             _ => Ok(()),
@@ -325,17 +418,74 @@ impl Services {
     /// # Errors
     /// When there is none, the tenant's present database does not answer, or the former one's server is down.
     pub async fn drop_former(&self, tenant: &Tenant) -> Result<TenantPlace, MoveError> {
-        let found = moves::find(&mut self.main().read().await?, tenant.id).await?;
-        let the_move = found.filter(|found| found.state == MoveState::Kept).ok_or(MoveError::NoFormer)?;
+        let (tenant, the_move) = self.find_kept(tenant.id).await?;
         // Whoever has nothing else would miss it.
         self.count_contents(&tenant.place).await?;
-        let (former, _) = places(tenant, &the_move);
-        self.0.parts.tenant_databases.drop_database(&former).await?;
-        failpoint!("move.former_dropped");
+        self.drop_unused(&tenant, &the_move, MoveState::Kept, &the_move.from_server).await?;
+        Ok(on(&tenant, &the_move.from_server))
+    }
+
+    /// Gives up a tenant's present database with all that was written there since its move, and returns to the former one.
+    /// Answers where the tenant is then.
+    ///
+    /// # Errors
+    /// When there is none, or it does not answer.
+    pub async fn return_to_former(&self, tenant: &Tenant) -> Result<TenantPlace, MoveError> {
+        let (tenant, the_move) = self.find_kept(tenant.id).await?;
+        let former = on(&tenant, &the_move.from_server);
+        // It was left behind by every migration since.
+        let schema_version = self.0.parts.tenant_databases.schema_version_of(&former).await?;
         let mut tx = self.main().begin().await?;
-        moves::delete(&mut tx, tenant.id, MoveState::Kept).await?;
+        let is_ours = self.hold_move(&mut tx, tenant.id).await?
+            && moves::set_state(&mut tx, &the_move, MoveState::Kept, MoveState::Abandoned).await?
+            && tenants::relocate(&mut tx, tenant.id, &the_move.to_server, &the_move.from_server, schema_version).await?;
+        if !is_ours {
+            return Err(MoveError::UnderWay);
+        }
+        tenants::set_writes_paused(&mut tx, tenant.id, Some(self.clock().now())).await?;
+        failpoint!("move.returning");
+        self.commit_access_change(tx, tenant.id).await?;
+        failpoint!("move.returned");
+        sleep(NOTICED_AFTER).await;
+        match self.end_earlier_move(tenant.id).await {
+            Err(MoveError::Failed(problem) | MoveError::LeftBehind { problem, .. }) => {
+                Err(MoveError::Unfinished { server: former.server, problem })
+            }
+            ended => ended.map(|()| former),
+        }
+    }
+
+    /// Forgets what a move left on a server, without dropping it. Answers where that may still be.
+    ///
+    /// # Errors
+    /// When nothing is left, or the main database is down.
+    pub async fn forget_former(&self, tenant: &Tenant) -> Result<TenantPlace, MoveError> {
+        let mut tx = self.main().begin().await?;
+        let found = moves::find(&mut tx, tenant.id).await?;
+        let (the_move, server) = match found {
+            Some(the_move) if the_move.state == MoveState::Kept => (the_move.clone(), the_move.from_server),
+            Some(the_move) if the_move.state == MoveState::Abandoned && tenant.writes_paused_at.is_none() => {
+                (the_move.clone(), the_move.to_server)
+            }
+            _ => return Err(MoveError::NoFormer),
+        };
+        moves::delete(&mut tx, &the_move).await?;
         tx.commit().await?;
-        Ok(former)
+        Ok(on(tenant, &server))
+    }
+
+    /// Whether a tenant's database is moving, or a former one is kept.
+    pub(crate) async fn is_on_the_move(&self, tenant_id: TenantId) -> Result<bool> {
+        Ok(moves::find(&mut self.main().read().await?, tenant_id).await?.is_some())
+    }
+
+    async fn find_kept(&self, tenant_id: TenantId) -> Result<(Tenant, Move), MoveError> {
+        self.end_earlier_move(tenant_id).await?;
+        let mut connection = self.main().read().await?;
+        let found = moves::find(&mut connection, tenant_id).await?;
+        let tenant = tenants::find(&mut connection, tenant_id).await?;
+        let kept = found.filter(|found| found.state == MoveState::Kept);
+        tenant.zip(kept).ok_or(MoveError::NoFormer)
     }
 
     /// Drops a tenant's database, and what a move left or began of it elsewhere.
@@ -344,13 +494,13 @@ impl Services {
         let mut connection = self.main().read().await?;
         let (found, now) = (moves::find(&mut connection, tenant.id).await?, tenants::find(&mut connection, tenant.id).await?);
         drop(connection);
-        if let Some(the_move) = found {
-            let (from, to) = places(tenant, &the_move);
-            databases.drop_database(&from).await?;
-            databases.drop_database(&to).await?;
-        }
         // It may have moved since it was found.
-        Ok(databases.drop_database(&now.as_ref().unwrap_or(tenant).place).await?)
+        databases.drop_database(&now.as_ref().unwrap_or(tenant).place).await?;
+        if let Some(Move { from_server, to_server, .. }) = found {
+            databases.drop_database(&on(tenant, &from_server)).await?;
+            databases.drop_database(&on(tenant, &to_server)).await?;
+        }
+        Ok(())
     }
 
     /// Takes a move's lease, or prolongs it.
@@ -359,17 +509,31 @@ impl Services {
         Ok(leases::take(tx, &lease(tenant_id), self.0.instance, now, now.plus(LEASE_TIME)).await?)
     }
 
-    async fn still_ours(&self, tenant_id: TenantId) -> Result<()> {
-        if self.hold_lease(&lease(tenant_id), LEASE_TIME).await? { Ok(()) } else { Err(lost()) }
+    /// Prolongs a move's lease, unless another process took the move for abandoned.
+    async fn still_ours(&self, the_move: &Move) -> Result<()> {
+        let mut tx = self.main().begin().await?;
+        let found = moves::find(&mut tx, the_move.tenant_id).await?;
+        let is_ours = found.is_some_and(|found| found.began_at == the_move.began_at && found.state != MoveState::Abandoned);
+        if !is_ours || !self.hold_move(&mut tx, the_move.tenant_id).await? {
+            return Err(lost());
+        }
+        Ok(tx.commit().await?)
     }
 
-    /// Prolongs a move's lease until that fails.
-    async fn prolong_lease(&self, tenant_id: TenantId) -> Error {
+    /// Prolongs a lease until that fails: of a move, or of ending one.
+    async fn prolong_lease(&self, tenant_id: TenantId, the_move: Option<&Move>) -> Error {
         let mut held_until = Instant::now() + LEASE_TIME;
         loop {
             sleep(PROLONG_INTERVAL).await;
             let asked_at = Instant::now();
-            match self.still_ours(tenant_id).await {
+            let prolonged = match the_move {
+                Some(the_move) => self.still_ours(the_move).await,
+                None => match self.hold_lease(&lease(tenant_id), LEASE_TIME).await {
+                    Ok(false) => Err(lost()),
+                    held => held.map(drop),
+                },
+            };
+            match prolonged {
                 Ok(()) => held_until = asked_at + LEASE_TIME,
                 Err(error @ Error::Unavailable { dependency: "database", .. }) if Instant::now() < held_until => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "a move's lease can't be prolonged; it is tried again");
@@ -380,17 +544,30 @@ impl Services {
     }
 }
 
+/// Fails unless the tenant is there, in use, elsewhere, and of this program's schema.
+fn may_move(tenant: Option<Tenant>, to_server: &str) -> Result<Tenant, MoveError> {
+    let tenant = tenant.ok_or(MoveError::NotInUse(Provisioning::Deleting))?;
+    let (found, wanted) = (tenant.schema_version, tenant_schema_version());
+    match tenant.provisioning {
+        Provisioning::Active if tenant.place.server == to_server => Err(MoveError::ThereAlready(to_server.to_owned())),
+        Provisioning::Active if found < wanted => Err(MoveError::Outdated { found, wanted }),
+        Provisioning::Active if found > wanted => Err(MoveError::TooNew { found, wanted }),
+        Provisioning::Active => Ok(tenant),
+        other => Err(MoveError::NotInUse(other)),
+    }
+}
+
 /// A move's lease: who works on it.
 fn lease(tenant_id: TenantId) -> String {
     format!("move of {tenant_id}")
 }
 
 fn lost() -> Error {
-    Error::Unavailable { dependency: "tenant database", source: "another process took the move for abandoned and ended it".into() }
+    let source = "another process took the move for abandoned and ended it; are the hosts' clocks seconds apart?".into();
+    Error::Unavailable { dependency: "tenant database", source }
 }
 
-/// Where a tenant's database comes from, and where it goes to.
-fn places(tenant: &Tenant, the_move: &Move) -> (TenantPlace, TenantPlace) {
-    let on = |server: &str| TenantPlace { server: server.to_owned(), ..tenant.place.clone() };
-    (on(&the_move.from_server), on(&the_move.to_server))
+/// Where a tenant's database is on a server.
+fn on(tenant: &Tenant, server: &str) -> TenantPlace {
+    TenantPlace { server: server.to_owned(), ..tenant.place.clone() }
 }

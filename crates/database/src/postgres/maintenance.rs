@@ -69,6 +69,8 @@ impl PostgresServer {
     pub(crate) async fn drop_database(self: &Arc<Self>, maintenance: &str, name: &DatabaseName, tenant_id: TenantId) -> Result<()> {
         self.forget(name.as_str());
         let client = self.administer(maintenance).await?;
+        // A creation that was interrupted here may go on there: it holds the lock until there is something to drop.
+        client.execute("SELECT pg_advisory_lock($1)", &[&CREATION_LOCK]).await.map_err(from_postgres)?;
         drop_named(&client, &spare_name(tenant_id)).await?;
         drop_named(&client, name.as_str()).await
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, resume_unwind},
+    time::Duration,
 };
 
 use database::{DatabaseUrl, Error, PostgresLimits, TenantDatabase, TenantDatabases, params};
@@ -70,7 +71,10 @@ impl Servers {
 
 /// Adds a file with a document and an upload under way. What may be null is so with every other `n`.
 async fn add(tenant: &TenantDatabase, n: i64, sha256: [u8; 32]) -> FileId {
-    let id = FileId::generate(&SystemClock);
+    add_as(FileId::generate(&SystemClock), tenant, n, sha256).await
+}
+
+async fn add_as(id: FileId, tenant: &TenantDatabase, n: i64, sha256: [u8; 32]) -> FileId {
     let at = Timestamp::from_micros(1_700_000_000_000_000 + n);
     let some = (n % 2 == 0).then_some(id.uuid());
     let mut tx = tenant.begin().await.unwrap();
@@ -133,14 +137,18 @@ async fn a_copy_follows_its_original_and_is_equal_to_it() {
         change(&original, "DELETE FROM documents WHERE id = $1", files[0]).await;
         change(&original, "UPDATE files SET condemned_at = created_at WHERE id = $1", files[0]).await;
         add(&original, 1_101, digest(0)).await;
+        // The same against the order of the keys: the new row comes first.
+        change(&original, "DELETE FROM documents WHERE id = $1", files[1_098]).await;
+        change(&original, "UPDATE files SET condemned_at = created_at WHERE id = $1", files[1_098]).await;
+        add_as(uuid::Uuid::from_u128(1).into(), &original, 1_103, digest(1_098)).await;
         change(&original, "UPDATE documents SET filename = 'renamed' WHERE id = $1", files[1_099]).await;
 
-        transfer.close().await.unwrap();
+        transfer.close(Duration::from_secs(10)).await.unwrap();
         let (changed, sums) = transfer.complete().await.unwrap();
-        // Three rows deleted, one file and one document changed, three rows added twice.
-        assert_eq!(changed, 3 + 2 + 6);
+        // Four rows deleted, two files and one document changed, three rows added three times.
+        assert_eq!(changed, 4 + 3 + 9);
         let rows: BTreeMap<_, _> = sums.iter().map(|sum| (sum.table.as_str(), sum.rows)).collect();
-        assert_eq!(rows, BTreeMap::from([("documents", 1_100), ("files", 1_101), ("outbox", 0), ("uploads", 1_102)]));
+        assert_eq!(rows, BTreeMap::from([("documents", 1_100), ("files", 1_102), ("outbox", 0), ("uploads", 1_103)]));
         transfer.seal().await.unwrap();
         let copy = servers.elsewhere(&servers.to);
         assert_eq!(count(&copy, "SELECT COUNT(*) FROM documents WHERE filename LIKE 'Übersicht ''%''😀.txt'").await, 1_099);
@@ -162,7 +170,7 @@ async fn who_writes_to_a_sealed_database_is_refused_until_it_is_unsealed() {
         if is_postgres {
             early.query("SELECT 1 FROM files", params![]).await.unwrap();
         }
-        transfer.close().await.unwrap();
+        transfer.close(Duration::from_secs(10)).await.unwrap();
         transfer.complete().await.unwrap();
         assert_eq!(count(&here, "SELECT COUNT(*) FROM documents").await, 1, "reads go on while it is closed");
         transfer.seal().await.unwrap();
@@ -194,7 +202,7 @@ async fn a_transfer_that_is_dropped_leaves_the_original_as_it_was() {
         for steps in 0..3 {
             let mut transfer = servers.databases.transfer(&servers.from, &servers.to).await.unwrap();
             if steps > 0 {
-                transfer.close().await.unwrap();
+                transfer.close(Duration::from_secs(10)).await.unwrap();
             }
             if steps > 1 {
                 transfer.complete().await.unwrap();
@@ -222,7 +230,7 @@ async fn a_copy_that_differs_is_not_taken_for_equal() {
         tx.execute(forge, params![]).await.unwrap();
         tx.commit().await.unwrap();
         let mut transfer = servers.databases.transfer(&servers.from, &servers.to).await.unwrap();
-        transfer.close().await.unwrap();
+        transfer.close(Duration::from_secs(10)).await.unwrap();
         let problem = domain::Error::from(transfer.complete().await.unwrap_err()).with_causes();
         assert!(problem.contains("the copy of documents differs from the original"), "{problem}");
     })

@@ -57,7 +57,10 @@ pub enum Command {
     ///
     /// Works between SQLite and PostgreSQL, too. Members go on reading; what they write waits for a few seconds while the last
     /// changes are copied and both databases are compared. The former database is kept, closed for writing, until you drop
-    /// it with --drop-former. Interrupted at any moment, the tenant stays where it was.
+    /// it with --drop-former or return to it with --back. Interrupted at any moment, the tenant stays where it was.
+    ///
+    /// Every running `tenantry serve` must know the new server: restart them first when you have added it to
+    /// TENANT_DATABASE_URLS.
     Move(moves::Arguments),
     /// Delete a tenant for good: its database, its documents, its memberships
     Delete(Delete),
@@ -102,7 +105,7 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode> {
         Command::Create { name, admin, json } => create(&services, name, admin, *json).await,
         Command::Deactivate(which) => set_active(&services, &find(&services, which).await?, false).await,
         Command::Activate(which) => set_active(&services, &find(&services, which).await?, true).await,
-        Command::Move(arguments) => moves::run(&services, arguments).await,
+        Command::Move(arguments) => Box::pin(moves::run(&services, arguments)).await,
         Command::Delete(arguments) => delete(&services, arguments).await,
     }
 }
@@ -330,7 +333,10 @@ async fn set_active(services: &Services, tenant: &Tenant, is_active: bool) -> Re
 async fn delete(services: &Services, arguments: &Delete) -> Result<ExitCode> {
     let (deletion, told) = match find_living(services, &arguments.which).await? {
         Some(tenant) => {
-            confirm(&tenant, arguments.confirm.as_deref())?;
+            // What was confirmed once needs no second word, unless that is another one.
+            if arguments.confirm.is_some() || tenant.provisioning != Provisioning::Deleting {
+                confirm(&tenant, arguments.confirm.as_deref(), "deletes all data of", "nothing was deleted")?;
+            }
             (delete_living(services, &tenant).await?, format!("Tenant {} ({}) is deleted:", tenant.name, tenant.id))
         }
         None => {
@@ -354,18 +360,17 @@ async fn delete_living(services: &Services, tenant: &Tenant) -> Result<Deletion>
     services.check_deletion(tombstone).await.context("look for what is left")
 }
 
-/// What was confirmed once needs no second word, unless that is another one.
-fn confirm(tenant: &Tenant, given: Option<&str>) -> Result<()> {
+/// Has the operator give the tenant's name before something that can't be undone.
+fn confirm(tenant: &Tenant, given: Option<&str>, what: &str, otherwise: &str) -> Result<()> {
     let typed = match given {
         Some(name) => name.to_owned(),
-        None if tenant.provisioning == Provisioning::Deleting => return Ok(()),
         None if stdin().is_terminal() => {
-            let prompt = format!("This deletes all data of {} ({}). Type the tenant's name to go on", tenant.name, tenant.id);
+            let prompt = format!("This {what} {} ({}). Type the tenant's name to go on", tenant.name, tenant.id);
             Input::new().with_prompt(prompt).allow_empty(true).interact_text()?
         }
         None => bail!("--confirm is not set, and there is nobody to ask"),
     };
-    if typed == tenant.name { Ok(()) } else { bail!("nothing was deleted: the tenant's name is {:?}", tenant.name) }
+    if typed == tenant.name { Ok(()) } else { bail!("{otherwise}: the tenant's name is {:?}", tenant.name) }
 }
 
 fn say_deletion(deletion: &Deletion) {

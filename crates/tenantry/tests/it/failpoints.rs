@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use testkit::Persona;
 
-use crate::process::{Home, PATIENCE, Ran, Server};
+use crate::process::{Home, PATIENCE, Ran, Server, repeatedly};
 
 /// An upload of new content: the document is there afterwards, or not.
 const UPLOAD: &[(&str, bool)] = &[
@@ -69,7 +69,7 @@ const REFRESH: &[&str] = &["refresh.committing", "refresh.committed"];
 
 #[test]
 fn every_failpoint_is_tried() {
-    let named = [UPLOAD, DELETE_DOCUMENT, DELETE_FILE, CREATE_TENANT, CREATE_FILE, DELETE_TENANT, crate::moves::MOVE]
+    let named = [UPLOAD, DELETE_DOCUMENT, DELETE_FILE, CREATE_TENANT, CREATE_FILE, DELETE_TENANT, crate::moves::MOVE, crate::moves::RETURN]
         .concat()
         .into_iter()
         .map(|(name, _)| name);
@@ -83,7 +83,6 @@ fn every_failpoint_is_tried() {
         crate::spares::MAKE_SPARE,
         crate::migrations::MIGRATE,
         crate::moves::UNDO_MOVE,
-        crate::moves::DROP_FORMER,
     ]
     .concat();
     let tried: BTreeSet<String> = named.chain(others).map(str::to_owned).collect();
@@ -131,178 +130,190 @@ async fn count_documents(alice: &Persona, tenant: &str) -> u64 {
     alice.get(&format!("/api/tenants/{tenant}/documents")).await.expect(200).json["data"]["pagination"]["total"].as_u64().unwrap()
 }
 
-#[tokio::test]
-async fn a_crash_in_an_upload_leaves_the_whole_document_or_none() {
-    let home = Home::new();
-    let mut server = home.serve().await;
-    let alice = server.user("alice").await;
-    let tenant = alice.creates_tenant("Acme").await;
-    let mut documents = 0;
-    let duplicates = DUPLICATE.iter().map(|name| (*name, true));
-    for (failpoint, is_there) in UPLOAD.iter().copied().chain(duplicates) {
-        let content = if failpoint == DUPLICATE[0] { "upload.committed" } else { failpoint };
-        server.stop().await;
-        server = doomed(&home, failpoint).await;
-        assert_died(upload(&server.known(&alice), &tenant, content), &mut server, failpoint).await;
-
-        server = home.serve().await;
-        let alice = server.known(&alice);
-        documents += u64::from(is_there);
-        assert_eq!(count_documents(&alice, &tenant).await, documents, "{failpoint}");
-        // The user tries again, and has what was uploaded.
-        let again: serde_json::Value = upload(&alice, &tenant, content).send().await.unwrap().json().await.unwrap();
-        documents += 1;
-        assert_eq!(again["data"]["deduplicated"], is_there, "{failpoint}");
-        let id = again["data"]["id"].as_str().unwrap();
-        assert_eq!(alice.downloads(&tenant, id).await, content.repeat(100_000 / content.len()).into_bytes(), "{failpoint}");
-    }
-    // An hour later.
-    expire_uploads(&home).await;
-    home.settle(server).await;
-    assert_eq!(count_objects(&home), UPLOAD.len(), "the objects of what became no document are gone");
-}
-
-#[tokio::test]
-async fn a_crash_where_equal_uploads_meet_leaves_one_file() {
-    let home = Home::new();
-    let mut server = home.serve().await;
-    let alice = server.user("alice").await;
-    let tenant = alice.creates_tenant("Acme").await;
-    for failpoint in RACE {
-        server.stop().await;
-        // Who comes second is for the scheduler to say: it is tried until somebody does.
-        for attempt in 0.. {
-            assert!(attempt < 50, "{failpoint} was not hit");
-            server = doomed(&home, failpoint).await;
-            let content = format!("{failpoint}{attempt}");
-            let alice = server.known(&alice);
-            let uploads = (0..8).map(|_| upload(&alice, &tenant, &content).send());
-            let answers = futures_util::future::join_all(uploads).await;
-            if answers.iter().any(Result::is_err) {
-                assert_eq!(server.ended().await.signal(), Some(Signal::ABORT.as_raw()), "{}", server.log());
-                println!("{failpoint}: hit once, in attempt {}", attempt + 1);
-                break;
-            }
+#[test]
+fn a_crash_in_an_upload_leaves_the_whole_document_or_none() {
+    repeatedly(async || {
+        let home = Home::new();
+        let mut server = home.serve().await;
+        let alice = server.user("alice").await;
+        let tenant = alice.creates_tenant("Acme").await;
+        let mut documents = 0;
+        let duplicates = DUPLICATE.iter().map(|name| (*name, true));
+        for (failpoint, is_there) in UPLOAD.iter().copied().chain(duplicates) {
+            let content = if failpoint == DUPLICATE[0] { "upload.committed" } else { failpoint };
             server.stop().await;
+            server = doomed(&home, failpoint).await;
+            assert_died(upload(&server.known(&alice), &tenant, content), &mut server, failpoint).await;
+
+            server = home.serve().await;
+            let alice = server.known(&alice);
+            documents += u64::from(is_there);
+            assert_eq!(count_documents(&alice, &tenant).await, documents, "{failpoint}");
+            // The user tries again, and has what was uploaded.
+            let again: serde_json::Value = upload(&alice, &tenant, content).send().await.unwrap().json().await.unwrap();
+            documents += 1;
+            assert_eq!(again["data"]["deduplicated"], is_there, "{failpoint}");
+            let id = again["data"]["id"].as_str().unwrap();
+            assert_eq!(alice.downloads(&tenant, id).await, content.repeat(100_000 / content.len()).into_bytes(), "{failpoint}");
         }
-        server = home.serve().await;
-        let alice = server.known(&alice);
-        let files = alice.get(&format!("/api/tenants/{tenant}/files?include_stats=true")).await.expect(200);
-        assert!(files.items().iter().all(|file| file["is_orphaned"] == false), "{}", files.json);
-    }
-    expire_uploads(&home).await;
-    home.settle(server).await;
+        // An hour later.
+        expire_uploads(&home).await;
+        home.settle(server).await;
+        assert_eq!(count_objects(&home), UPLOAD.len(), "the objects of what became no document are gone");
+    });
 }
 
-#[tokio::test]
-async fn a_crash_in_a_deletion_loses_nothing_and_leaves_nothing() {
-    let home = Home::new();
-    let mut server = home.serve().await;
-    let alice = server.user("alice").await;
-    let tenant = alice.creates_tenant("Acme").await;
-    let deletions = DELETE_DOCUMENT.iter().map(|point| ("documents", point)).chain(DELETE_FILE.iter().map(|point| ("files", point)));
-    for (what, (failpoint, is_there)) in deletions {
-        let uploaded = server.known(&alice).uploads(&tenant, "a.txt", *failpoint).await.expect(201);
-        let id = match what {
-            "documents" => uploaded.id(),
-            _ => {
-                let document = format!("/api/tenants/{tenant}/documents/{}", uploaded.id());
-                server.known(&alice).delete(&document).await.expect(200);
-                uploaded.data()["file"]["id"].as_str().unwrap().to_owned()
+#[test]
+fn a_crash_where_equal_uploads_meet_leaves_one_file() {
+    repeatedly(async || {
+        let home = Home::new();
+        let mut server = home.serve().await;
+        let alice = server.user("alice").await;
+        let tenant = alice.creates_tenant("Acme").await;
+        for failpoint in RACE {
+            server.stop().await;
+            // Who comes second is for the scheduler to say: it is tried until somebody does.
+            for attempt in 0.. {
+                assert!(attempt < 50, "{failpoint} was not hit");
+                server = doomed(&home, failpoint).await;
+                let content = format!("{failpoint}{attempt}");
+                let alice = server.known(&alice);
+                let uploads = (0..8).map(|_| upload(&alice, &tenant, &content).send());
+                let answers = futures_util::future::join_all(uploads).await;
+                if answers.iter().any(Result::is_err) {
+                    assert_eq!(server.ended().await.signal(), Some(Signal::ABORT.as_raw()), "{}", server.log());
+                    println!("{failpoint}: hit once, in attempt {}", attempt + 1);
+                    break;
+                }
+                server.stop().await;
             }
-        };
-        let path = format!("/api/tenants/{tenant}/{what}/{id}");
-        server.stop().await;
-        server = doomed(&home, failpoint).await;
-        assert_died(server.known(&alice).request(Method::DELETE, &path), &mut server, failpoint).await;
-
-        server = home.serve().await;
-        let alice = server.known(&alice);
-        alice.get(&path).await.expect(if *is_there { 200 } else { 404 });
-        alice.delete(&path).await.expect(if *is_there { 200 } else { 404 });
-        alice.get(&path).await.expect(404);
-    }
-    home.settle(server).await;
-    assert_eq!(count_objects(&home), 0);
-}
-
-#[tokio::test]
-async fn a_crash_of_the_collector_is_made_good_by_the_next_run() {
-    let home = Home::new();
-    let server = home.serve().await;
-    let alice = server.user("alice").await;
-    let tenant = alice.creates_tenant("Acme").await;
-    let kept = alice.uploads(&tenant, "kept.txt", "kept").await.expect(201).id();
-    for failpoint in COLLECT {
-        let deleted = alice.uploads(&tenant, "deleted.txt", *failpoint).await.expect(201).id();
-        alice.delete(&format!("/api/tenants/{tenant}/documents/{deleted}")).await.expect(200);
-        leave_upload(&home, failpoint).await;
-        let mut collector = home.command(["gc"]);
-        let status = collector.env("FAILPOINT", failpoint).output().unwrap().status;
-        assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{failpoint} was not hit");
-        println!("{failpoint}: hit once");
-
-        home.run(["gc"]).expect(0);
-        assert_eq!(count_objects(&home), 1, "{failpoint}");
-        assert_eq!(alice.downloads(&tenant, &kept).await, b"kept");
-        let (main, directory) = home.databases().open();
-        let place = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0).place;
-        let mut connection = directory.open(&place).unwrap().read().await.unwrap();
-        assert_eq!(files::list_object_keys(&mut connection).await.unwrap().len(), 1, "{failpoint}");
-        assert_eq!(uploads::list_object_keys(&mut connection).await.unwrap(), Vec::<String>::new(), "{failpoint}");
-    }
-    home.settle(server).await;
-}
-
-#[tokio::test]
-async fn a_crash_in_the_making_of_a_tenant_leaves_a_whole_one_or_none() {
-    let home = Home::new();
-    let mut server = home.serve().await;
-    let alice = server.user("alice").await;
-    let of_files = if home.is_sqlite() { CREATE_FILE } else { &[] };
-    let mut count = 0;
-    for (failpoint, is_there) in CREATE_TENANT.iter().chain(of_files) {
-        server.stop().await;
-        server = doomed(&home, failpoint).await;
-        let request = server.known(&alice).request(Method::POST, "/api/tenants").json(&json!({ "name": failpoint }));
-        assert_died(request, &mut server, failpoint).await;
-
-        server = home.serve().await;
-        let alice = server.known(&alice);
-        count += usize::from(*is_there);
-        settled(&home, count).await;
-        let listed = alice.get("/api/tenants").await.expect(200);
-        let made: Vec<_> = listed.items().iter().filter(|tenant| tenant["name"] == *failpoint).collect();
-        assert_eq!(made.len(), usize::from(*is_there), "{failpoint}: {}", listed.json);
-        if let Some(tenant) = made.first() {
-            alice.uploads(tenant["id"].as_str().unwrap(), "a.txt", "a").await.expect(201);
+            server = home.serve().await;
+            let alice = server.known(&alice);
+            let files = alice.get(&format!("/api/tenants/{tenant}/files?include_stats=true")).await.expect(200);
+            assert!(files.items().iter().all(|file| file["is_orphaned"] == false), "{}", files.json);
         }
-    }
-    home.settle(server).await;
+        expire_uploads(&home).await;
+        home.settle(server).await;
+    });
 }
 
-#[tokio::test]
-async fn a_crash_in_the_removal_of_a_failed_tenant_is_made_good() {
-    let home = Home::new();
-    if !home.is_sqlite() {
-        // What makes the server refuse a database there is not to be had so simply; the steps are the same.
-        return;
-    }
-    let mut server = home.serve().await;
-    let alice = server.user("alice").await;
-    for failpoint in GIVE_UP {
-        server.stop().await;
-        server = doomed(&home, failpoint).await;
-        // In the place of the folder: no tenant can be made.
-        let folder = home.path().join("tenants");
-        fs::write(&folder, "").unwrap();
-        let request = server.known(&alice).request(Method::POST, "/api/tenants").json(&json!({ "name": "Acme" }));
-        assert_died(request, &mut server, failpoint).await;
-        fs::remove_file(folder).unwrap();
-        server = home.serve().await;
-        settled(&home, 0).await;
-    }
-    home.settle(server).await;
+#[test]
+fn a_crash_in_a_deletion_loses_nothing_and_leaves_nothing() {
+    repeatedly(async || {
+        let home = Home::new();
+        let mut server = home.serve().await;
+        let alice = server.user("alice").await;
+        let tenant = alice.creates_tenant("Acme").await;
+        let deletions = DELETE_DOCUMENT.iter().map(|point| ("documents", point)).chain(DELETE_FILE.iter().map(|point| ("files", point)));
+        for (what, (failpoint, is_there)) in deletions {
+            let uploaded = server.known(&alice).uploads(&tenant, "a.txt", *failpoint).await.expect(201);
+            let id = match what {
+                "documents" => uploaded.id(),
+                _ => {
+                    let document = format!("/api/tenants/{tenant}/documents/{}", uploaded.id());
+                    server.known(&alice).delete(&document).await.expect(200);
+                    uploaded.data()["file"]["id"].as_str().unwrap().to_owned()
+                }
+            };
+            let path = format!("/api/tenants/{tenant}/{what}/{id}");
+            server.stop().await;
+            server = doomed(&home, failpoint).await;
+            assert_died(server.known(&alice).request(Method::DELETE, &path), &mut server, failpoint).await;
+
+            server = home.serve().await;
+            let alice = server.known(&alice);
+            alice.get(&path).await.expect(if *is_there { 200 } else { 404 });
+            alice.delete(&path).await.expect(if *is_there { 200 } else { 404 });
+            alice.get(&path).await.expect(404);
+        }
+        home.settle(server).await;
+        assert_eq!(count_objects(&home), 0);
+    });
+}
+
+#[test]
+fn a_crash_of_the_collector_is_made_good_by_the_next_run() {
+    repeatedly(async || {
+        let home = Home::new();
+        let server = home.serve().await;
+        let alice = server.user("alice").await;
+        let tenant = alice.creates_tenant("Acme").await;
+        let kept = alice.uploads(&tenant, "kept.txt", "kept").await.expect(201).id();
+        for failpoint in COLLECT {
+            let deleted = alice.uploads(&tenant, "deleted.txt", *failpoint).await.expect(201).id();
+            alice.delete(&format!("/api/tenants/{tenant}/documents/{deleted}")).await.expect(200);
+            leave_upload(&home, failpoint).await;
+            let mut collector = home.command(["gc"]);
+            let status = collector.env("FAILPOINT", failpoint).output().unwrap().status;
+            assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{failpoint} was not hit");
+            println!("{failpoint}: hit once");
+
+            home.run(["gc"]).expect(0);
+            assert_eq!(count_objects(&home), 1, "{failpoint}");
+            assert_eq!(alice.downloads(&tenant, &kept).await, b"kept");
+            let (main, directory) = home.databases().open();
+            let place = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0).place;
+            let mut connection = directory.open(&place).unwrap().read().await.unwrap();
+            assert_eq!(files::list_object_keys(&mut connection).await.unwrap().len(), 1, "{failpoint}");
+            assert_eq!(uploads::list_object_keys(&mut connection).await.unwrap(), Vec::<String>::new(), "{failpoint}");
+        }
+        home.settle(server).await;
+    });
+}
+
+#[test]
+fn a_crash_in_the_making_of_a_tenant_leaves_a_whole_one_or_none() {
+    repeatedly(async || {
+        let home = Home::new();
+        let mut server = home.serve().await;
+        let alice = server.user("alice").await;
+        let of_files = if home.is_sqlite() { CREATE_FILE } else { &[] };
+        let mut count = 0;
+        for (failpoint, is_there) in CREATE_TENANT.iter().chain(of_files) {
+            server.stop().await;
+            server = doomed(&home, failpoint).await;
+            let request = server.known(&alice).request(Method::POST, "/api/tenants").json(&json!({ "name": failpoint }));
+            assert_died(request, &mut server, failpoint).await;
+
+            server = home.serve().await;
+            let alice = server.known(&alice);
+            count += usize::from(*is_there);
+            settled(&home, count).await;
+            let listed = alice.get("/api/tenants").await.expect(200);
+            let made: Vec<_> = listed.items().iter().filter(|tenant| tenant["name"] == *failpoint).collect();
+            assert_eq!(made.len(), usize::from(*is_there), "{failpoint}: {}", listed.json);
+            if let Some(tenant) = made.first() {
+                alice.uploads(tenant["id"].as_str().unwrap(), "a.txt", "a").await.expect(201);
+            }
+        }
+        home.settle(server).await;
+    });
+}
+
+#[test]
+fn a_crash_in_the_removal_of_a_failed_tenant_is_made_good() {
+    repeatedly(async || {
+        let home = Home::new();
+        if !home.is_sqlite() {
+            // What makes the server refuse a database there is not to be had so simply; the steps are the same.
+            return;
+        }
+        let mut server = home.serve().await;
+        let alice = server.user("alice").await;
+        for failpoint in GIVE_UP {
+            server.stop().await;
+            server = doomed(&home, failpoint).await;
+            // In the place of the folder: no tenant can be made.
+            let folder = home.path().join("tenants");
+            fs::write(&folder, "").unwrap();
+            let request = server.known(&alice).request(Method::POST, "/api/tenants").json(&json!({ "name": "Acme" }));
+            assert_died(request, &mut server, failpoint).await;
+            fs::remove_file(folder).unwrap();
+            server = home.serve().await;
+            settled(&home, 0).await;
+        }
+        home.settle(server).await;
+    });
 }
 
 /// How a deletion that was interrupted is gone on with.
@@ -312,53 +323,55 @@ enum Resumed {
     ByTheCommand,
 }
 
-#[tokio::test]
-async fn a_crash_in_the_deletion_of_a_tenant_is_made_good() {
-    let home = Home::new();
-    let mut server = home.serve().await;
-    let alice = server.user("alice").await;
-    let kept = alice.creates_tenant("Kept").await;
-    let document = alice.uploads(&kept, "kept.txt", "kept").await.expect(201).id();
-    for resumed in [Resumed::ByTheServer, Resumed::ByTheCommand] {
-        for (failpoint, has_begun) in DELETE_TENANT {
-            let tenant = server.known(&alice).creates_tenant(failpoint).await;
-            for content in ["a", "b", "c"] {
-                server.known(&alice).uploads(&tenant, "lost.txt", content).await.expect(201);
-            }
-            let delete = ["tenants", "delete", &tenant, "--hard", "--confirm", failpoint];
-            let status = home.command(delete).env("FAILPOINT", failpoint).output().unwrap().status;
-            assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{failpoint} was not hit");
-            println!("{failpoint}: hit once");
-            if !has_begun {
-                server.known(&alice).uploads(&tenant, "more.txt", "it is there as before").await.expect(201);
-            }
-
-            match (resumed, *has_begun) {
-                (Resumed::ByTheServer, true) => {
-                    server.stop().await;
-                    server = home.serve().await;
+#[test]
+fn a_crash_in_the_deletion_of_a_tenant_is_made_good() {
+    repeatedly(async || {
+        let home = Home::new();
+        let mut server = home.serve().await;
+        let alice = server.user("alice").await;
+        let kept = alice.creates_tenant("Kept").await;
+        let document = alice.uploads(&kept, "kept.txt", "kept").await.expect(201).id();
+        for resumed in [Resumed::ByTheServer, Resumed::ByTheCommand] {
+            for (failpoint, has_begun) in DELETE_TENANT {
+                let tenant = server.known(&alice).creates_tenant(failpoint).await;
+                for content in ["a", "b", "c"] {
+                    server.known(&alice).uploads(&tenant, "lost.txt", content).await.expect(201);
                 }
-                // What was confirmed once is not asked for again.
-                (Resumed::ByTheCommand, true) => drop(home.run(&delete[..4]).expect(0)),
-                (_, false) => drop(home.run(delete).expect(0)),
-            }
-            let id: TenantId = tenant.parse().unwrap();
-            let tombstone = tombstone_of(&home, id).await;
-            assert_eq!(tombstone.name, *failpoint);
-            let (main, directory) = home.databases().open();
-            assert!(!directory.exists(&tombstone.place).await.unwrap(), "{failpoint}, {resumed:?}: its database is there");
-            assert_eq!(count_objects(&home), 1, "{failpoint}, {resumed:?}");
-            let events = outbox::list_unpublished(&mut main.read().await.unwrap(), 1_000).await.unwrap();
-            let told = events.iter().filter(|event| event.kind == EventKind::TenantDeleted && event.tenant_id == Some(id));
-            assert_eq!(told.count(), 1, "{failpoint}, {resumed:?}: it is told of once");
+                let delete = ["tenants", "delete", &tenant, "--hard", "--confirm", failpoint];
+                let status = home.command(delete).env("FAILPOINT", failpoint).output().unwrap().status;
+                assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{failpoint} was not hit");
+                println!("{failpoint}: hit once");
+                if !has_begun {
+                    server.known(&alice).uploads(&tenant, "more.txt", "it is there as before").await.expect(201);
+                }
 
-            let alice = server.known(&alice);
-            alice.get(&format!("/api/tenants/{tenant}")).await.expect_error(404, "tenant_not_found");
-            assert_eq!(alice.get("/api/tenants").await.expect(200).items().len(), 1);
-            assert_eq!(alice.downloads(&kept, &document).await, b"kept");
+                match (resumed, *has_begun) {
+                    (Resumed::ByTheServer, true) => {
+                        server.stop().await;
+                        server = home.serve().await;
+                    }
+                    // What was confirmed once is not asked for again.
+                    (Resumed::ByTheCommand, true) => drop(home.run(&delete[..4]).expect(0)),
+                    (_, false) => drop(home.run(delete).expect(0)),
+                }
+                let id: TenantId = tenant.parse().unwrap();
+                let tombstone = tombstone_of(&home, id).await;
+                assert_eq!(tombstone.name, *failpoint);
+                let (main, directory) = home.databases().open();
+                assert!(!directory.exists(&tombstone.place).await.unwrap(), "{failpoint}, {resumed:?}: its database is there");
+                assert_eq!(count_objects(&home), 1, "{failpoint}, {resumed:?}");
+                let events = outbox::list_unpublished(&mut main.read().await.unwrap(), 1_000).await.unwrap();
+                let told = events.iter().filter(|event| event.kind == EventKind::TenantDeleted && event.tenant_id == Some(id));
+                assert_eq!(told.count(), 1, "{failpoint}, {resumed:?}: it is told of once");
+
+                let alice = server.known(&alice);
+                alice.get(&format!("/api/tenants/{tenant}")).await.expect_error(404, "tenant_not_found");
+                assert_eq!(alice.get("/api/tenants").await.expect(200).items().len(), 1);
+                assert_eq!(alice.downloads(&kept, &document).await, b"kept");
+            }
         }
-    }
-    home.settle(server).await;
+        home.settle(server).await;
+    });
 }
 
 /// Waits for the end of a deletion.
@@ -399,38 +412,40 @@ async fn settled(home: &Home, count: usize) {
     }
 }
 
-#[tokio::test]
-async fn a_crash_in_a_login_or_a_refresh_locks_nobody_out() {
-    let home = Home::new();
-    let mut server = home.serve().await;
-    let mut alice = server.user("alice").await;
-    for failpoint in LOG_IN {
+#[test]
+fn a_crash_in_a_login_or_a_refresh_locks_nobody_out() {
+    repeatedly(async || {
+        let home = Home::new();
+        let mut server = home.serve().await;
+        let mut alice = server.user("alice").await;
+        for failpoint in LOG_IN {
+            server.stop().await;
+            server = doomed(&home, failpoint).await;
+            let credentials = json!({ "email": alice.email, "password": "correct horse 1" });
+            assert_died(server.stranger().request(Method::POST, "/api/auth/login").json(&credentials), &mut server, failpoint).await;
+            server = home.serve().await;
+            // The old session lives, and a new one can be had.
+            server.known(&alice).get("/api/users/me").await.expect(200);
+            alice = server.known(&alice).logged_in().await;
+        }
+        for failpoint in REFRESH {
+            server.stop().await;
+            server = doomed(&home, failpoint).await;
+            let token = alice.refresh_token.clone().unwrap();
+            let refresh = |server: &Server| server.stranger().with_token(&token).request(Method::POST, "/api/auth/refresh");
+            assert_died(refresh(&server), &mut server, failpoint).await;
+            server = home.serve().await;
+            // The client retries with the token that it has, and gets a good pair.
+            let pair = testkit::Reply::to(refresh(&server)).await.expect(200);
+            let token = |name: &str| pair.data()[name].as_str().unwrap().to_owned();
+            let next = server.stranger().with_token(token("refresh_token")).request(Method::POST, "/api/auth/refresh");
+            let pair = testkit::Reply::to(next).await.expect(200);
+            alice.access_token = Some(pair.data()["access_token"].as_str().unwrap().to_owned());
+            alice.refresh_token = Some(pair.data()["refresh_token"].as_str().unwrap().to_owned());
+            server.known(&alice).get("/api/users/me").await.expect(200);
+        }
         server.stop().await;
-        server = doomed(&home, failpoint).await;
-        let credentials = json!({ "email": alice.email, "password": "correct horse 1" });
-        assert_died(server.stranger().request(Method::POST, "/api/auth/login").json(&credentials), &mut server, failpoint).await;
-        server = home.serve().await;
-        // The old session lives, and a new one can be had.
-        server.known(&alice).get("/api/users/me").await.expect(200);
-        alice = server.known(&alice).logged_in().await;
-    }
-    for failpoint in REFRESH {
-        server.stop().await;
-        server = doomed(&home, failpoint).await;
-        let token = alice.refresh_token.clone().unwrap();
-        let refresh = |server: &Server| server.stranger().with_token(&token).request(Method::POST, "/api/auth/refresh");
-        assert_died(refresh(&server), &mut server, failpoint).await;
-        server = home.serve().await;
-        // The client retries with the token that it has, and gets a good pair.
-        let pair = testkit::Reply::to(refresh(&server)).await.expect(200);
-        let token = |name: &str| pair.data()[name].as_str().unwrap().to_owned();
-        let next = server.stranger().with_token(token("refresh_token")).request(Method::POST, "/api/auth/refresh");
-        let pair = testkit::Reply::to(next).await.expect(200);
-        alice.access_token = Some(pair.data()["access_token"].as_str().unwrap().to_owned());
-        alice.refresh_token = Some(pair.data()["refresh_token"].as_str().unwrap().to_owned());
-        server.known(&alice).get("/api/users/me").await.expect(200);
-    }
-    server.stop().await;
+    });
 }
 
 #[test]

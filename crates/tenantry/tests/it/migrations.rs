@@ -20,7 +20,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use testkit::Persona;
 
-use crate::process::{Home, PATIENCE, Ran, Server};
+use crate::process::{Home, PATIENCE, Ran, Server, repeatedly};
 
 /// A crash at every step of migrating a tenant's database.
 pub(crate) const MIGRATE: &[&str] = &["migration.applied", "migration.noting", "migration.noted"];
@@ -285,31 +285,33 @@ async fn a_database_in_use_is_tried_again_and_stays_in_use() {
     home.settle(server).await;
 }
 
-#[tokio::test]
-async fn a_crash_while_migrating_leaves_every_database_whole() {
-    let home = Home::new();
-    let mut server = home.serve().await;
-    let (alice, tenants) = fleet(&server, 3).await;
-    for (round, failpoint) in MIGRATE.iter().enumerate() {
-        let further: Vec<_> = (0..=round).map(|n| format!("ALTER TABLE documents ADD COLUMN note_{n} TEXT;")).collect();
-        let later = Later::new(&home, &further.iter().map(String::as_str).collect::<Vec<_>>());
-        // At the second tenant: the first one is done, the third one not begun.
-        let mut command = later.command(&["migrate", "--at-once", "1"]);
-        let died = command.env("FAILPOINT", format!("{failpoint}:2")).stderr(Stdio::null()).status().unwrap();
-        assert_eq!(died.signal(), Some(Signal::ABORT.as_raw()), "{failpoint}");
-        println!("{failpoint}: hit once");
-        let version = i64::try_from(round).unwrap() + 2;
-        let noted = if *failpoint == "migration.noted" { version } else { version - 1 };
-        assert_eq!(versions(&home, &tenants).await, [version, noted, version - 1], "{failpoint}");
-        // Programs of the version before and of this one serve all of them, and the same command goes on.
-        assert_eq!(answers(&server.known(&alice), &tenants).await, vec![open(); 3], "{failpoint}");
-        server.stop().await;
-        server = later.serve().await;
-        assert_eq!(answers(&server.known(&alice), &tenants).await, vec![open(); 3], "{failpoint}");
-        later.run(&["migrate"]).expect(0);
-        assert_eq!(versions(&home, &tenants).await, [version; 3]);
-    }
-    home.settle(server).await;
+#[test]
+fn a_crash_while_migrating_leaves_every_database_whole() {
+    repeatedly(async || {
+        let home = Home::new();
+        let mut server = home.serve().await;
+        let (alice, tenants) = fleet(&server, 3).await;
+        for (round, failpoint) in MIGRATE.iter().enumerate() {
+            let further: Vec<_> = (0..=round).map(|n| format!("ALTER TABLE documents ADD COLUMN note_{n} TEXT;")).collect();
+            let later = Later::new(&home, &further.iter().map(String::as_str).collect::<Vec<_>>());
+            // At the second tenant: the first one is done, the third one not begun.
+            let mut command = later.command(&["migrate", "--at-once", "1"]);
+            let died = command.env("FAILPOINT", format!("{failpoint}:2")).stderr(Stdio::null()).status().unwrap();
+            assert_eq!(died.signal(), Some(Signal::ABORT.as_raw()), "{failpoint}");
+            println!("{failpoint}: hit once");
+            let version = i64::try_from(round).unwrap() + 2;
+            let noted = if *failpoint == "migration.noted" { version } else { version - 1 };
+            assert_eq!(versions(&home, &tenants).await, [version, noted, version - 1], "{failpoint}");
+            // Programs of the version before and of this one serve all of them, and the same command goes on.
+            assert_eq!(answers(&server.known(&alice), &tenants).await, vec![open(); 3], "{failpoint}");
+            server.stop().await;
+            server = later.serve().await;
+            assert_eq!(answers(&server.known(&alice), &tenants).await, vec![open(); 3], "{failpoint}");
+            later.run(&["migrate"]).expect(0);
+            assert_eq!(versions(&home, &tenants).await, [version; 3]);
+        }
+        home.settle(server).await;
+    });
 }
 
 #[tokio::test]

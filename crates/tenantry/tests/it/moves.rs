@@ -17,7 +17,7 @@ use testkit::Persona;
 
 use crate::{
     placement::second_postgres,
-    process::{Home, Ran, Server},
+    process::{Home, Ran, Server, repeatedly},
 };
 
 /// A move: the tenant is in its new place afterwards, or in the old one.
@@ -33,8 +33,9 @@ pub(crate) const MOVE: &[(&str, bool)] = &[
     ("move.resumed", true),
 ];
 /// A move that was interrupted is taken back.
-pub(crate) const UNDO_MOVE: &[&str] = &["move.abandoned", "move.undone"];
-pub(crate) const DROP_FORMER: &[&str] = &["move.former_dropped"];
+pub(crate) const UNDO_MOVE: &[&str] = &["move.abandoned", "move.unsealed", "move.dropped"];
+/// The return to the former database: the tenant is there afterwards, or not.
+pub(crate) const RETURN: &[(&str, bool)] = &[("move.returning", false), ("move.returned", true)];
 
 /// A home with all kinds of servers that there are, and a way over all of them, back to the first.
 fn home_with_servers() -> (Home, Vec<&'static str>) {
@@ -237,66 +238,140 @@ impl Crashes {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_crash_in_a_move_leaves_the_tenant_on_one_server_and_nothing_on_the_other() {
-    for ended_by in [EndedBy::Server, EndedBy::Command] {
-        let mut crashes = Crashes::new().await;
-        for (failpoint, is_moved) in MOVE {
-            let why = &format!("{failpoint}, ended by the {ended_by:?}");
-            let to = crashes.to;
-            crashes.crash(&["--to", to], failpoint).await;
-            let again = crashes.run(&["--to", to]);
-            if *failpoint != "move.resumed" {
-                assert!(again.complaint(1).ends_with("another process is moving its database"), "{why}: {again:?}");
-            }
-            // In the time after which nobody takes it for alive any more.
-            crashes.home.forget_leases().await;
-            match ended_by {
-                EndedBy::Server => {
-                    crashes.restart().await;
-                    crashes.settled().await;
+#[test]
+fn a_crash_in_a_move_leaves_the_tenant_on_one_server_and_nothing_on_the_other() {
+    repeatedly(async || {
+        for ended_by in [EndedBy::Server, EndedBy::Command] {
+            let mut crashes = Crashes::new().await;
+            for (failpoint, is_moved) in MOVE {
+                let why = &format!("{failpoint}, ended by the {ended_by:?}");
+                let to = crashes.to;
+                crashes.crash(&["--to", to], failpoint).await;
+                let again = crashes.run(&["--to", to]);
+                if *failpoint != "move.resumed" {
+                    assert!(again.complaint(1).ends_with("another process is moving its database"), "{why}: {again:?}");
                 }
-                EndedBy::Command if *is_moved => {
-                    let complaint = crashes.run(&["--to", to]);
-                    assert!(complaint.complaint(1).contains("its former database is still kept on server"), "{complaint:?}");
+                // In the time after which nobody takes it for alive any more.
+                crashes.home.forget_leases().await;
+                match ended_by {
+                    EndedBy::Server => {
+                        crashes.restart().await;
+                        crashes.settled().await;
+                    }
+                    EndedBy::Command if *is_moved => {
+                        let told = crashes.run(&["--to", to]).expect(0).out;
+                        assert!(told.ends_with(&format!("is on server {to} already.\n")), "{told:?}");
+                    }
+                    EndedBy::Command => {
+                        crashes.run(&["--to", to]).expect(0);
+                    }
                 }
-                EndedBy::Command => {
-                    crashes.run(&["--to", to]).expect(0);
+                if *is_moved || matches!(ended_by, EndedBy::Command) {
+                    crashes.is_on(to, why).await;
+                    crashes.moved();
                 }
+                crashes.is_on(crashes.from, &format!("{why}, at the end")).await;
+                assert_eq!(databases_of(&crashes.home, &crashes.tenant).await, [crashes.from], "{why}");
             }
-            if *is_moved || matches!(ended_by, EndedBy::Command) {
-                crashes.is_on(to, why).await;
-                crashes.moved();
-            }
-            crashes.is_on(crashes.from, &format!("{why}, at the end")).await;
-            assert_eq!(databases_of(&crashes.home, &crashes.tenant).await, [crashes.from], "{why}");
+            crashes.end().await;
         }
+    });
+}
+
+#[test]
+fn a_crash_while_a_move_is_taken_back_or_its_former_database_dropped_is_made_good() {
+    repeatedly(async || {
+        let mut crashes = Crashes::new().await;
+        for failpoint in UNDO_MOVE {
+            let to = crashes.to;
+            crashes.crash(&["--to", to], "move.sealed").await;
+            crashes.home.forget_leases().await;
+            crashes.crash(&["--to", to], failpoint).await;
+            crashes.home.forget_leases().await;
+            crashes.restart().await;
+            crashes.settled().await;
+            crashes.is_on("main", failpoint).await;
+            assert_eq!(databases_of(&crashes.home, &crashes.tenant).await, ["main"], "{failpoint}");
+        }
+        let to = crashes.to;
+        crashes.run(&["--to", to]).expect(0);
+        crashes.crash(&["--drop-former"], "move.dropped").await;
+        crashes.is_on(to, "dropped").await;
+        crashes.moved();
+        assert_eq!(databases_of(&crashes.home, &crashes.tenant).await, [to]);
         crashes.end().await;
-    }
+    });
+}
+
+#[test]
+fn a_crash_in_a_return_leaves_the_tenant_in_one_of_its_databases() {
+    repeatedly(async || {
+        let mut crashes = Crashes::new().await;
+        for (failpoint, has_returned) in RETURN {
+            let to = crashes.to;
+            crashes.run(&["--to", to]).expect(0);
+            let path = format!("/api/tenants/{}/documents", crashes.tenant);
+            let since = crashes.alice.uploads(&crashes.tenant, "since.txt", *failpoint).await.expect(201).id();
+            let back = ["--back", "--confirm", "Moving"];
+            crashes.crash(&back, failpoint).await;
+            crashes.home.forget_leases().await;
+            crashes.restart().await;
+            crashes.settled().await;
+            if !has_returned {
+                crashes.alice.get(&format!("{path}/{since}")).await.expect(200);
+                crashes.run(&back).expect(0);
+            }
+            crashes.is_on("main", failpoint).await;
+            crashes.alice.get(&format!("{path}/{since}")).await.expect_error(404, "document_not_found");
+            assert_eq!(databases_of(&crashes.home, &crashes.tenant).await, ["main"], "{failpoint}");
+        }
+        // Not settled: the objects of what was written since, and is lost as was said, are nobody's by now.
+        crashes.server.unwrap().stop().await;
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_while_a_move_is_taken_back_or_its_former_database_dropped_is_made_good() {
-    let mut crashes = Crashes::new().await;
-    for failpoint in UNDO_MOVE {
-        let to = crashes.to;
-        crashes.crash(&["--to", to], "move.sealed").await;
-        crashes.home.forget_leases().await;
-        crashes.crash(&["--to", to], failpoint).await;
-        crashes.home.forget_leases().await;
-        crashes.restart().await;
-        crashes.settled().await;
-        crashes.is_on("main", failpoint).await;
-        assert_eq!(databases_of(&crashes.home, &crashes.tenant).await, ["main"], "{failpoint}");
-    }
-    for failpoint in DROP_FORMER {
-        let to = crashes.to;
-        crashes.run(&["--to", to]).expect(0);
-        crashes.crash(&["--drop-former"], failpoint).await;
-        crashes.is_on(to, failpoint).await;
-        crashes.moved();
-        assert_eq!(databases_of(&crashes.home, &crashes.tenant).await, [to], "{failpoint}");
-    }
+async fn a_server_that_is_gone_for_good_holds_nobody() {
+    let crashes = Crashes::new().await;
+    let to = crashes.to;
+    crashes.run(&["--to", to]).expect(0);
+    assert!(crashes.run(&["--back"]).complaint(1).contains("--confirm is not set"));
+    assert!(crashes.run(&["--back", "--confirm", "Other"]).complaint(1).contains("nothing was changed"));
+    let variables = crashes.home.databases().environment();
+    let (_, servers) = variables.iter().find(|(name, _)| *name == "TENANT_DATABASE_URLS").unwrap();
+    let gone = servers.replace(&format!("main={}", main_url(&crashes.home)), "main=postgres://postgres@127.0.0.1:1/postgres");
+    let without_main = |arguments: &[&str]| {
+        let mut command = crashes.home.command([&["tenants", "move", &crashes.tenant][..], arguments].concat());
+        Ran::of(command.env("TENANT_DATABASE_URLS", &gone))
+    };
+    without_main(&["--drop-former"]).expect(1);
+    without_main(&["--back", "--confirm", "Moving"]).expect(1);
+    crashes.is_on(to, "what it left can't be reached").await;
+    let forgotten = without_main(&["--forget"]).expect(0).out;
+    assert!(forgotten.contains("on server main. Should that server come back, drop it there yourself."), "{forgotten}");
+    assert!(crashes.run(&["--forget"]).complaint(1).ends_with("no former database of it is kept"));
+
+    // The server is back. What it has is nobody's to overwrite, and the operator's to drop.
+    assert!(crashes.run(&["--to", "main"]).complaint(1).contains("server main has a database of this name already"));
+    let place = domain::TenantPlace { server: "main".to_owned(), ..known(&crashes.home, &crashes.tenant).await.place };
+    crashes.home.databases().open().1.drop_database(&place).await.unwrap();
+    crashes.run(&["--to", "main"]).expect(0);
+    crashes.run(&["--drop-former"]).expect(0);
+    crashes.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_do_not_wait_longer_than_they_may() {
+    let crashes = Crashes::new().await;
+    let (_, directory) = crashes.home.databases().open();
+    let database = directory.open(&known(&crashes.home, &crashes.tenant).await.place).unwrap();
+    let mut tx = database.begin().await.unwrap();
+    tx.execute("UPDATE documents SET filename = filename", Vec::new()).await.unwrap();
+    let given_up = run_aside(&crashes.home, &["tenants", "move", &crashes.tenant, "--to", crashes.to, "--max-pause", "1"]).await;
+    assert!(given_up.err.contains("longer than the 1 s that they may: see --max-pause"), "{given_up:?}");
+    drop(tx);
+    crashes.is_on("main", "the last writer took too long").await;
+    assert_eq!(databases_of(&crashes.home, &crashes.tenant).await, ["main"]);
     crashes.end().await;
 }
 

@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -159,6 +160,30 @@ impl Ran {
         assert_eq!((self.code, self.err.lines().count()), (Some(code), 1), "{self:#?}");
         self.err.trim_end()
     }
+}
+
+/// Runs a test of crashes as often as `CRASH_RUNS` says, once when it says nothing: several at a time, for they mostly wait, each
+/// in a home of its own.
+pub(crate) fn repeatedly(test: impl AsyncFn() + Sync) {
+    let left = AtomicUsize::new(crash_runs());
+    let run = || {
+        while left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            runtime.block_on(test());
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..CRASHES_AT_ONCE.min(crash_runs()) {
+            scope.spawn(run);
+        }
+    });
+}
+
+const CRASHES_AT_ONCE: usize = 4;
+
+#[expect(clippy::disallowed_methods, reason = "how often is for whoever runs the tests to say")]
+fn crash_runs() -> usize {
+    std::env::var("CRASH_RUNS").map_or(1, |runs| runs.parse().expect("CRASH_RUNS is a number"))
 }
 
 /// A running server. Dropped, it is killed.

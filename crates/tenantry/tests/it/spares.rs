@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use models::{spares, spares::Spare, tenants};
 use rustix::process::Signal;
 
-use crate::process::{Home, PATIENCE, Server};
+use crate::process::{Home, PATIENCE, Server, repeatedly};
 
 /// A crash at every step of making a spare.
 pub(crate) const MAKE_SPARE: &[&str] = &["spare.noted", "spare.made", "spare.ready"];
@@ -91,27 +91,29 @@ async fn two_instances_keep_one_pool() {
     assert_eq!(home.broken().await, Vec::<String>::new());
 }
 
-#[tokio::test]
-async fn a_crash_in_the_making_of_a_spare_leaves_none_that_nobody_knows_of() {
-    let home = Home::new();
-    if home.is_sqlite() {
-        return;
-    }
-    for failpoint in MAKE_SPARE {
-        let mut server = home.serve_doomed(&[("TENANT_WARM_POOL", "1"), ("FAILPOINT", failpoint)]);
-        assert_eq!(server.ended().await.signal(), Some(Signal::ABORT.as_raw()), "{failpoint}: {}", server.log());
-        println!("{failpoint}: hit once");
-        let left: Vec<_> = listed(&home).await;
-        home.forget_leases().await;
-        let server = serve(&home, "1", "").await;
-        filled(&home, 1).await;
-        let gone: Vec<_> = left.iter().filter(|spare| !spare.is_ready).collect();
-        let names: Vec<_> = gone.iter().map(|spare| format!("tenantry_spare_{}", spare.tenant_id.uuid().simple())).collect();
-        assert_eq!(home.databases().db_existing(&names).await, Vec::<String>::new(), "{failpoint}");
-        server.stop().await;
-        // The next round begins with none.
-        let server = serve(&home, "0", "").await;
-        filled(&home, 0).await;
-        server.stop().await;
-    }
+#[test]
+fn a_crash_in_the_making_of_a_spare_leaves_none_that_nobody_knows_of() {
+    repeatedly(async || {
+        let home = Home::new();
+        if home.is_sqlite() {
+            return;
+        }
+        for failpoint in MAKE_SPARE {
+            let mut server = home.serve_doomed(&[("TENANT_WARM_POOL", "1"), ("FAILPOINT", failpoint)]);
+            assert_eq!(server.ended().await.signal(), Some(Signal::ABORT.as_raw()), "{failpoint}: {}", server.log());
+            println!("{failpoint}: hit once");
+            let left: Vec<_> = listed(&home).await;
+            home.forget_leases().await;
+            let server = serve(&home, "1", "").await;
+            filled(&home, 1).await;
+            let gone: Vec<_> = left.iter().filter(|spare| !spare.is_ready).collect();
+            let names: Vec<_> = gone.iter().map(|spare| format!("tenantry_spare_{}", spare.tenant_id.uuid().simple())).collect();
+            assert_eq!(home.databases().db_existing(&names).await, Vec::<String>::new(), "{failpoint}");
+            server.stop().await;
+            // The next round begins with none.
+            let server = serve(&home, "0", "").await;
+            filled(&home, 0).await;
+            server.stop().await;
+        }
+    });
 }

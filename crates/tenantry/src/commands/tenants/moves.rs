@@ -7,44 +7,80 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, bail};
-use domain::Tenant;
+use clap::ArgGroup;
+use domain::{Tenant, TenantPlace};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use services::{MoveError, MoveStep, Moved, Services, TableSum};
 
-use super::{Which, find};
+use super::{Which, confirm, find};
 use crate::commands::{complain, say, say_json};
 
 /// Options of `tenantry tenants move`.
 #[derive(clap::Args)]
+#[command(group(ArgGroup::new("what").required(true)))]
 pub struct Arguments {
     #[command(flatten)]
     which: Which,
     /// The server that it goes to, as TENANT_DATABASE_URLS names it
-    #[arg(long, value_name = "SERVER", required_unless_present = "drop_former")]
+    #[arg(long, value_name = "SERVER", group = "what")]
     to: Option<String>,
+    /// How many seconds writes may wait for the last changes and the comparison, before it is given up
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    max_pause: u32,
     /// Drop the database that the tenant has left, once you are sure of the new one
-    #[arg(long, conflicts_with = "to")]
+    #[arg(long, group = "what")]
     drop_former: bool,
+    /// Return to the database that the tenant has left: what was written since is lost
+    #[arg(long, group = "what")]
+    back: bool,
+    /// The tenant's name, which confirms --back, instead of typing it
+    #[arg(long, value_name = "NAME", requires = "back")]
+    confirm: Option<String>,
+    /// Forget what a move has left on a server that is gone for good, without dropping it
+    #[arg(long, group = "what")]
+    forget: bool,
     /// Answer in JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Moves a tenant, or drops what it left.
-pub(super) async fn run(services: &Services, Arguments { which, to, json, .. }: &Arguments) -> Result<ExitCode> {
-    let tenant = find(services, which).await?;
-    match to {
-        Some(to) => move_to(services, &tenant, to, *json).await,
-        None => drop_former(services, &tenant, *json).await,
+/// Moves a tenant, or does something about what it left.
+pub(super) async fn run(services: &Services, arguments: &Arguments) -> Result<ExitCode> {
+    let tenant = find(services, &arguments.which).await?;
+    let Arguments { json, drop_former, back, .. } = arguments;
+    if let Some(to) = &arguments.to {
+        let max_pause = Duration::from_secs(arguments.max_pause.into());
+        return Box::pin(move_to(services, &tenant, to, max_pause, *json)).await;
     }
+    let (told, done) = if *drop_former {
+        ("dropped", services.drop_former(&tenant).await)
+    } else if *back {
+        confirm(&tenant, arguments.confirm.as_deref(), "loses all that was written since the move of", "nothing was changed")?;
+        ("returned_to", services.return_to_former(&tenant).await)
+    } else {
+        ("forgotten", services.forget_former(&tenant).await)
+    };
+    let TenantPlace { server, database, .. } = done.map_err(|problem| anyhow!("tenant {} ({}): {problem}", tenant.name, tenant.id))?;
+    if *json {
+        say_json(&json!({ "id": tenant.id.to_string(), told: { "server": server, "database": database.as_str() } }));
+    } else {
+        match told {
+            "dropped" => say(format_args!("Dropped the former database {database} on server {server}.")),
+            "returned_to" => say(format_args!("Tenant {} ({}) is on server {server} again.", tenant.name, tenant.id)),
+            _ => say(format_args!(
+                "Forgot the database {database} on server {server}. Should that server come back, drop it there yourself."
+            )),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
-async fn move_to(services: &Services, tenant: &Tenant, to: &str, as_json: bool) -> Result<ExitCode> {
+async fn move_to(services: &Services, tenant: &Tenant, to: &str, max_pause: Duration, as_json: bool) -> Result<ExitCode> {
     let progress = Progress::new(as_json);
     let watch = |step| progress.note(step);
     let moved = tokio::select! {
-        moved = Box::pin(services.move_tenant(tenant.id, to, &watch)) => moved,
+        moved = Box::pin(services.move_tenant(tenant.id, to, max_pause, &watch)) => moved,
         _ = tokio::signal::ctrl_c() => {
             progress.end();
             services.settle_move(tenant.id).await?;
@@ -58,7 +94,8 @@ async fn move_to(services: &Services, tenant: &Tenant, to: &str, as_json: bool) 
             say(format_args!("Tenant {} ({}) is on server {server} already.", tenant.name, tenant.id));
             return Ok(ExitCode::SUCCESS);
         }
-        Err(problem) => bail!("tenant {} ({}) was not moved: {}", tenant.name, tenant.id, told(&problem)),
+        Err(problem @ MoveError::Unfinished { .. }) => bail!("tenant {} ({}): {problem}", tenant.name, tenant.id),
+        Err(problem) => bail!("tenant {} ({}) was not moved: {problem}", tenant.name, tenant.id),
     };
     if as_json {
         say_json(&in_json(&moved));
@@ -66,13 +103,6 @@ async fn move_to(services: &Services, tenant: &Tenant, to: &str, as_json: bool) 
         say_moved(&moved);
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn told(problem: &MoveError) -> String {
-    match problem {
-        MoveError::Failed(error) => error.with_causes(),
-        other => other.to_string(),
-    }
 }
 
 fn say_moved(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) {
@@ -85,8 +115,12 @@ fn say_moved(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) {
         copied_in.as_secs_f64(),
         paused_for.as_secs_f64()
     ));
-    say(format_args!("Its former database {} is kept on server {}, closed for writing. To drop it:", former.database, former.server));
+    say(format_args!(
+        "Its former database {} is kept on server {}, closed for writing. To drop it, or to return:",
+        former.database, former.server
+    ));
     say(format_args!("  tenantry tenants move {} --drop-former", tenant.id));
+    say(format_args!("  tenantry tenants move {} --back", tenant.id));
 }
 
 fn in_json(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) -> Value {
@@ -101,17 +135,6 @@ fn in_json(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) -> V
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-async fn drop_former(services: &Services, tenant: &Tenant, as_json: bool) -> Result<ExitCode> {
-    let dropped = services.drop_former(tenant).await;
-    let former = dropped.map_err(|problem| anyhow!("tenant {} ({}): {}", tenant.name, tenant.id, told(&problem)))?;
-    if as_json {
-        say_json(&json!({ "id": tenant.id.to_string(), "dropped": { "server": former.server, "database": former.database.as_str() } }));
-    } else {
-        say(format_args!("Dropped the former database {} on server {}.", former.database, former.server));
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// How a move is going: a spinner on a terminal, lines elsewhere, on standard error.
