@@ -16,6 +16,12 @@ pub async fn take(tx: &mut MainTx, name: &str, holder: Uuid, now: Timestamp, unt
     Ok(changed == 1)
 }
 
+/// Gives up all leases that `holder` has.
+pub async fn release_all(tx: &mut MainTx, holder: Uuid) -> Result<()> {
+    tx.execute("DELETE FROM leases WHERE holder = $1", params![holder]).await?;
+    Ok(())
+}
+
 /// Gives a lease up, if `holder` has it.
 pub async fn release(tx: &mut MainTx, name: &str, holder: Uuid) -> Result<()> {
     tx.execute("DELETE FROM leases WHERE name = $1 AND holder = $2", params![name, holder]).await?;

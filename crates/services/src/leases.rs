@@ -17,6 +17,16 @@ impl Services {
         Ok(held)
     }
 
+    /// Gives up all leases of this instance, which has ended what it did under them.
+    ///
+    /// # Errors
+    /// When the main database is down; then they expire.
+    pub async fn release_leases(&self) -> Result<()> {
+        let mut tx = self.main().begin().await?;
+        leases::release_all(&mut tx, self.0.instance).await?;
+        Ok(tx.commit().await?)
+    }
+
     /// Gives a lease up, if this instance has it.
     pub(crate) async fn release_lease(&self, name: &str) -> Result<()> {
         let mut tx = self.main().begin().await?;

@@ -29,6 +29,8 @@ const REFILL_DELAY: Duration = Duration::from_secs(1);
 /// How many connections the page of metrics takes at once, and how long it has at the end.
 const METRICS_CONNECTIONS: usize = 16;
 const METRICS_GRACE: Duration = Duration::from_secs(1);
+/// How long giving up leases may take at the end.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often expired sessions are forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -61,10 +63,15 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
         let limits = Limits { max_connections: METRICS_CONNECTIONS, shutdown_grace: METRICS_GRACE, ..Limits::default() };
         tokio::spawn(server::serve(listener, metrics::router(services.clone()), limits, stop.clone()));
     }
-    let housekeeping = tokio::spawn(keep_house(services));
+    let housekeeping = tokio::spawn(keep_house(services.clone()));
     tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
     let report = server::serve(listener, app, limits, stop).await;
     housekeeping.abort();
+    // What was interrupted, others go on with at once.
+    let _was_aborted = housekeeping.await;
+    if !matches!(timeout(RELEASE_PATIENCE, services.release_leases()).await, Ok(Ok(()))) {
+        tracing::warn!("this instance's leases could not be given up; they expire by themselves");
+    }
     tracing::info!(connections_cut = report.connections_cut, "stopped");
     Ok(ExitCode::SUCCESS)
 }

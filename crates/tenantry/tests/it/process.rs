@@ -179,7 +179,7 @@ pub(crate) fn repeatedly(test: impl AsyncFn() + Sync) {
     });
 }
 
-const CRASHES_AT_ONCE: usize = 4;
+const CRASHES_AT_ONCE: usize = 8;
 
 #[expect(clippy::disallowed_methods, reason = "how often is for whoever runs the tests to say")]
 fn crash_runs() -> usize {
