@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::value_parser;
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Tenants
     #[arg(long, default_value_t = 500, value_parser = value_parser!(u16).range(20..=20_000))]
     tenants: u16,
+    /// Tenants that are worked in; all, unless it is said. The others only are there
+    #[arg(long, value_parser = value_parser!(u16).range(20..=20_000))]
+    active: Option<u16>,
     /// Tenants that are made to see how long that takes, in each way
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u16).range(1..=1_000))]
     creations: u16,
@@ -44,6 +47,7 @@ pub(crate) struct Options {
 pub(crate) struct Fleet {
     engine: &'static str,
     tenants: u16,
+    active: u16,
     budget: u16,
     findings: Vec<(&'static str, f64)>,
 }
@@ -54,6 +58,7 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
     let mut note = |what, value| findings.push((what, value));
 
     progress("creations");
+    let active = options.active.unwrap_or(options.tenants).min(options.tenants);
     let server = tenantry.start_with(&[("TENANT_WARM_POOL", "0")])?;
     let mut api = Connection::open(server.address).await?;
     let user = User::register(&mut api, "fleet@example.com").await?;
@@ -64,10 +69,13 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
     note("creation, p99 ms", millis(copied.percentile(99)));
     server.stop()?;
     if let Some(spares) = place.spares() {
-        let pool = options.creations.to_string();
+        let pool = (options.creations + 1).to_string();
         let server = tenantry.start_with(&[("TENANT_WARM_POOL", &pool)])?;
-        spares.wait_for(options.creations.into()).await?;
-        let claimed = creations(&mut Connection::open(server.address).await?, &user, options.creations).await?;
+        spares.wait_for(i64::from(options.creations) + 1).await?;
+        let mut api = Connection::open(server.address).await?;
+        // As above.
+        Tenant::create(&mut api, &user).await?;
+        let claimed = creations(&mut api, &user, options.creations).await?;
         note("creation from the warm pool, p50 ms", millis(claimed.percentile(50)));
         note("creation from the warm pool, p99 ms", millis(claimed.percentile(99)));
         note("p99 from the warm pool / by copying", ratio(claimed.percentile(99), copied.percentile(99)));
@@ -79,10 +87,33 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
     let server = tenantry.start_with(&[("TENANT_CONNECTION_BUDGET", &enough)])?;
     let mut api = Connection::open(server.address).await?;
     let mut gets = Vec::new();
-    for _ in 0..options.tenants {
+    for n in 0..options.tenants {
         let tenant = Tenant::create(&mut api, &user).await?;
-        let document: Uuid = user.uploaded(&mut api, &tenant, SMALL).await?;
-        gets.push((tenant, document));
+        if n < active {
+            let document: Uuid = user.uploaded(&mut api, &tenant, SMALL).await?;
+            gets.push((tenant, document));
+        }
+    }
+    server.stop()?;
+
+    progress("cold tenants");
+    let server = tenantry.start_with(&[("TENANT_CONNECTION_BUDGET", &enough)])?;
+    let mut api = Connection::open(server.address).await?;
+    let before = server.memory()?;
+    note("resident memory with all tenants idle, MiB", before);
+    let mut cold = Histogram::default();
+    for (tenant, document) in &gets {
+        let request = user.get_document(tenant, *document);
+        let began = std::time::Instant::now();
+        let (status, _) = api.exchange(&request).await?;
+        ensure!(status == 200, "a document is answered with {status}");
+        cold.record(began.elapsed());
+    }
+    note("first request to a tenant, p50 ms", millis(cold.percentile(50)));
+    note("first request to a tenant, p99 ms", millis(cold.percentile(99)));
+    note("memory per tenant that is open and idle, KiB", (server.memory()? - before) * 1024.0 / f64::from(active));
+    if let Some(sessions) = place.sessions() {
+        note("PostgreSQL's memory per connection, MiB (private)", sessions.private_memory().await?);
     }
     let requests = |order: &[usize]| -> Arc<[Request]> { order.iter().map(|n| user.get_document(&gets[*n].0, gets[*n].1)).collect() };
     let in_turn: Vec<usize> = (0..gets.len()).collect();
@@ -95,11 +126,30 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
     };
     run(&server, &requests(&in_turn), CLIENTS, seconds).await?;
     let single = run(&server, &one, CLIENTS, seconds).await?;
-    for (name, load) in [("uniform / one tenant, enough connections", &uniform), ("Zipf / one tenant, enough connections", &zipf)] {
-        note(name, rate(&run(&server, load, CLIENTS, seconds).await?) / rate(&single));
+    let mut rate_of_uniform = 0.0;
+    for (name, p50, load) in [
+        ("uniform / one tenant", "uniform / one tenant, p50", &uniform),
+        ("Zipf / one tenant", "Zipf / one tenant, p50", &zipf),
+    ] {
+        let outcome = run(&server, load, CLIENTS, seconds).await?;
+        if name.starts_with("uniform") {
+            rate_of_uniform = rate(&outcome);
+        }
+        note(name, rate(&outcome) / rate(&single));
+        note(p50, ratio(outcome.latencies.percentile(50), single.latencies.percentile(50)));
+        note("failed", outcome.failed as f64);
     }
     note("resident memory, MiB", server.memory()?);
     server.stop()?;
+    if let Some(sessions) = place.sessions() {
+        progress("bare connections");
+        let databases: Vec<_> = gets.iter().map(|(tenant, document)| (tenant.database.as_str(), *document)).collect();
+        let finders = sessions.finders(&databases).await?;
+        let alone = finders.found_per_second(&[0], CLIENTS, seconds).await?;
+        let many = finders.found_per_second(&self::uniform(gets.len()), CLIENTS, seconds).await?;
+        note("bare connections: uniform / one tenant", many / alone);
+        note("uniform / bare connections, uniform", rate_of_uniform / many);
+    }
 
     if let Some(sessions) = place.sessions() {
         progress("few connections");
@@ -133,7 +183,7 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
         note("p99 of hot tenants beside cold ones / alone", ratio(beside.latencies.percentile(99), alone.latencies.percentile(99)));
         server.stop()?;
     }
-    Ok(Fleet { engine: place.engine(), tenants: options.tenants, budget: options.budget, findings })
+    Ok(Fleet { engine: place.engine(), tenants: options.tenants, active, budget: options.budget, findings })
 }
 
 async fn creations(api: &mut Connection, user: &User, count: u16) -> Result<Histogram> {
@@ -208,7 +258,8 @@ impl fmt::Display for Fleet {
         for (what, value) in &self.findings {
             table.add_row([(*what).to_owned(), format!("{value:.3}")]);
         }
-        write!(f, "{}, {} tenants, budget of {} where connections don't suffice\n{table}", self.engine, self.tenants, self.budget)
+        let Self { engine, tenants, active, budget, .. } = self;
+        write!(f, "{engine}, {tenants} tenants, {active} of them in use, budget of {budget} where connections don't suffice\n{table}")
     }
 }
 

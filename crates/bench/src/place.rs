@@ -1,11 +1,17 @@
 //! Where the measured server keeps its data: a temporary directory, and for PostgreSQL a database of its own.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
+use futures_util::future::try_join_all;
+use models::documents;
 use tempfile::TempDir;
 use tokio_postgres::NoTls;
 use url::Url;
+use uuid::Uuid;
 
 use crate::{fixture::Fixture, floors::DatabaseFloor, process::Tenantry};
 
@@ -134,6 +140,27 @@ impl Sessions<'_> {
         Ok(connect(self.0.url.as_str()).await?.query_one(sum, &[]).await?.get(0))
     }
 
+    /// How much memory a session to a tenant's database takes that nobody else shares, in MiB: the median of those that there
+    /// are. Only where the server runs on this machine.
+    pub(crate) async fn private_memory(&self) -> Result<f64> {
+        let pids = "SELECT pid FROM pg_stat_activity WHERE datname LIKE 'tenant\\_%' AND backend_type = 'client backend'";
+        let rows = connect(self.0.url.as_str()).await?.query(pids, &[]).await?;
+        let mut private: Vec<f64> = rows.iter().filter_map(|row| private_memory_of(row.get(0))).collect();
+        private.sort_by(f64::total_cmp);
+        Ok(private.get(private.len() / 2).copied().unwrap_or(f64::NAN))
+    }
+
+    /// A connection to each of these databases, with nothing of the product around it.
+    pub(crate) async fn finders(&self, databases: &[(&str, Uuid)]) -> Result<Finders> {
+        let mut finders = Vec::new();
+        for (database, document) in databases {
+            let client = connect(&self.0.url_of(database)).await?;
+            let statement = client.prepare(&documents::FIND.replace("$1", &format!("'{document}'"))).await?;
+            finders.push((client, statement));
+        }
+        Ok(Finders(finders))
+    }
+
     /// The outcome of some work, and how many were open at most meanwhile.
     pub(crate) async fn watch<T>(&self, work: impl Future<Output = Result<T>>) -> Result<(T, f64)> {
         let server = connect(self.0.url.as_str()).await?;
@@ -149,6 +176,36 @@ impl Sessions<'_> {
                 }
             }
         }
+    }
+}
+
+/// Anonymous memory that a process shares with nobody.
+fn private_memory_of(pid: i32) -> Option<f64> {
+    let told = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let kib = |name: &str| told.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
+    Some((kib("Private_Dirty:")? + kib("Private_Clean:")?) / 1024.0)
+}
+
+/// Bare connections that find documents with the product's own statement.
+pub(crate) struct Finders(Vec<(tokio_postgres::Client, tokio_postgres::Statement)>);
+
+impl Finders {
+    /// Documents found per second by so many who ask at the same time, in an order of databases. Several who ask one database
+    /// share its connection, as in the product.
+    pub(crate) async fn found_per_second(&self, order: &[usize], askers: usize, duration: Duration) -> Result<f64> {
+        let began = Instant::now();
+        let ask = async |asker: usize| -> Result<u64> {
+            let mut found = 0;
+            let from_here = order.iter().cycle().skip(asker * order.len() / askers);
+            for n in from_here.take_while(|_| began.elapsed() < duration) {
+                let (client, statement) = &self.0[*n];
+                client.query_one(statement, &[]).await?;
+                found += 1;
+            }
+            Ok(found)
+        };
+        let found = try_join_all((0..askers).map(ask)).await?;
+        Ok(found.iter().sum::<u64>() as f64 / began.elapsed().as_secs_f64())
     }
 }
 
