@@ -15,6 +15,7 @@ use crate::{
     place::Place,
     process::{Server, Tenantry},
     progress,
+    report::median,
 };
 
 /// Connections that ask at the same time.
@@ -22,6 +23,8 @@ const CLIENTS: usize = 32;
 /// Tenants in constant use, and connections that use them.
 const HOT: usize = 10;
 const HOT_CLIENTS: usize = 8;
+/// How often what is compared is measured, for the median.
+const ROUNDS: usize = 3;
 /// Bytes of each tenant's document.
 const SMALL: usize = 1_000;
 
@@ -125,20 +128,20 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
         async move { load.run().await }
     };
     run(&server, &requests(&in_turn), CLIENTS, seconds).await?;
-    let single = run(&server, &one, CLIENTS, seconds).await?;
-    let mut rate_of_uniform = 0.0;
-    for (name, p50, load) in [
-        ("uniform / one tenant", "uniform / one tenant, p50", &uniform),
-        ("Zipf / one tenant", "Zipf / one tenant, p50", &zipf),
-    ] {
-        let outcome = run(&server, load, CLIENTS, seconds).await?;
-        if name.starts_with("uniform") {
-            rate_of_uniform = rate(&outcome);
-        }
-        note(name, rate(&outcome) / rate(&single));
-        note(p50, ratio(outcome.latencies.percentile(50), single.latencies.percentile(50)));
-        note("failed", outcome.failed as f64);
+    // Close to each other in time, several times: the machine is not the same from one moment to the next.
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        let single = run(&server, &one, CLIENTS, seconds).await?;
+        rounds.push((run(&server, &uniform, CLIENTS, seconds).await?, run(&server, &zipf, CLIENTS, seconds).await?, single));
     }
+    let median_of = |figure: &dyn Fn(&Outcome, &Outcome, &Outcome) -> f64| median(rounds.iter().map(|(u, z, one)| figure(u, z, one)));
+    let p50 = |outcome: &Outcome| outcome.latencies.percentile(50);
+    note("uniform / one tenant", median_of(&|uniform, _, one| rate(uniform) / rate(one)));
+    note("uniform / one tenant, p50", median_of(&|uniform, _, one| ratio(p50(uniform), p50(one))));
+    note("Zipf / one tenant", median_of(&|_, zipf, one| rate(zipf) / rate(one)));
+    note("Zipf / one tenant, p50", median_of(&|_, zipf, one| ratio(p50(zipf), p50(one))));
+    note("failed", rounds.iter().map(|(uniform, zipf, _)| uniform.failed + zipf.failed).sum::<u64>() as f64);
+    let rate_of_uniform = median_of(&|uniform, _, _| rate(uniform));
     note("resident memory, MiB", server.memory()?);
     server.stop()?;
     if let Some(sessions) = place.sessions() {

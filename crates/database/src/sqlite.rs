@@ -51,7 +51,7 @@ const TOO_LONG_HERE: Duration = Duration::from_millis(10);
 const SLOW_LASTS: Duration = Duration::from_millis(100);
 /// How long readers take it that the file under a name is the one that it was. Nobody can tell whether a read began before the
 /// file was exchanged or so little after; a write always looks.
-const SAME_FILE: Duration = Duration::from_millis(50);
+const SAME_FILE: Duration = Duration::from_millis(250);
 /// Read connections per file. More than there are read threads would only wait for each other.
 const READERS_PER_FILE: usize = 4;
 /// Prepared statements kept per connection: more than the models have.
@@ -297,6 +297,9 @@ pub(crate) fn open_file(path: &Path, access: Access, identity: Option<TenantId>)
     if let Some(tenant_id) = identity {
         check_identity(&connection, tenant_id)?;
     }
+    if access == Access::Read {
+        limit(&mut connection).map_err(from_rusqlite)?;
+    }
     Ok(connection)
 }
 
@@ -396,18 +399,9 @@ impl SqliteConnection {
         if open.is_slow_until.is_some_and(|until| began < until) {
             return None;
         }
-        let connection = &mut open.connection;
-        let limit = |connection: &mut Connection| {
-            connection.busy_timeout(Duration::ZERO)?;
-            connection.progress_handler(INSTRUCTIONS_HERE, Some(|| true))
-        };
-        let lift = |connection: &mut Connection| {
-            connection.progress_handler(0, None::<fn() -> bool>)?;
-            connection.busy_timeout(BUSY_TIMEOUT)
-        };
-        let outcome = limit(connection).map_err(from_rusqlite).and_then(|()| run_statement(connection, statement));
+        let outcome = run_statement(&open.connection, statement);
         open.is_slow_until = (began.elapsed() > TOO_LONG_HERE).then(|| began + SLOW_LASTS);
-        match lift(connection).map_err(from_rusqlite).and(outcome) {
+        match outcome {
             Err(Error::Busy(_)) => None,
             outcome => Some(outcome),
         }
@@ -425,9 +419,12 @@ impl SqliteConnection {
         let wanted = Wanted::default();
         let still_wanted = Arc::clone(&wanted.0);
         let (lease, result) = on_thread(&self.threads, move || {
-            let result = match &mut lease.connection {
-                Some(open) => interruptible(&mut open.connection, still_wanted, job),
-                None => Err(Error::internal("the connection was lost")),
+            let result = match (&mut lease.connection, &lease.home) {
+                (Some(open), Home::Writer(..)) => interruptible(&mut open.connection, still_wanted, job),
+                (Some(open), Home::Reader(..)) => {
+                    unlimited(&mut open.connection, |connection| interruptible(connection, still_wanted, job))
+                }
+                (None, _) => Err(Error::internal("the connection was lost")),
             };
             (lease, result)
         })
@@ -450,6 +447,20 @@ impl Drop for Wanted {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
+}
+
+/// Lets a reader's statements take and wait for so little that they may run on an async thread.
+fn limit(connection: &mut Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::ZERO)?;
+    connection.progress_handler(INSTRUCTIONS_HERE, Some(|| true))
+}
+
+/// Runs `job` on a reader without those limits.
+fn unlimited<T>(connection: &mut Connection, job: impl FnOnce(&mut Connection) -> Result<T>) -> Result<T> {
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(from_rusqlite)?;
+    let result = job(connection);
+    limit(connection).map_err(from_rusqlite)?;
+    result
 }
 
 /// Runs `job` until it ends, takes too long, or nobody waits for it any more.
@@ -482,6 +493,12 @@ pub(crate) fn run(connection: &Connection, sql: &str, params: &[Value]) -> Resul
     let sql = sql.strip_suffix(" FOR UPDATE").unwrap_or(sql);
     let mut statement = connection.prepare_cached(sql).map_err(from_rusqlite)?;
     for position in 1..=statement.parameter_count() {
+        if let [only] = params
+            && position == 1
+        {
+            statement.raw_bind_parameter(1, only).map_err(from_rusqlite)?;
+            continue;
+        }
         // SQLite numbers `$2` by where it first occurs, not by its name.
         let number = statement.parameter_name(position).and_then(|name| name.strip_prefix('$')?.parse::<usize>().ok());
         let value = number.and_then(|n| params.get(n.checked_sub(1)?));

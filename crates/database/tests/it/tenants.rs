@@ -155,7 +155,7 @@ async fn swap(engine: &Engine, one: &TenantPlace, other: &TenantPlace) {
             fs::rename(from, to).unwrap();
         }
         // For so long readers may take it that nothing was exchanged.
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
     } else {
         engine.close_idle(&[one.clone(), other.clone()]).await;
         let admin = engine.admin().await;
