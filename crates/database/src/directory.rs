@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Open SQLite files at most, and handles of PostgreSQL databases. One that is closed for want of room is opened again at
-/// the next request. A file takes some 200 KB.
+/// the next request. A file takes some 160 KB.
 const OPEN_DATABASES: u64 = 1_000;
 /// File descriptors that an open SQLite file may take: three for its writer and three for each reader, of which few have more
 /// than one; with what sockets and uploads want besides.

@@ -37,6 +37,25 @@ async fn the_same_content_uploaded_at_once_is_one_file() {
     assert_eq!(alice.downloads(&acme, &uploads[7].id()).await, b"the same");
 }
 
+/// Ten identical requests make ten tenants, which is what was asked for, each whole and on its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn ten_tenants_of_one_name_at_once_are_ten_tenants() {
+    let app = TestApp::new().await;
+    let alice = app.user("alice").await;
+    let wanted = json!({ "name": "Acme" });
+    let requests = (0..10).map(|_| alice.post("/api/tenants", &wanted));
+    let made: Vec<String> = join_all(requests).await.into_iter().map(|reply| reply.expect(201).id()).collect();
+    let uploads = join_all(made.iter().map(|tenant| alice.uploads(tenant, "a.txt", tenant.as_str()))).await;
+    for (tenant, upload) in made.iter().zip(&uploads) {
+        let listed = alice.get(&format!("/api/tenants/{tenant}/documents")).await.expect(200);
+        assert_eq!(listed.items().len(), 1, "its own document and no other's");
+        assert_eq!(alice.downloads(tenant, &upload.id()).await, tenant.as_bytes());
+    }
+    let databases: BTreeSet<_> =
+        alice.get("/api/tenants").await.expect(200).items().iter().map(|tenant| tenant["id"].to_string()).collect();
+    assert_eq!(databases.len(), 10);
+}
+
 /// Planted, on PostgreSQL: `lock_member` without `tenants::lock`. Said: `left: (2, 0), right: (1, 1)`, both had left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_two_last_admins_one_stays() {
