@@ -20,7 +20,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use testkit::Persona;
 
-use crate::process::{Home, PATIENCE, Ran, Server, repeatedly};
+use crate::process::{Home, PATIENCE, Ran, Server, on_terminal, repeatedly};
 
 /// A crash at every step of migrating a tenant's database.
 pub(crate) const MIGRATE: &[&str] = &["migration.applied", "migration.noting", "migration.noted"];
@@ -228,6 +228,24 @@ async fn programs_of_two_versions_work_in_a_fleet_while_it_is_migrated() {
     }
     before.stop().await;
     home.settle(after).await;
+}
+
+#[tokio::test]
+async fn a_terminal_shows_how_far_it_is() {
+    let home = Home::new();
+    let server = home.serve().await;
+    let (_, tenants) = fleet(&server, 4).await;
+    let later = Later::new(&home, &[ADDS]);
+    let (ran, seen) = on_terminal(&mut later.command(&["migrate", "--waves", "1,100%"]));
+    assert!(ran.expect(0).out.contains("4 migrated"));
+    // A bar with what is done, the rate, the time that is left, and the wave.
+    let bar = seen.split('\r').find(|line| line.contains("/4 tenants, ")).unwrap_or_else(|| panic!("{seen:?}"));
+    assert!(bar.contains("/s, ") && bar.contains(" left"), "{bar:?}");
+    assert!(seen.contains("wave 1 of 2: 1 tenants"), "{seen:?}");
+    // It is taken away at the end: what stays is the answer.
+    assert!(!seen.trim_end().ends_with("left"), "{seen:?}");
+    assert_eq!(versions(&home, &tenants).await, [2; 4]);
+    home.settle(server).await;
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
+    io::Read,
     path::Path,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
@@ -10,7 +11,11 @@ use std::{
 };
 
 use reqwest::{Client, StatusCode, redirect};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Winsize, tcsetwinsize},
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use testkit::{Persona, TestDatabases, invariants};
@@ -160,6 +165,30 @@ impl Ran {
         assert_eq!((self.code, self.err.lines().count()), (Some(code), 1), "{self:#?}");
         self.err.trim_end()
     }
+}
+
+/// Runs a command whose standard error is a terminal of 100 columns. Answers how it ended, and what somebody who sat there saw.
+pub(crate) fn on_terminal(command: &mut Command) -> (Ran, String) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let size = Winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&ours, size).unwrap();
+    let path = ptsname(&ours, Vec::new()).unwrap();
+    let theirs = File::options().read(true).write(true).open(Path::new(path.to_str().unwrap())).unwrap();
+    let mut ours = File::from(ours);
+    let seen = std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        // Ends with an error when nobody has the other side open any more.
+        drop(ours.read_to_end(&mut seen));
+        String::from_utf8_lossy(&seen).into_owned()
+    });
+    let child = command.env("TERM", "xterm").stderr(theirs).stdout(Stdio::piped()).spawn().unwrap();
+    let Output { status, stdout, .. } = child.wait_with_output().unwrap();
+    // The command still holds its copy of the other side.
+    command.stderr(Stdio::null());
+    let ran = Ran { code: status.code(), out: String::from_utf8(stdout).unwrap(), err: String::new() };
+    (ran, seen.join().unwrap())
 }
 
 /// Runs a test of crashes as often as `CRASH_RUNS` says, once when it says nothing: several at a time, for they mostly wait, each
