@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
@@ -267,7 +269,7 @@ impl TenantDatabases {
             None => Err(Error::internal(format!("no server is named {server}"))),
             Some(Server::Sqlite { folder, .. }) => {
                 let folder = folder.clone();
-                self.threads.run(move || fs::create_dir_all(folder).map_err(Error::unavailable)).await
+                self.threads.run(move || make_private_folder(&folder).map_err(Error::unavailable)).await
             }
             Some(Server::Postgres { server, maintenance }) => server.ping(maintenance).await,
         }
@@ -295,7 +297,7 @@ const UNFINISHED: &str = "new";
 /// Makes a tenant's file whole beside its place and moves it there, so that it is either complete or not there at all.
 fn create_file(folder: &Path, place: &TenantPlace, template: &OnceLock<Vec<u8>>) -> Result<bool> {
     let path = file_of(folder, place);
-    fs::create_dir_all(folder).map_err(Error::unavailable)?;
+    make_private_folder(folder).map_err(Error::unavailable)?;
     // One at a time over all processes: of two that make the same file, the slower one must not put its empty one in the
     // place of the other's, which is in use by then.
     let making = fs::File::open(folder).map_err(Error::unavailable)?;
@@ -355,10 +357,20 @@ fn is_there(path: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
+/// Makes a folder that only its owner may look into, unless it is there.
+fn make_private_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Writes a file that only its owner may read. SQLite gives its log the same permissions.
+fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(content)
+}
+
 /// Writes a database that nobody reads yet; nothing of it is durable.
 fn write_unfinished(path: &Path, content: &[u8], schema: Schema) -> Result<()> {
     // What an interrupted attempt left: its log would be taken for the new file's.
-    remove_database(path).and_then(|()| fs::write(path, content)).map_err(Error::unavailable)?;
+    remove_database(path).and_then(|()| write_private(path, content)).map_err(Error::unavailable)?;
     let connection = open_file(path, Access::Write, None)?;
     connection.execute_batch("PRAGMA synchronous = OFF").map_err(from_rusqlite)?;
     migrate_sqlite_connection(&connection, schema)?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use domain::{Error, Result};
-use models::{Connections, access_changes};
+use models::{Connections, access_changes, tenants};
 use tokio::{sync::Mutex, time::timeout};
 
 use crate::Services;
@@ -79,7 +79,24 @@ impl Services {
             check(format!("tenant databases ({server})"), ping).await
         });
         let (main, storage, servers) = tokio::join!(main, storage, futures_util::future::join_all(servers));
-        [main, storage].into_iter().chain(servers).collect()
+        [main, storage].into_iter().chain(servers).chain(self.find_unknown_servers().await.unwrap_or_default()).collect()
+    }
+
+    /// Servers that hold tenants' databases and that the configuration does not name (any more).
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn find_unknown_servers(&self) -> Result<Vec<Dependency>> {
+        let holding = tenants::count_by_server(&mut self.main().read().await?).await?;
+        let is_known = |server: &str| self.0.parts.tenant_databases.servers().any(|known| known == server);
+        let unknown = holding.into_iter().filter(|(server, _)| !is_known(server)).map(|(server, count)| Dependency {
+            problem: Some(Error::Unavailable {
+                dependency: "server",
+                source: format!("{count} tenants are there, and TENANT_DATABASE_URLS does not name it").into(),
+            }),
+            name: format!("tenant databases ({server})"),
+        });
+        Ok(unknown.collect())
     }
 
     async fn check_main_database(&self) -> Result<()> {

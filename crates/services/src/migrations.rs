@@ -71,7 +71,7 @@ pub enum MigrationStep<'a> {
 pub struct FleetMigration {
     /// The schema's version that every tenant's database is to have.
     pub wanted_version: i64,
-    /// How many tenants are in use.
+    /// How many tenants are in use, of those that are meant.
     pub total: u64,
     /// How many of them have it, or a later one, already.
     pub up_to_date: u64,
@@ -146,13 +146,13 @@ impl Services {
         let wanted_version = tenant_schema_version();
         let mut connection = self.main().read().await?;
         let mut outdated = tenants::list_before_version(&mut connection, wanted_version).await?;
-        let all_outdated = outdated.len() as u64;
+        let versions = tenants::count_by_schema_version(&mut connection).await?;
+        let mut total: u64 = versions.iter().map(|(_, tenants)| tenants).sum();
         if let Some(only) = only {
             outdated.retain(|tenant| only.contains(&tenant.id));
+            total = only.len() as u64;
         }
-        let versions = tenants::count_by_schema_version(&mut connection).await?;
-        let total: u64 = versions.iter().map(|(_, tenants)| tenants).sum();
-        let up_to_date = total.saturating_sub(all_outdated);
+        let up_to_date = total.saturating_sub(outdated.len() as u64);
         Ok(FleetMigration { wanted_version, total, up_to_date, outdated, ..FleetMigration::default() })
     }
 

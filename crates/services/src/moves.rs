@@ -69,7 +69,7 @@ pub enum MoveError {
         known: Vec<String>,
     },
     /// Another process works on it.
-    #[error("another process is moving its database")]
+    #[error("another process is moving its database (or died within the last half minute: then `tenantry serve` takes that back)")]
     UnderWay,
     /// It was moved before, and what it left must go first.
     #[error("its former database is still kept on server {0}; first drop that with --drop-former, or return to it with --back")]
@@ -97,8 +97,11 @@ pub enum MoveError {
     #[error("it is {}", .0.as_str())]
     NotInUse(Provisioning),
     /// Something is there that is not ours to overwrite.
-    #[error("server {0} has a database of this name already")]
+    #[error("server {0} has a database of this name already; should an earlier move have left it there, drop it on that server")]
     NameTaken(String),
+    /// What is to be forgotten can be dropped.
+    #[error("server {0} answers: use --drop-former, which leaves nothing there")]
+    NotGone(String),
     /// Copying the last changes and comparing would keep writes waiting for longer than allowed.
     #[error("writes would have to wait for longer than the {} s that they may: see --max-pause", .0.as_secs())]
     PauseTooLong(Duration),
@@ -458,7 +461,7 @@ impl Services {
     /// Forgets what a move left on a server, without dropping it. Answers where that may still be.
     ///
     /// # Errors
-    /// When nothing is left, or the main database is down.
+    /// When nothing is left, the server answers, or the main database is down.
     pub async fn forget_former(&self, tenant: &Tenant) -> Result<TenantPlace, MoveError> {
         let mut tx = self.main().begin().await?;
         let found = moves::find(&mut tx, tenant.id).await?;
@@ -469,9 +472,21 @@ impl Services {
             }
             _ => return Err(MoveError::NoFormer),
         };
+        if self.0.parts.tenant_databases.ping(&server).await.is_ok() {
+            return Err(MoveError::NotGone(server));
+        }
         moves::delete(&mut tx, &the_move).await?;
         tx.commit().await?;
         Ok(on(tenant, &server))
+    }
+
+    /// Whether a former database of a tenant's is kept, which it may return to.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn has_former(&self, tenant_id: TenantId) -> Result<bool> {
+        let found = moves::find(&mut self.main().read().await?, tenant_id).await?;
+        Ok(found.is_some_and(|found| found.state == MoveState::Kept))
     }
 
     /// Whether a tenant's database is moving, or a former one is kept.

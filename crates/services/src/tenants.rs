@@ -14,7 +14,10 @@ use futures_util::StreamExt;
 use models::{documents, files, members, moves, outbox, spares, tenant_schema_digest, tenant_schema_version, tenants, users};
 use serde_json::json;
 
-use crate::{Caller, Services, access::require};
+use crate::{
+    Caller, Services,
+    access::{NOTICED_AFTER, require},
+};
 
 /// A tenant whose making took this long was probably left by a crash. If it was not, two complete it, which does no harm.
 const ABANDONED_AFTER: Duration = Duration::from_secs(30);
@@ -274,7 +277,8 @@ impl Services {
         self.change_tenant(tenant_id, Some(caller.user_id()), None, Some(false)).await.map(drop)
     }
 
-    /// Makes a tenant inactive, or active again, for the operator. Answers whether it was not so already.
+    /// Makes a tenant inactive, or active again, for the operator: everywhere, when this returns. Answers whether it was not so
+    /// already.
     ///
     /// # Errors
     /// [`Error::NotFound`] when it is gone or being deleted.
@@ -285,6 +289,7 @@ impl Services {
             return Ok(false);
         }
         self.change_tenant(tenant_id, None, None, Some(is_active)).await?;
+        tokio::time::sleep(NOTICED_AFTER).await;
         Ok(true)
     }
 

@@ -40,7 +40,10 @@ impl Deletion {
 }
 
 fn being_moved() -> Error {
-    Error::Unavailable { dependency: "tenant database", source: "it is being moved to another server; delete it when it is there".into() }
+    Error::Unavailable {
+        dependency: "tenant database",
+        source: "it is being moved to another server, or was until just now; try again when that has ended".into(),
+    }
 }
 
 impl Services {

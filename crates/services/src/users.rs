@@ -4,7 +4,7 @@ use domain::{Conflict, Email, Error, Member, NewPassword, Noun, Page, PageReques
 use models::{members, outbox, sessions, users};
 use serde_json::json;
 
-use crate::{Caller, Services};
+use crate::{Caller, Services, access::NOTICED_AFTER};
 
 /// What it takes to have an account.
 #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ impl Services {
         Ok(users::find_by_email(&mut self.main().read().await?, email).await?)
     }
 
-    /// Lets a user log in again, or no longer; then all the user's sessions end at once.
+    /// Lets a user log in again, or no longer: everywhere, when this returns. All the user's sessions end then.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is no such user.
@@ -102,6 +102,8 @@ impl Services {
         if !is_active {
             sessions::end_all_of(&mut tx, user_id, now).await?;
         }
-        self.commit_access_change(tx, user_id).await
+        self.commit_access_change(tx, user_id).await?;
+        tokio::time::sleep(NOTICED_AFTER).await;
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Tenants' databases: made, found, kept apart, dropped.
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use database::{Error, TenantDatabase, params};
 use domain::TenantPlace;
@@ -28,6 +28,21 @@ async fn refused(engine: &Engine, place: &TenantPlace) {
         let writing = tenant.begin().await;
         assert!(matches!(writing, Err(Error::Unavailable(_))), "{writing:?}");
     }
+}
+
+#[tokio::test]
+async fn a_file_is_its_owners_to_read_and_nobody_elses() {
+    on_every_engine(async |engine| {
+        let place = engine.place();
+        let Some(file) = engine.file_of(&place) else { return };
+        engine.make(&place).await;
+        remember(&engine.tenants.open(&place).unwrap(), "secret").await;
+        for path in [file.parent().unwrap().to_owned(), file.clone(), file.with_extension("sqlite3-wal")] {
+            let mode = fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{}: {mode:o}", path.display());
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -35,11 +35,11 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
                 total.files += files;
                 total.uploads += uploads;
             }
-            Err(error) => failed.push(format!("{}: {error}", tenant.place.database)),
+            Err(error) => failed.push(format!("{}: {}", tenant.place.database, error.with_causes())),
         }
     }
     let objects = services.collect_late_objects().await.unwrap_or_else(|error| {
-        failed.push(format!("deleted tenants: {error}"));
+        failed.push(format!("deleted tenants: {}", error.with_causes()));
         0
     });
     if arguments.json {

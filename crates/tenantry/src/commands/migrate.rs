@@ -101,7 +101,10 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
 async fn migrate(services: &Services, options: &Options) -> Result<ExitCode> {
     let mut only = Vec::new();
     for tenant in &options.tenant {
-        only.push(tenants::find(services, &tenants::Which { tenant: tenant.clone() }).await?.id);
+        let id = tenants::find(services, &tenants::Which { tenant: tenant.clone() }).await?.id;
+        if !only.contains(&id) {
+            only.push(id);
+        }
     }
     let plan = options.plan();
     let planned = services.plan_migration((!only.is_empty()).then_some(&only)).await.context("list the tenants")?;

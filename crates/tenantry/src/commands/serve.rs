@@ -8,7 +8,7 @@ use api::{
     server::{self, Limits},
 };
 use domain::SystemClock;
-use services::Services;
+use services::{Dependency, Services};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -45,6 +45,9 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let address = listener.local_addr()?;
     let metrics_listener = config.server.metrics_address.map(|address| listen(address, "METRICS_ADDRESS")).transpose()?;
     main.migrate().await.context("bring the main database up to date")?;
+    for Dependency { name, problem } in services.find_unknown_servers().await? {
+        tracing::warn!("{name}: {}", problem.map_or_else(String::new, |problem| problem.with_causes()));
+    }
     let settings = api::Settings {
         public_url: config.server.public_url.clone(),
         cors_origins: match &config.cors.origins {

@@ -355,7 +355,13 @@ async fn delete(services: &Services, arguments: &Delete) -> Result<ExitCode> {
 }
 
 async fn delete_living(services: &Services, tenant: &Tenant) -> Result<Deletion> {
-    services.delete_tenant(tenant).await.context("delete the tenant; the same command goes on where it stopped")?;
+    if let Err(error) = services.delete_tenant(tenant).await {
+        let (name, id, problem) = (&tenant.name, tenant.id, error.with_causes());
+        match services.find_tenants(&id.to_string()).await?.first() {
+            Some(now) if now.provisioning != Provisioning::Deleting => bail!("tenant {name} ({id}) was not deleted: {problem}"),
+            _ => bail!("tenant {name} ({id}) is half deleted, and the same command goes on where it stopped: {problem}"),
+        }
+    }
     let tombstone = services.find_tombstone(tenant.id).await?.context("the tenant left no tombstone")?;
     services.check_deletion(tombstone).await.context("look for what is left")
 }

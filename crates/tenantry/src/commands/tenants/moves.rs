@@ -25,7 +25,8 @@ pub struct Arguments {
     /// The server that it goes to, as TENANT_DATABASE_URLS names it
     #[arg(long, value_name = "SERVER", group = "what")]
     to: Option<String>,
-    /// How many seconds writes may wait for the last changes and the comparison, before it is given up
+    /// How many seconds writes may wait for the last changes and the comparison, before it is given up; they wait 3 s more until
+    /// every instance knows
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
     max_pause: u32,
     /// Drop the database that the tenant has left, once you are sure of the new one
@@ -56,6 +57,9 @@ pub(super) async fn run(services: &Services, arguments: &Arguments) -> Result<Ex
     let (told, done) = if *drop_former {
         ("dropped", services.drop_former(&tenant).await)
     } else if *back {
+        if !services.has_former(tenant.id).await? {
+            bail!("tenant {} ({}): {}", tenant.name, tenant.id, MoveError::NoFormer);
+        }
         confirm(&tenant, arguments.confirm.as_deref(), "loses all that was written since the move of", "nothing was changed")?;
         ("returned_to", services.return_to_former(&tenant).await)
     } else {
@@ -84,14 +88,21 @@ async fn move_to(services: &Services, tenant: &Tenant, to: &str, max_pause: Dura
         _ = tokio::signal::ctrl_c() => {
             progress.end();
             services.settle_move(tenant.id).await?;
-            bail!("interrupted; see `tenantry tenants show {}` for where it is", tenant.id)
+            let now = find(services, &Which { tenant: tenant.id.to_string() }).await?;
+            bail!("interrupted: tenant {} ({}) is on server {}", tenant.name, tenant.id, now.place.server)
         }
     };
     progress.end();
     let moved = match moved {
         Ok(moved) => moved,
         Err(MoveError::ThereAlready(server)) => {
-            say(format_args!("Tenant {} ({}) is on server {server} already.", tenant.name, tenant.id));
+            if as_json {
+                let mut json = super::in_json(tenant);
+                json["moved"] = false.into();
+                say_json(&json);
+            } else {
+                say(format_args!("Tenant {} ({}) is on server {server} already.", tenant.name, tenant.id));
+            }
             return Ok(ExitCode::SUCCESS);
         }
         Err(problem @ MoveError::Unfinished { .. }) => bail!("tenant {} ({}): {problem}", tenant.name, tenant.id),
@@ -126,6 +137,7 @@ fn say_moved(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) {
 fn in_json(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) -> Value {
     let mut json = super::in_json(tenant);
     let table = |TableSum { table, rows, sha256 }: &TableSum| json!({ "table": table, "rows": rows, "sha256": hex::encode(sha256) });
+    json["moved"] = true.into();
     json["former_server"] = former.server.as_str().into();
     json["tables"] = tables.iter().map(table).collect();
     json["copied_in_ms"] = json!(milliseconds(*copied_in));
@@ -158,6 +170,7 @@ impl Progress {
         let told = match step {
             MoveStep::Made => "made the new database; copying".to_owned(),
             // Too many for lines.
+            MoveStep::Copied(0) => return,
             MoveStep::Copied(rows) => return self.spinner.set_message(format!("{rows} rows copied")),
             MoveStep::Paused => "writes wait from now on".to_owned(),
             MoveStep::Compared(rows) => format!("copied {rows} rows that had changed; both databases are equal"),
