@@ -16,7 +16,7 @@ use reqwest::{
 };
 use testkit::Persona;
 
-use crate::process::Home;
+use crate::process::{Home, PATIENCE};
 
 const WRITERS: u64 = 8;
 
@@ -104,7 +104,7 @@ async fn write(alice: Persona, tenant: String, ledger: Ledger, seeds: Arc<Atomic
             let id: String = mine.swap_remove(usize::try_from(random.below(mine.len() as u64)).unwrap());
             let note = |known| ledger.lock().unwrap().get_mut(&id).unwrap().1 = known;
             note(Known::Unknown);
-            match alice.request(Method::DELETE, &format!("{documents}/{id}")).send().await {
+            match alice.request(Method::DELETE, &format!("{documents}/{id}")).timeout(PATIENCE).send().await {
                 Ok(answer) => assert_eq!(answer.status(), 200),
                 Err(_) => return,
             }
@@ -116,7 +116,8 @@ async fn write(alice: Persona, tenant: String, ledger: Ledger, seeds: Arc<Atomic
                 _ => 4 + seeds.fetch_add(1, Ordering::Relaxed) as u64,
             };
             let part = Part::bytes(content(seed)).file_name("upload.bin");
-            let sent = alice.request(Method::POST, &documents).multipart(Form::new().part("file", part)).send().await;
+            let upload = alice.request(Method::POST, &documents).multipart(Form::new().part("file", part));
+            let sent = upload.timeout(PATIENCE).send().await;
             let Ok(answer) = sent else { return };
             assert_eq!(answer.status(), 201);
             // Acknowledged is what arrived whole.

@@ -324,7 +324,8 @@ impl Drop for Server {
     }
 }
 
-/// A client that follows no redirects and keeps no connection that a dead server had.
+/// A client that follows no redirects and keeps no connection that a dead server had. It gives up at last: a request in which a
+/// server died was seen to wait for ever, with no connection any more.
 pub(crate) fn client() -> Client {
-    Client::builder().redirect(redirect::Policy::none()).no_proxy().build().unwrap()
+    Client::builder().redirect(redirect::Policy::none()).no_proxy().timeout(6 * PATIENCE).build().unwrap()
 }
