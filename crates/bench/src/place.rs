@@ -13,7 +13,7 @@ use tokio_postgres::NoTls;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{fixture::Fixture, floors::DatabaseFloor, process::Tenantry};
+use crate::{fixture::Fixture, floors::DatabaseFloor, process::Tenantry, report::median};
 
 /// A place that is empty at first and gone at the end.
 pub(crate) struct Place {
@@ -145,9 +145,8 @@ impl Sessions<'_> {
     pub(crate) async fn private_memory(&self) -> Result<f64> {
         let pids = "SELECT pid FROM pg_stat_activity WHERE datname LIKE 'tenant\\_%' AND backend_type = 'client backend'";
         let rows = connect(self.0.url.as_str()).await?.query(pids, &[]).await?;
-        let mut private: Vec<f64> = rows.iter().filter_map(|row| private_memory_of(row.get(0))).collect();
-        private.sort_by(f64::total_cmp);
-        Ok(private.get(private.len() / 2).copied().unwrap_or(f64::NAN))
+        let private: Vec<f64> = rows.iter().filter_map(|row| private_memory_of(row.get(0))).collect();
+        Ok(if private.is_empty() { f64::NAN } else { median(private.into_iter()) })
     }
 
     /// A connection to each of these databases, with nothing of the product around it.

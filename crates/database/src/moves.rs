@@ -302,6 +302,11 @@ fn typed(value: &Value, ty: &Type) -> Result<Value> {
     })
 }
 
+/// The parameters of a statement, as PostgreSQL stores them.
+fn typed_for(statement: &tokio_postgres::Statement, values: &[Value]) -> Result<Vec<Value>> {
+    values.iter().zip(statement.params()).map(|(value, ty)| typed(value, ty)).collect()
+}
+
 /// A table that is moved.
 #[derive(Debug)]
 struct Table {
@@ -534,7 +539,7 @@ impl Side {
             }
             Self::Postgres { client, statements } => {
                 let statement = prepared(client, statements, sql).await?;
-                let params = params.iter().zip(statement.params()).map(|(value, ty)| typed(value, ty)).collect::<Result<Vec<_>>>()?;
+                let params = typed_for(&statement, &params)?;
                 let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|value| value as _).collect();
                 let rows = client.query(&statement, &params).await.map_err(from_postgres)?;
                 let values = |row: tokio_postgres::Row| {
@@ -558,7 +563,7 @@ impl Side {
                 let statement = &prepared(client, statements, sql).await?;
                 let client = &*client;
                 let write = async |row: Vec<Value>| {
-                    let params = row.iter().zip(statement.params()).map(|(value, ty)| typed(value, ty)).collect::<Result<Vec<_>>>()?;
+                    let params = typed_for(statement, &row)?;
                     let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|value| value as _).collect();
                     client.execute(statement, &params).await.map_err(from_postgres)
                 };

@@ -78,8 +78,10 @@ impl Services {
             let ping = Box::pin(async { Ok(databases.ping(server).await?) });
             check(format!("tenant databases ({server})"), ping).await
         });
-        let (main, storage, servers) = tokio::join!(main, storage, futures_util::future::join_all(servers));
-        [main, storage].into_iter().chain(servers).chain(self.find_unknown_servers().await.unwrap_or_default()).collect()
+        // Without the main database nobody knows of any; that it is down is said already.
+        let unknown = async { timeout(PATIENCE, self.find_unknown_servers()).await.ok().and_then(Result::ok).unwrap_or_default() };
+        let (main, storage, servers, unknown) = tokio::join!(main, storage, futures_util::future::join_all(servers), unknown);
+        [main, storage].into_iter().chain(servers).chain(unknown).collect()
     }
 
     /// Servers that hold tenants' databases and that the configuration does not name (any more).

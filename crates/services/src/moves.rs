@@ -12,7 +12,7 @@
 use std::time::{Duration, Instant};
 
 use domain::{Error, Move, MoveState, Provisioning, Result, Tenant, TenantId, TenantPlace, failpoint};
-use models::{MainTx, TableSum, Transfer, leases, moves, tenant_schema_version, tenants};
+use models::{MainTx, TableSum, Transfer, moves, tenant_schema_version, tenants};
 use tokio::time::{sleep, timeout};
 
 use crate::{Services, access::NOTICED_AFTER};
@@ -520,8 +520,7 @@ impl Services {
 
     /// Takes a move's lease, or prolongs it.
     async fn hold_move(&self, tx: &mut MainTx, tenant_id: TenantId) -> Result<bool> {
-        let now = self.clock().now();
-        Ok(leases::take(tx, &lease(tenant_id), self.0.instance, now, now.plus(LEASE_TIME)).await?)
+        self.hold_lease_in(tx, &lease(tenant_id), LEASE_TIME).await
     }
 
     /// Prolongs a move's lease, unless another process took the move for abandoned.
