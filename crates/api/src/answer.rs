@@ -51,6 +51,19 @@ impl<T: Serialize> IntoResponse for Answer<T> {
     }
 }
 
+impl<T: Serialize> Answer<T> {
+    /// The body, to be kept for repetitions of the request.
+    pub(crate) fn body(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// An answer that was kept: 201, as everything that is made.
+pub(crate) fn created_before(body: String) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    (StatusCode::CREATED, headers, body).into_response()
+}
+
 /// A page of a list.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct List<T> {

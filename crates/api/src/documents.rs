@@ -7,18 +7,18 @@ use axum::{
 };
 use domain::{Document, DocumentFilter, DocumentId, Error, FieldErrors, Filename, MimeType, TenantId};
 use serde::{Deserialize, Serialize};
-use services::{Download, DownloadAt, Services, Upload, Uploaded};
+use services::{Answered, Download, DownloadAt, Once, Services, Upload, Uploaded};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
     App,
-    answer::{Answer, ApiResult, List, Moment, Nothing},
+    answer::{Answer, ApiResult, List, Moment, Nothing, created_before},
     error::ApiError,
-    extract::{Body, Ids, LoggedIn, Query, optional, present, uuid_field},
+    extract::{Body, Ids, LoggedIn, Query, idempotency_key, optional, present, uuid_field},
     files::FileOut,
     objects::object_url,
-    query::TenantPath,
+    query::{Idempotency, TenantPath},
     schemas,
 };
 
@@ -37,6 +37,9 @@ pub(crate) struct DocumentOut {
     updated_at: Moment,
     #[schema(required = true)]
     created_by: Option<Uuid>,
+    /// The number of its content: 1 for the first, one more for each that followed.
+    #[schema(minimum = 1, example = 1)]
+    version: u64,
     file: FileOut,
 }
 
@@ -51,9 +54,34 @@ impl From<Document> for DocumentOut {
             created_at: Moment(document.created_at),
             updated_at: Moment(document.updated_at),
             created_by: document.created_by.map(Into::into),
+            version: document.version,
             file: document.file.into(),
         }
     }
+}
+
+/// An answer with the entity tag of the document that it shows, for a later `If-Match`.
+pub(crate) struct Tagged<T>(pub(crate) String, pub(crate) Answer<T>);
+
+impl<T: Serialize> IntoResponse for Tagged<T> {
+    fn into_response(self) -> Response {
+        ([(header::ETAG, self.0)], self.1).into_response()
+    }
+}
+
+/// What `If-Match` expects of a document.
+pub(crate) fn if_match(headers: &HeaderMap) -> impl Fn(&Document) -> bool + Sync + '_ {
+    |document| crate::range::if_match(headers, &document.etag())
+}
+
+/// The entity tag that the document must have.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "documents the header; `if_match` reads it")]
+pub(crate) struct IfMatch {
+    /// The ETag of the document as the client knows it: when it was changed since, the answer is 412.
+    #[param(rename = "If-Match", required = false)]
+    if_match: String,
 }
 
 /// A document in the path.
@@ -147,7 +175,7 @@ impl From<Uploaded> for UploadOut {
 /// Upload a document
 ///
 /// The fields may come in any order. The same content is stored once per tenant.
-#[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents", tag = "documents", params(TenantPath),
+#[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents", tag = "documents", params(TenantPath, Idempotency),
     request_body(content = UploadIn, content_type = "multipart/form-data"),
     responses((status = 201, description = "Document uploaded", body = Answer<UploadOut>)))]
 pub(crate) async fn upload_document(
@@ -155,12 +183,24 @@ pub(crate) async fn upload_document(
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
     request: Request,
-) -> ApiResult<UploadOut> {
-    let upload = services.begin_upload(&caller, tenant_id).await?;
+) -> Result<Response, ApiError> {
+    let key = idempotency_key(request.headers())?;
+    let announced = announced(request.headers()).map(|form| form.saturating_sub(FORM_OVERHEAD));
+    let upload = services.begin_upload(&caller, tenant_id, announced).await?;
     let form = Form::receive(upload, multipart(&services, request).await?).await?;
     let (filename, mime_type) = form.metadata()?;
-    let uploaded = services.finish_upload(form.upload, &filename, &mime_type).await?;
-    Ok(Answer::created("Document uploaded", uploaded.into()))
+    let created = |uploaded: Uploaded| Answer::created("Document uploaded", UploadOut::from(uploaded));
+    let answer = |uploaded: &Uploaded| created(uploaded.clone()).body();
+    let once = key.map(|key| Once { key, answer: &answer });
+    Ok(match services.finish_upload(form.upload, &filename, &mime_type, once.as_ref()).await? {
+        Answered::Now(uploaded) => Tagged(uploaded.document.etag(), created(uploaded)).into_response(),
+        Answered::Before(body) => created_before(body),
+    })
+}
+
+/// How many bytes the client says the body has.
+pub(crate) fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// What a form may have besides its file, in bytes: two short fields and the parts' headers.
@@ -179,8 +219,7 @@ fn check_announced(headers: &HeaderMap, limit: u64) -> Result<(), ApiError> {
     if !header(header::CONTENT_TYPE).is_some_and(|value| value.to_ascii_lowercase().starts_with("multipart/form-data")) {
         return Err(ApiError::UnsupportedMediaType("multipart/form-data"));
     }
-    let announced = header(header::CONTENT_LENGTH).and_then(|value| value.parse::<u64>().ok());
-    if announced.is_some_and(|announced| announced > limit.saturating_add(FORM_OVERHEAD)) {
+    if announced(headers).is_some_and(|announced| announced > limit.saturating_add(FORM_OVERHEAD)) {
         return Err(Error::TooLarge { limit }.into());
     }
     Ok(())
@@ -273,8 +312,9 @@ pub(crate) async fn get_document(
     State(services): State<Services>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
-) -> ApiResult<DocumentOut> {
-    Ok(Answer::ok("Document found", services.get_document(&caller, tenant_id, document_id).await?.into()))
+) -> Result<Tagged<DocumentOut>, ApiError> {
+    let document = services.get_document(&caller, tenant_id, document_id).await?;
+    Ok(Tagged(document.etag(), Answer::ok("Document found", document.into())))
 }
 
 /// How the URL is to be answered.
@@ -284,7 +324,7 @@ pub(crate) async fn get_document(
 pub(crate) struct DownloadQuery {
     /// False answers the URL instead of redirecting to it.
     #[param(default = true)]
-    redirect: Option<bool>,
+    pub(crate) redirect: Option<bool>,
 }
 
 /// Where a document can be downloaded.
@@ -313,18 +353,23 @@ pub(crate) async fn download_document(
     Query(query): Query<DownloadQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let Download { at, expires_at } = app.services.get_download(&caller, tenant_id, document_id).await?;
-    let redirects = query.redirect.unwrap_or(true);
+    let download = app.services.get_download(&caller, tenant_id, document_id).await?;
+    Ok(answer_download(&app, &headers, download, query.redirect.unwrap_or(true)))
+}
+
+/// Redirects to where a download is, or answers the URL.
+pub(crate) fn answer_download(app: &App, headers: &HeaderMap, download: Download, redirects: bool) -> Response {
+    let Download { at, expires_at } = download;
     let url = match at {
         DownloadAt::Storage(url) => url,
         // A redirect needs no host, so it is right behind every proxy; a URL for elsewhere does.
         DownloadAt::Here { download, signature } if redirects => app.public_url() + &object_url(&download, &signature),
-        DownloadAt::Here { download, signature } => app.base_url(&headers) + &object_url(&download, &signature),
+        DownloadAt::Here { download, signature } => app.base_url(headers) + &object_url(&download, &signature),
     };
     if redirects {
-        return Ok((StatusCode::FOUND, [(header::LOCATION, url), (header::CACHE_CONTROL, "no-store".to_owned())]).into_response());
+        return (StatusCode::FOUND, [(header::LOCATION, url), (header::CACHE_CONTROL, "no-store".to_owned())]).into_response();
     }
-    Ok(Answer::ok("Download ready", DownloadOut { url, expires_at: Moment(expires_at) }).into_response())
+    Answer::ok("Download ready", DownloadOut { url, expires_at: Moment(expires_at) }).into_response()
 }
 
 /// What can change in a document. What is absent stays.
@@ -342,32 +387,35 @@ pub(crate) struct UpdateDocumentIn {
 /// Change a document
 ///
 /// Name and media type; for its owner and admins.
-#[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath), request_body = UpdateDocumentIn,
+#[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath, IfMatch), request_body = UpdateDocumentIn,
     responses((status = 200, description = "Document changed", body = Answer<DocumentOut>)))]
 pub(crate) async fn update_document(
     State(services): State<Services>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    headers: HeaderMap,
     Body(body): Body<UpdateDocumentIn>,
-) -> ApiResult<DocumentOut> {
+) -> Result<Tagged<DocumentOut>, ApiError> {
     let mut errors = FieldErrors::default();
     let filename = optional(&mut errors, "filename", body.filename.as_ref(), Filename::parse);
     let mime_type = optional(&mut errors, "mime_type", body.mime_type.as_ref(), MimeType::parse);
     errors.check()?;
-    let document = services.update_document(&caller, tenant_id, document_id, filename, mime_type).await?;
-    Ok(Answer::ok("Document changed", document.into()))
+    let document = services.update_document(&caller, tenant_id, document_id, filename, mime_type, &if_match(&headers)).await?;
+    Ok(Tagged(document.etag(), Answer::ok("Document changed", document.into())))
 }
 
 /// Delete a document
 ///
-/// For its owner and admins. Its file is collected later, if nothing else refers to it.
-#[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath),
+/// For its owner and admins. It goes to the trash, from where it can be brought back for a time (30 days, unless the operator chose
+/// otherwise).
+#[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath, IfMatch),
     responses((status = 200, description = "Document deleted", body = Answer<Nothing>)))]
 pub(crate) async fn delete_document(
     State(services): State<Services>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    headers: HeaderMap,
 ) -> ApiResult<Nothing> {
-    services.delete_document(&caller, tenant_id, document_id).await?;
+    services.delete_document(&caller, tenant_id, document_id, &if_match(&headers)).await?;
     Ok(Answer::ok("Document deleted", Nothing))
 }

@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use domain::{Closure, Conflict, Denial, Error, FieldErrors, Noun, TokenProblem};
+use domain::{Closure, Conflict, Denial, Error, FieldErrors, Noun, Shortage, TokenProblem};
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -185,6 +185,11 @@ fn describe(error: &Error) -> Described {
             }
             Denial::NotOwner => Described::new(S::FORBIDDEN, "not_owner", "Only the owner of the document or an admin may do this."),
             Denial::TenantInactive => Described::new(S::FORBIDDEN, "tenant_inactive", "The tenant is inactive."),
+            Denial::QuotaExceeded(Shortage { unit, quota, used, reserved, needed }) => {
+                let message = format!("The tenant may store {quota} {unit}, and this would be more.");
+                Described::new(S::FORBIDDEN, "quota_exceeded", message)
+                    .details(json!({ "unit": unit, "quota": quota, "used": used, "reserved": reserved, "needed": needed }))
+            }
             Denial::BadSignature => Described::new(S::FORBIDDEN, "invalid_signature", "The URL was changed or has expired."),
         },
         Error::NotFound(noun) => {
@@ -195,6 +200,8 @@ fn describe(error: &Error) -> Described {
                 Noun::Document => ("document_not_found", "There is no such document."),
                 Noun::File => ("file_not_found", "There is no such file."),
                 Noun::Object => ("object_not_found", "There is no such object."),
+                Noun::Version => ("version_not_found", "The document has no such version."),
+                Noun::Upload => ("upload_not_found", "There is no such upload."),
             };
             Described::new(S::NOT_FOUND, code, message)
         }
@@ -207,7 +214,18 @@ fn describe(error: &Error) -> Described {
             Conflict::FileInUse { documents } => {
                 Described::new(S::CONFLICT, "file_in_use", "Documents refer to this file.").details(json!({ "document_count": documents }))
             }
+            Conflict::IdempotencyKeyReused => {
+                let message = "Another request was made with this Idempotency-Key. Take a new one for each request.";
+                Described::new(S::CONFLICT, "idempotency_key_reused", message)
+            }
+            Conflict::IdempotencyKeyInUse => {
+                let message = "The request with this Idempotency-Key is still being done. Try again.";
+                Described::new(S::CONFLICT, "idempotency_key_in_use", message).retry_after(MIGRATION_RETRY)
+            }
         },
+        Error::PreconditionFailed => {
+            Described::new(S::PRECONDITION_FAILED, "precondition_failed", "The document is not the one that If-Match names: it was changed.")
+        }
         Error::TooLarge { limit } => {
             Described::new(S::PAYLOAD_TOO_LARGE, "payload_too_large", format!("The file is larger than {limit} bytes."))
                 .details(json!({ "max_bytes": limit }))

@@ -5,7 +5,7 @@ use axum::{
     extract::{FromRef, FromRequest, FromRequestParts, OptionalFromRequest, RawPathParams, Request},
     http::{HeaderMap, header, request::Parts},
 };
-use domain::{DocumentId, Error, FieldErrors, FileId, TenantId, TextProblem, TokenProblem, UserId};
+use domain::{DocumentId, Error, FieldErrors, FileId, IdempotencyKey, TenantId, TextProblem, TokenProblem, UploadId, UserId};
 use http_body::Body as _;
 use http_body_util::Limited;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
@@ -41,26 +41,59 @@ pub(crate) fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, ApiError
 /// The ids in the path, in order.
 pub(crate) struct Ids<T>(pub(crate) T);
 
-/// An id, or several, that a path can hold.
+/// The number of a document's version.
+pub(crate) struct VersionNumber(pub(crate) u64);
+
+/// What a path can hold.
 pub(crate) trait FromPath: Sized {
-    fn take(next: &mut dyn FnMut() -> Uuid) -> Self;
+    fn take(segments: &mut Segments<'_>) -> Self;
+}
+
+/// The variable segments of a path, and what is wrong with them.
+pub(crate) struct Segments<'a> {
+    params: Vec<(&'a str, &'a str)>,
+    errors: FieldErrors,
+}
+
+impl Segments<'_> {
+    /// Parses the next segment. When it can't be parsed, that is noted and any value will do.
+    fn parse<T: Default>(&mut self, parse: impl FnOnce(&str) -> Result<T, TextProblem>) -> T {
+        let (name, text) = self.params.pop().unwrap_or_default();
+        parse(text).unwrap_or_else(|problem| {
+            self.errors.add(name, problem);
+            T::default()
+        })
+    }
 }
 
 macro_rules! ids_from_path {
     ($($id:ty),+) => {$(
         impl FromPath for $id {
-            fn take(next: &mut dyn FnMut() -> Uuid) -> Self {
-                Self::from(next())
+            fn take(segments: &mut Segments<'_>) -> Self {
+                Self::from(segments.parse(uuid_field))
             }
         }
     )+};
 }
 
-ids_from_path!(DocumentId, FileId, TenantId, UserId);
+ids_from_path!(DocumentId, FileId, TenantId, UploadId, UserId);
+
+impl FromPath for VersionNumber {
+    fn take(segments: &mut Segments<'_>) -> Self {
+        let number = |text: &str| text.parse().ok().filter(|number| *number > 0).ok_or("must be a whole number from 1");
+        Self(segments.parse(number))
+    }
+}
 
 impl<A: FromPath, B: FromPath> FromPath for (A, B) {
-    fn take(next: &mut dyn FnMut() -> Uuid) -> Self {
-        (A::take(next), B::take(next))
+    fn take(segments: &mut Segments<'_>) -> Self {
+        (A::take(segments), B::take(segments))
+    }
+}
+
+impl<A: FromPath, B: FromPath, C: FromPath> FromPath for (A, B, C) {
+    fn take(segments: &mut Segments<'_>) -> Self {
+        (A::take(segments), B::take(segments), C::take(segments))
     }
 }
 
@@ -70,20 +103,12 @@ impl<T: FromPath> FromRequestParts<App> for Ids<T> {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let params = RawPathParams::from_request_parts(parts, app).await;
         let params = params.map_err(|_| ApiError::path_not_utf8())?;
-        let mut errors = FieldErrors::default();
-        let ids: Vec<Uuid> = params
-            .iter()
-            .filter_map(|(name, text)| {
-                let id = parse_uuid(text);
-                if id.is_none() {
-                    errors.add(name, NOT_A_UUID);
-                }
-                id
-            })
-            .collect();
-        errors.check()?;
-        let mut ids = ids.into_iter();
-        Ok(Self(T::take(&mut || ids.next().unwrap_or_default())))
+        let mut params: Vec<_> = params.iter().collect();
+        params.reverse();
+        let mut segments = Segments { params, errors: FieldErrors::default() };
+        let ids = T::take(&mut segments);
+        segments.errors.check()?;
+        Ok(Self(ids))
     }
 }
 
@@ -154,6 +179,19 @@ fn wrong_value(whole: &str, path: String, problem: &str) -> ApiError {
     let mut errors = FieldErrors::default();
     errors.add(field, problem);
     Error::Invalid(errors).into()
+}
+
+/// The value of `Idempotency-Key`, if there is such a header.
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, ApiError> {
+    const NAME: &str = "Idempotency-Key";
+    let mut values = headers.get_all(NAME).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let key = match (value.to_str(), values.next()) {
+        (Ok(text), None) => IdempotencyKey::parse(text),
+        (Ok(_), Some(_)) => Err("must be given only once"),
+        (Err(_), _) => Err("must be ASCII"),
+    };
+    Ok(Some(key.map_err(|problem| Error::invalid(NAME, problem))?))
 }
 
 /// The query.

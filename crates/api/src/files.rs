@@ -1,7 +1,7 @@
 //! `/api/tenants/{tenant_id}/files`: what a tenant stores.
 
 use axum::extract::State;
-use domain::{Document, File, FileId, FileUsage, StorageTotals, TenantId};
+use domain::{Document, File, FileId, FileUsage, Quota, StorageUse, TenantId};
 use serde::{Deserialize, Serialize};
 use services::Services;
 use utoipa::{IntoParams, ToSchema};
@@ -60,7 +60,7 @@ impl From<File> for FileOut {
 pub(crate) struct ListedFileOut {
     #[serde(flatten)]
     file: FileOut,
-    /// With `include_stats`: how many documents refer to it.
+    /// With `include_stats`: how many contents of documents it is, former ones and those in the trash included.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false, value_type = u64, example = 1)]
     document_count: Option<u64>,
@@ -70,9 +70,10 @@ pub(crate) struct ListedFileOut {
     is_orphaned: Option<bool>,
 }
 
-/// What all files of the tenant amount to.
+/// What a tenant stores, and how much it may.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct StorageOut {
+    /// Different contents.
     #[schema(example = 1)]
     total_files: u64,
     #[schema(example = 2_310_000)]
@@ -80,13 +81,40 @@ pub(crate) struct StorageOut {
     /// Millions of bytes, to two digits.
     #[schema(example = 2.31)]
     total_storage_mb: f64,
+    /// Documents, those in the trash included.
+    #[schema(example = 1)]
+    total_documents: u64,
+    /// Of them, those in the trash.
+    #[schema(example = 0)]
+    trashed_documents: u64,
+    /// What uploads under way may come to add.
+    #[schema(example = 0)]
+    reserved_bytes: u64,
+    #[schema(example = 0)]
+    reserved_documents: u64,
+    /// How many bytes the tenant may store; null for no limit.
+    #[schema(required = true, example = 10_000_000_000_u64)]
+    quota_bytes: Option<u64>,
+    /// How many documents it may have; null for no limit.
+    #[schema(required = true)]
+    quota_documents: Option<u64>,
 }
 
-impl From<StorageTotals> for StorageOut {
-    fn from(totals: StorageTotals) -> Self {
+impl From<(StorageUse, Quota)> for StorageOut {
+    fn from((used, quota): (StorageUse, Quota)) -> Self {
         // In whole units of 10 kB first: those fit a double exactly.
-        let hundredths = u32::try_from(totals.bytes / 10_000).unwrap_or(u32::MAX);
-        Self { total_files: totals.files, total_storage_bytes: totals.bytes, total_storage_mb: f64::from(hundredths) / 100.0 }
+        let hundredths = u32::try_from(used.bytes / 10_000).unwrap_or(u32::MAX);
+        Self {
+            total_files: used.files,
+            total_storage_bytes: used.bytes,
+            total_storage_mb: f64::from(hundredths) / 100.0,
+            total_documents: used.documents,
+            trashed_documents: used.trashed_documents,
+            reserved_bytes: used.reserved_bytes,
+            reserved_documents: used.reserved_documents,
+            quota_bytes: quota.bytes,
+            quota_documents: quota.documents,
+        }
     }
 }
 
@@ -149,7 +177,7 @@ pub(crate) async fn list_files(
         document_count: with_stats.then_some(document_count),
         is_orphaned: with_stats.then_some(document_count == 0),
     });
-    let storage = if with_stats { Some(services.get_storage_totals(&caller, tenant_id).await?.into()) } else { None };
+    let storage = if with_stats { Some(services.get_storage_use(&caller, tenant_id).await?.into()) } else { None };
     Ok(Answer::ok("Files found", FilesOut { list, storage }))
 }
 
@@ -163,11 +191,19 @@ pub(crate) struct ReferenceOut {
     mime_type: String,
     user_id: Uuid,
     created_at: Moment,
+    /// Whether the file is the document's content now; else it was that of a former version.
+    #[schema(example = true)]
+    is_current: bool,
+    /// Whether the document is in the trash.
+    #[schema(example = false)]
+    is_in_trash: bool,
 }
 
-impl From<Document> for ReferenceOut {
-    fn from(document: Document) -> Self {
+impl ReferenceOut {
+    fn of(document: Document, file_id: FileId) -> Self {
         Self {
+            is_current: document.file.id == file_id,
+            is_in_trash: document.deleted_at.is_some(),
             id: document.id.uuid(),
             filename: document.filename,
             mime_type: document.mime_type,
@@ -205,7 +241,7 @@ pub(crate) async fn get_file(
         file: file.into(),
         document_count: documents.len() as u64,
         is_orphaned: documents.is_empty(),
-        documents: documents.into_iter().map(ReferenceOut::from).collect(),
+        documents: documents.into_iter().map(|document| ReferenceOut::of(document, file_id)).collect(),
     };
     Ok(Answer::ok("File found", details))
 }

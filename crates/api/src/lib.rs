@@ -17,7 +17,9 @@ mod schemas;
 pub mod server;
 mod sessions;
 mod tenants;
+mod trash;
 mod users;
+mod versions;
 
 use std::{ops::Deref, sync::Arc};
 
@@ -108,10 +110,18 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(users::list_my_tenants))
         .routes(routes!(tenants::list_tenants, tenants::create_tenant))
         .routes(routes!(tenants::get_tenant, tenants::update_tenant, tenants::delete_tenant))
+        .routes(routes!(tenants::get_storage))
         .routes(routes!(members::add_member))
         .routes(routes!(members::change_role, members::remove_member))
         .routes(routes!(documents::get_document, documents::update_document, documents::delete_document))
         .routes(routes!(documents::download_document))
+        .routes(routes!(versions::replace_content))
+        .routes(routes!(versions::list_versions))
+        .routes(routes!(versions::download_version))
+        .routes(routes!(versions::restore_version))
+        .routes(routes!(trash::list_trash, trash::empty_trash))
+        .routes(routes!(trash::purge_document))
+        .routes(routes!(trash::restore_document))
         .routes(routes!(files::list_files))
         .routes(routes!(files::get_file, files::delete_file))
 }

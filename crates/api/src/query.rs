@@ -37,3 +37,14 @@ pub(crate) struct TenantPath {
     /// The tenant.
     tenant_id: Uuid,
 }
+
+/// The header that makes a request be done once.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "documents the header; `idempotency_key` reads it")]
+pub(crate) struct Idempotency {
+    /// A name for the request, to send it again after a failure without doing it twice: for 24 hours the same answer is given
+    /// again. 1 to 255 visible ASCII characters, best a UUID.
+    #[param(rename = "Idempotency-Key", required = false, min_length = 1, max_length = 255, example = "8e03978e-40d5-43e8-bc93-6894a57f9324")]
+    idempotency_key: String,
+}

@@ -1,17 +1,23 @@
 //! `/api/tenants`.
 
-use axum::extract::State;
+use axum::{
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
 use domain::{FieldErrors, Member, Tenant, TenantId, TenantName};
 use serde::{Deserialize, Serialize};
-use services::{Services, TenantDetails};
+use services::{Answered, Once, Services, TenantDetails};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
-    answer::{Answer, ApiResult, List, Moment, Nothing},
-    extract::{Body, Ids, LoggedIn, Query, all, optional, present, required},
+    answer::{Answer, ApiResult, List, Moment, Nothing, created_before},
+    error::ApiError,
+    extract::{Body, Ids, LoggedIn, Query, all, idempotency_key, optional, present, required},
     members::MemberOut,
-    query::{PageQuery, TenantPath},
+    files::StorageOut,
+    query::{Idempotency, PageQuery, TenantPath},
     schemas,
 };
 
@@ -90,17 +96,37 @@ pub(crate) struct CreateTenantIn {
 /// Create a tenant
 ///
 /// Makes the tenant, a database for it, and the caller its admin. It is ready when this answers.
-#[utoipa::path(post, path = "/api/tenants", tag = "tenants", request_body = CreateTenantIn,
+#[utoipa::path(post, path = "/api/tenants", tag = "tenants", params(Idempotency), request_body = CreateTenantIn,
     responses((status = 201, description = "Tenant created", body = Answer<MembershipOut>)))]
 pub(crate) async fn create_tenant(
     State(services): State<Services>,
     LoggedIn(caller): LoggedIn,
+    headers: HeaderMap,
     Body(body): Body<CreateTenantIn>,
-) -> ApiResult<MembershipOut> {
+) -> Result<Response, ApiError> {
+    let key = idempotency_key(&headers)?;
     let mut errors = FieldErrors::default();
     let name = required(&mut errors, "name", body.name.as_ref(), TenantName::parse);
-    let tenant = services.create_tenant(&caller, &all(errors, name)?).await?;
-    Ok(Answer::created("Tenant created", tenant.into()))
+    let created = |tenant: Member<Tenant>| Answer::created("Tenant created", MembershipOut::from(tenant));
+    let answer = |tenant: &Member<Tenant>| created(tenant.clone()).body();
+    let once = key.map(|key| Once { key, answer: &answer });
+    Ok(match services.create_tenant(&caller, &all(errors, name)?, once.as_ref()).await? {
+        Answered::Now(tenant) => created(tenant).into_response(),
+        Answered::Before(body) => created_before(body),
+    })
+}
+
+/// What a tenant stores
+///
+/// And how much it may. Contents that are several documents' count once; versions and the trash count.
+#[utoipa::path(get, path = "/api/tenants/{tenant_id}/storage", tag = "tenants", params(TenantPath),
+    responses((status = 200, description = "Storage found", body = Answer<StorageOut>)))]
+pub(crate) async fn get_storage(
+    State(services): State<Services>,
+    LoggedIn(caller): LoggedIn,
+    Ids(tenant_id): Ids<TenantId>,
+) -> ApiResult<StorageOut> {
+    Ok(Answer::ok("Storage found", services.get_storage_use(&caller, tenant_id).await?.into()))
 }
 
 /// A tenant with its members.

@@ -14,6 +14,7 @@ use crate::{
 /// The tables of the main database, in an order in which they can be dropped.
 const TABLES: &[&str] = &[
     "outbox",
+    "idempotency_keys",
     "access_changes",
     "access_version",
     "sessions",

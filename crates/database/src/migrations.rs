@@ -28,15 +28,19 @@ macro_rules! migrations {
     };
 }
 
-const MAIN: &[Migration] = migrations! { 1 => "main/0001_accounts.sql", 2 => "main/0002_moves.sql" };
+const MAIN: &[Migration] = migrations! { 1 => "main/0001_accounts.sql", 2 => "main/0002_moves.sql", 3 => "main/0003_quotas.sql" };
 static TENANT: LazyLock<Vec<Migration>> = LazyLock::new(|| {
-    let released: &[Migration] = migrations! { 1 => "tenant/0001_documents.sql" };
-    [released, &injected()].concat()
+    let released: &[Migration] = migrations! {
+        1 => "tenant/0001_documents.sql",
+        2 => "tenant/0002_versions.sql",
+        3 => "tenant/0003_trash_by_owner.sql",
+    };
+    [released, &injected(latest(released))].concat()
 });
 
 /// Nothing: this is not a build for tests.
 #[cfg(not(feature = "failpoints"))]
-fn injected() -> Vec<Migration> {
+fn injected(_: i64) -> Vec<Migration> {
     Vec::new()
 }
 
@@ -44,7 +48,7 @@ fn injected() -> Vec<Migration> {
 /// `TEST_MIGRATIONS` names, in the order of their names.
 #[cfg(feature = "failpoints")]
 #[expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "not configuration: builds for users have no such migrations")]
-fn injected() -> Vec<Migration> {
+fn injected(released: i64) -> Vec<Migration> {
     let Ok(folder) = std::env::var("TEST_MIGRATIONS") else { return Vec::new() };
     let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
@@ -54,7 +58,7 @@ fn injected() -> Vec<Migration> {
         name: leak(path.display().to_string()),
         sql: leak(std::fs::read_to_string(path).unwrap()),
     };
-    (2..).zip(&files).map(migration).collect()
+    (released + 1..).zip(&files).map(migration).collect()
 }
 
 /// Any number will do that other programs don't take for their advisory lock: "Tenantry" in ASCII.

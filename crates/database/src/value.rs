@@ -9,7 +9,7 @@
 //! | [`Value::Text`] | text | text |
 //! | [`Value::Bytes`] | bytea | blob |
 
-use domain::{DocumentId, EventId, FileId, SessionId, TenantId, Timestamp, TokenId, UserId};
+use domain::{DocumentId, EventId, FileId, SessionId, TenantId, Timestamp, TokenId, UploadId, UserId};
 use uuid::Uuid;
 
 use crate::{Error, Result};
@@ -201,4 +201,4 @@ macro_rules! id_values {
     )+};
 }
 
-id_values!(DocumentId, EventId, FileId, SessionId, TenantId, TokenId, UserId);
+id_values!(DocumentId, EventId, FileId, SessionId, TenantId, TokenId, UploadId, UserId);

@@ -5,7 +5,7 @@ use crate::{
     text::{TextProblem, printable, text_type},
 };
 
-/// A document with the file that holds its content. Owner and file never change.
+/// A document with the file that holds its content. Its owner never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
     /// Its identifier.
@@ -16,6 +16,12 @@ pub struct Document {
     pub mime_type: String,
     /// Its content.
     pub file: File,
+    /// Which of its contents this is: the first is 1, and each that follows the next number.
+    pub version: u64,
+    /// Since when it has this content, and by whom.
+    pub content_at: Timestamp,
+    /// Who gave it this content.
+    pub content_by: Option<UserId>,
     /// Its owner, a user of the main database.
     pub user_id: UserId,
     /// When it was uploaded.
@@ -23,6 +29,33 @@ pub struct Document {
     /// When it was last changed.
     pub updated_at: Timestamp,
     /// Who uploaded it.
+    pub created_by: Option<UserId>,
+    /// When it was put into the trash, if it is there.
+    pub deleted_at: Option<Timestamp>,
+    /// Who put it there.
+    pub deleted_by: Option<UserId>,
+}
+
+impl Document {
+    /// Its entity tag (RFC 9110, section 8.8.3), with the quotes: another one after every change.
+    #[must_use]
+    pub fn etag(&self) -> String {
+        format!("\"{}-{:x}\"", self.version, self.updated_at.micros())
+    }
+}
+
+/// A content that a document has or had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentVersion {
+    /// Its number, from 1.
+    pub version: u64,
+    /// Its media type.
+    pub mime_type: String,
+    /// The content.
+    pub file: File,
+    /// Since when the document had it.
+    pub created_at: Timestamp,
+    /// Who gave the document this content.
     pub created_by: Option<UserId>,
 }
 

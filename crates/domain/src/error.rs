@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::{Role, TextProblem};
+use crate::{Role, Shortage, TextProblem};
 
 /// The result of whatever a user can ask for.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -25,6 +25,9 @@ pub enum Error {
     /// It contradicts what is there.
     #[error("conflict: {0:?}")]
     Conflict(Conflict),
+    /// It is not as the caller expects it to be: somebody changed it meanwhile.
+    #[error("precondition failed")]
+    PreconditionFailed,
     /// The content has more bytes than allowed.
     #[error("content larger than {limit} bytes")]
     TooLarge {
@@ -142,6 +145,8 @@ pub enum Denial {
     TenantInactive,
     /// A signed URL was changed, or its time is over.
     BadSignature,
+    /// The tenant's quota does not reach.
+    QuotaExceeded(Shortage),
 }
 
 /// Why nobody is let into a tenant's database.
@@ -172,6 +177,10 @@ pub enum Noun {
     File,
     /// A stored object.
     Object,
+    /// A content that a document has or had.
+    Version,
+    /// An upload in parts.
+    Upload,
 }
 
 /// What is already there.
@@ -191,4 +200,8 @@ pub enum Conflict {
         /// How many.
         documents: u64,
     },
+    /// Another request was made with this idempotency key.
+    IdempotencyKeyReused,
+    /// The request with this idempotency key is still being done.
+    IdempotencyKeyInUse,
 }

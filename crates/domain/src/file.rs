@@ -61,17 +61,8 @@ fn hex(bytes: &[u8]) -> String {
 pub struct FileUsage {
     /// The file.
     pub file: File,
-    /// How many documents refer to it; a file that none refers to is orphaned.
+    /// How many documents have it as their content or had it, in the trash or not; a file that none refers to is orphaned.
     pub document_count: u64,
-}
-
-/// What a tenant stores altogether.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StorageTotals {
-    /// Files.
-    pub files: u64,
-    /// Their bytes.
-    pub bytes: u64,
 }
 
 /// What the keys of all of a tenant's objects begin with: `tenants/{tenant_id}`.

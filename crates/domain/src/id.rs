@@ -63,6 +63,8 @@ id! {
     DocumentId,
     /// Stored content of a tenant, which one or more documents refer to.
     FileId,
+    /// An upload that comes in parts.
+    UploadId,
     /// A login: what access and refresh tokens belong to.
     SessionId,
     /// One token (`jti`).

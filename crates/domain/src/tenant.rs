@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    TenantId, Timestamp, UserId,
+    QuotaLimits, TenantId, Timestamp, UserId,
     text::{TextProblem, printable, text_type},
 };
 
@@ -24,6 +24,8 @@ pub struct Tenant {
     pub quarantined_at: Option<Timestamp>,
     /// Since when nobody may write to its database, because it is moving to another server.
     pub writes_paused_at: Option<Timestamp>,
+    /// How much it may store, where that is not as usual.
+    pub limits: QuotaLimits,
     /// Whether its members may work in it.
     pub is_active: bool,
     /// When it was made.

@@ -1,16 +1,16 @@
 //! Documents.
 
 use database::{Connection, Result, Row, Statement, Tenant, TenantTx, Value, params};
-use domain::{Document, DocumentFilter, DocumentId, FileId, Filename, MimeType, Page, PageRequest, Timestamp};
+use domain::{Document, DocumentFilter, DocumentId, FileId, Filename, MimeType, Page, PageRequest, Timestamp, UserId};
 
 use crate::{files::file, page, single};
 
 /// Selects what [`document`] reads.
-macro_rules! select {
+macro_rules! select_documents {
     ($rest:literal) => {
         concat!(
             "SELECT d.id, d.filename, d.mime_type, d.user_id, d.created_at, d.updated_at, \
-             d.created_by, f.id, f.md5_hash, f.sha256, f.s3_path, f.file_size, \
+             d.created_by, d.version, d.content_at, d.content_by, d.deleted_at, d.deleted_by, f.id, f.md5_hash, f.sha256, f.s3_path, f.file_size, \
              f.created_at, f.updated_at, f.created_by \
              FROM documents d JOIN files f ON f.id = d.file_id ",
             $rest
@@ -18,8 +18,10 @@ macro_rules! select {
     };
 }
 
+pub(crate) use select_documents;
+
 /// What [`find`] asks; public so that benchmarks compare the product with this very statement.
-pub const FIND: &str = select!("WHERE d.id = $1");
+pub const FIND: &str = select_documents!("WHERE d.id = $1 AND d.deleted_at IS NULL");
 
 /// Adds a document. Its file's row must be locked or new.
 pub async fn insert(tx: &mut TenantTx, document: &Document) -> Result<()> {
@@ -42,14 +44,21 @@ pub async fn insert(tx: &mut TenantTx, document: &Document) -> Result<()> {
     Ok(())
 }
 
-/// The document with this id.
+/// The document with this id; one in the trash is not there.
 pub async fn find(connection: &mut Connection<Tenant>, id: DocumentId) -> Result<Option<Document>> {
     connection.query_opt(FIND, params![id]).await?.map(document).transpose()
 }
 
-/// How many documents there are.
+/// The document with this id, locked until the end of the transaction: whoever changes it waits. Whoever locks files, too, locks
+/// the document first.
+pub async fn lock(tx: &mut TenantTx, id: DocumentId) -> Result<Option<Document>> {
+    tx.query_opt("SELECT id FROM documents WHERE id = $1 FOR UPDATE", params![id]).await?;
+    find(tx, id).await
+}
+
+/// How many documents there are, without those in the trash.
 pub async fn count(connection: &mut Connection<Tenant>) -> Result<u64> {
-    single(connection.query_one("SELECT COUNT(*) FROM documents", params![]).await?)
+    single(connection.query_one("SELECT COUNT(*) FROM documents WHERE deleted_at IS NULL", params![]).await?)
 }
 
 /// The documents that meet a filter, newest first.
@@ -63,16 +72,17 @@ pub async fn list(connection: &mut Connection<Tenant>, filter: &DocumentFilter, 
     };
     let (count, items) = if *filter == DocumentFilter::default() {
         // By far the commonest list, in the order of its index.
-        let count = Statement::new("SELECT COUNT(*) FROM documents", params![]);
+        let count = Statement::new("SELECT COUNT(*) FROM documents WHERE deleted_at IS NULL", params![]);
         let items = Statement::new(
-            select!("ORDER BY d.created_at DESC, d.id DESC LIMIT $1 OFFSET $2"),
+            select_documents!("WHERE d.deleted_at IS NULL ORDER BY d.created_at DESC, d.id DESC LIMIT $1 OFFSET $2"),
             params![request.per_page(), request.offset()],
         );
         (count, items)
     } else {
         let count = Statement::new(
             "SELECT COUNT(*) FROM documents d
-             WHERE (CAST($1 AS TEXT) IS NULL OR d.filename_folded LIKE $1 ESCAPE '!')
+             WHERE d.deleted_at IS NULL
+               AND (CAST($1 AS TEXT) IS NULL OR d.filename_folded LIKE $1 ESCAPE '!')
                AND (CAST($2 AS UUID) IS NULL OR d.user_id = $2)
                AND (CAST($3 AS TEXT) IS NULL OR d.mime_type = $3)",
             conditions(),
@@ -80,8 +90,9 @@ pub async fn list(connection: &mut Connection<Tenant>, filter: &DocumentFilter, 
         let mut params = conditions();
         params.extend(params![request.per_page(), request.offset()]);
         let items = Statement::new(
-            select!(
-                "WHERE (CAST($1 AS TEXT) IS NULL OR d.filename_folded LIKE $1 ESCAPE '!')
+            select_documents!(
+                "WHERE d.deleted_at IS NULL
+             AND (CAST($1 AS TEXT) IS NULL OR d.filename_folded LIKE $1 ESCAPE '!')
              AND (CAST($2 AS UUID) IS NULL OR d.user_id = $2)
              AND (CAST($3 AS TEXT) IS NULL OR d.mime_type = $3)
              ORDER BY d.created_at DESC, d.id DESC LIMIT $4 OFFSET $5"
@@ -93,15 +104,56 @@ pub async fn list(connection: &mut Connection<Tenant>, filter: &DocumentFilter, 
     page(connection, count, items, request, document).await
 }
 
-/// The documents that refer to a file, newest first.
+/// The documents that have a file as their content, or had it, newest first; those in the trash, too.
 pub async fn list_by_file(connection: &mut Connection<Tenant>, file_id: FileId) -> Result<Vec<Document>> {
-    let rows = connection.query(select!("WHERE d.file_id = $1 ORDER BY d.created_at DESC, d.id DESC"), params![file_id]).await?;
+    let rows = connection
+        .query(
+            select_documents!(
+                "WHERE d.id IN (SELECT id FROM documents WHERE file_id = $1
+                                UNION SELECT document_id FROM document_versions WHERE file_id = $1)
+                 ORDER BY d.created_at DESC, d.id DESC"
+            ),
+            params![file_id],
+        )
+        .await?;
     rows.into_iter().map(document).collect()
 }
 
-/// How many documents refer to a file.
+/// How many contents of documents, current and former, in the trash or not, are this file. One statement, so that a content that
+/// is just becoming a former one is seen as either.
 pub async fn count_by_file(connection: &mut Connection<Tenant>, file_id: FileId) -> Result<u64> {
-    single(connection.query_one("SELECT COUNT(*) FROM documents WHERE file_id = $1", params![file_id]).await?)
+    let counted = connection
+        .query_one(
+            "SELECT (SELECT COUNT(*) FROM documents WHERE file_id = $1)
+                  + (SELECT COUNT(*) FROM document_versions WHERE file_id = $1)",
+            params![file_id],
+        )
+        .await?;
+    single(counted)
+}
+
+/// Whether a document that is not in the trash has this content: one that every member may read.
+pub async fn is_in_use(connection: &mut Connection<Tenant>, file_id: FileId) -> Result<bool> {
+    let found = connection.query_opt("SELECT 1 FROM documents WHERE file_id = $1 AND deleted_at IS NULL LIMIT 1", params![file_id]).await?;
+    Ok(found.is_some())
+}
+
+/// Gives a document, which must be locked, another content.
+pub async fn set_content(
+    tx: &mut TenantTx,
+    id: DocumentId,
+    version: u64,
+    file_id: FileId,
+    mime_type: &str,
+    user_id: UserId,
+    now: Timestamp,
+) -> Result<()> {
+    tx.execute(
+        "UPDATE documents SET version = $2, file_id = $3, mime_type = $4, content_by = $5, content_at = $6, updated_at = $6 WHERE id = $1",
+        params![id, i64::try_from(version).unwrap_or(i64::MAX), file_id, mime_type, user_id, now],
+    )
+    .await?;
+    Ok(())
 }
 
 /// Changes what is given. Answers whether there is such a document.
@@ -115,7 +167,7 @@ pub async fn update(
     let changed = tx
         .execute(
             "UPDATE documents SET filename = COALESCE($2, filename), filename_folded = COALESCE($3, filename_folded),
-                    mime_type = COALESCE($4, mime_type), updated_at = $5 WHERE id = $1",
+                    mime_type = COALESCE($4, mime_type), updated_at = $5 WHERE id = $1 AND deleted_at IS NULL",
             params![
                 id,
                 filename.map(Filename::as_str),
@@ -128,7 +180,7 @@ pub async fn update(
     Ok(changed == 1)
 }
 
-/// Removes a document. Answers whether there was one. Its file's row must be locked.
+/// Removes a document with its former contents. Answers whether there was one. The rows of their files must be locked.
 pub async fn delete(tx: &mut TenantTx, id: DocumentId) -> Result<bool> {
     Ok(tx.execute("DELETE FROM documents WHERE id = $1", params![id]).await? == 1)
 }
@@ -146,15 +198,24 @@ fn contains_pattern(text: &str) -> String {
     pattern
 }
 
-fn document(mut row: Row) -> Result<Document> {
+pub(crate) fn document(mut row: Row) -> Result<Document> {
+    let (id, filename, mime_type, user_id) = (row.take()?, row.take()?, row.take()?, row.take()?);
+    let (created_at, updated_at, created_by) = (row.take()?, row.take()?, row.take()?);
+    let (version, content_at, content_by): (_, Option<Timestamp>, Option<UserId>) = (row.take()?, row.take()?, row.take()?);
     Ok(Document {
-        id: row.take()?,
-        filename: row.take()?,
-        mime_type: row.take()?,
-        user_id: row.take()?,
-        created_at: row.take()?,
-        updated_at: row.take()?,
-        created_by: row.take()?,
+        id,
+        filename,
+        mime_type,
+        user_id,
+        created_at,
+        updated_at,
+        created_by,
+        version,
+        content_at: content_at.unwrap_or(created_at),
+        // The first content came with the document.
+        content_by: if content_at.is_some() { content_by } else { created_by },
+        deleted_at: row.take()?,
+        deleted_by: row.take()?,
         file: file(&mut row)?,
     })
 }

@@ -4,7 +4,7 @@
 //! row first, so that the two can't pass each other.
 
 use database::{Connection, Result, Row, Statement, Tenant, TenantTx, params};
-use domain::{ContentHash, File, FileId, FileUsage, Page, PageRequest, StorageTotals, Timestamp};
+use domain::{ContentHash, File, FileId, FileUsage, Page, PageRequest, Timestamp};
 
 use crate::page;
 
@@ -66,18 +66,11 @@ pub async fn list(connection: &mut Connection<Tenant>, request: PageRequest) -> 
     let items = Statement::new(
         "SELECT f.id, f.md5_hash, f.sha256, f.s3_path, f.file_size, f.created_at, f.updated_at, f.created_by,
                 (SELECT COUNT(*) FROM documents d WHERE d.file_id = f.id)
+                + (SELECT COUNT(*) FROM document_versions v WHERE v.file_id = f.id)
          FROM files f WHERE f.condemned_at IS NULL ORDER BY f.created_at DESC, f.id DESC LIMIT $1 OFFSET $2",
         params![request.per_page(), request.offset()],
     );
     page(connection, count, items, request, |mut row| Ok(FileUsage { file: file(&mut row)?, document_count: row.take()? })).await
-}
-
-/// What the living files amount to.
-pub async fn totals(connection: &mut Connection<Tenant>) -> Result<StorageTotals> {
-    let mut row = connection
-        .query_one("SELECT COUNT(*), CAST(COALESCE(SUM(file_size), 0) AS BIGINT) FROM files WHERE condemned_at IS NULL", params![])
-        .await?;
-    Ok(StorageTotals { files: row.take()?, bytes: row.take()? })
 }
 
 /// Condemns a file: from now on nothing can refer to it, and the same content, uploaded again, makes a new file.
@@ -91,34 +84,66 @@ pub async fn list_orphaned(connection: &mut Connection<Tenant>, before: Timestam
     let rows = connection
         .query(
             "SELECT f.id FROM files f WHERE f.condemned_at IS NULL AND f.updated_at <= $1
-             AND NOT EXISTS (SELECT 1 FROM documents d WHERE d.file_id = f.id) ORDER BY f.id LIMIT $2",
+             AND NOT EXISTS (SELECT 1 FROM documents d WHERE d.file_id = f.id)
+             AND NOT EXISTS (SELECT 1 FROM document_versions v WHERE v.file_id = f.id) ORDER BY f.id LIMIT $2",
             params![before, limit],
         )
         .await?;
     rows.into_iter().map(|mut row| row.take()).collect()
 }
 
-/// Notes that the last document that referred to a file is gone: its grace begins.
+/// Notes that a document that referred to a file is gone: when it was the last one, the file's grace begins.
 pub async fn touch(tx: &mut TenantTx, id: FileId, now: Timestamp) -> Result<()> {
     tx.execute("UPDATE files SET updated_at = $2 WHERE id = $1", params![id, now]).await?;
     Ok(())
 }
 
-/// Files that were condemned before a time, with their objects' keys.
-pub async fn list_condemned(connection: &mut Connection<Tenant>, before: Timestamp, limit: u32) -> Result<Vec<(FileId, String)>> {
+/// Files that were condemned before a time, with their objects' keys and bytes.
+pub async fn list_condemned(connection: &mut Connection<Tenant>, before: Timestamp, limit: u32) -> Result<Vec<(FileId, String, u64)>> {
     let rows = connection
         .query(
-            "SELECT id, s3_path FROM files WHERE condemned_at IS NOT NULL AND condemned_at <= $1 ORDER BY condemned_at LIMIT $2",
+            "SELECT id, s3_path, file_size FROM files WHERE condemned_at IS NOT NULL AND condemned_at <= $1 ORDER BY condemned_at LIMIT $2",
             params![before, limit],
         )
         .await?;
-    rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?))).collect()
+    rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?, row.take()?))).collect()
 }
 
 /// Removes the row of a condemned file, after its object is gone.
 pub async fn delete_condemned(tx: &mut TenantTx, id: FileId) -> Result<()> {
     tx.execute("DELETE FROM files WHERE id = $1 AND condemned_at IS NOT NULL", params![id]).await?;
     Ok(())
+}
+
+/// The files, living or condemned, whose objects' keys begin so, in the order of the keys. A condemned one's object may be gone.
+pub async fn list_by_prefix(connection: &mut Connection<Tenant>, prefix: &str) -> Result<Vec<(File, bool)>> {
+    let rows = connection
+        .query(
+            "SELECT id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by, condemned_at
+             FROM files WHERE s3_path >= $1 AND s3_path < $2 ORDER BY s3_path",
+            params![prefix, after(prefix)],
+        )
+        .await?;
+    rows.into_iter().map(|mut row| Ok((file(&mut row)?, row.take::<Option<Timestamp>>()?.is_none()))).collect()
+}
+
+/// The first text behind all that begin so: keys are ASCII.
+pub(crate) fn after(prefix: &str) -> String {
+    format!("{prefix}\u{7f}")
+}
+
+/// How many files nothing refers to since a time, or are condemned since a time, with their bytes.
+pub async fn count_collectable(connection: &mut Connection<Tenant>, before: Timestamp) -> Result<(u64, u64)> {
+    let mut row = connection
+        .query_one(
+            "SELECT COUNT(*), CAST(COALESCE(SUM(f.file_size), 0) AS BIGINT) FROM files f
+             WHERE COALESCE(f.condemned_at, f.updated_at) <= $1
+               AND NOT EXISTS (SELECT 1 FROM documents d WHERE d.file_id = f.id)
+               AND NOT EXISTS (SELECT 1 FROM document_versions v WHERE v.file_id = f.id)",
+            params![before],
+        )
+        .await?;
+    Ok((row.take()?, row.take()?))
 }
 
 /// Every object key that a row knows: of living and condemned files.

@@ -6,17 +6,22 @@
 pub mod access_changes;
 pub mod documents;
 pub mod files;
+pub mod idempotency;
 pub mod leases;
 pub mod members;
 pub mod migrations;
 pub mod moves;
 pub mod outbox;
+pub mod quotas;
 pub mod sessions;
 pub mod spares;
+pub mod staged_uploads;
 pub mod tenants;
 pub mod tombstones;
+pub mod trash;
 pub mod uploads;
 pub mod users;
+pub mod versions;
 
 pub use database::{
     Connection, Connections, DatabaseUrl, Error, Main, MainDatabase, MainTx, Migrated, Result, Scope, TableSum, Tenant, TenantDatabase,

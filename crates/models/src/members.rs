@@ -10,7 +10,7 @@ macro_rules! select_with_tenant {
     ($rest:literal) => {
         concat!(
             "SELECT m.user_id, m.tenant_id, m.role, m.joined_at, t.id, t.name, t.server, \
-             t.database_name, t.provisioning, t.schema_version, t.quarantined_at, t.writes_paused_at, \
+             t.database_name, t.provisioning, t.schema_version, t.quarantined_at, t.writes_paused_at, t.max_bytes, t.max_documents, \
              t.is_active, t.created_at, t.updated_at, t.created_by \
              FROM user_tenant_associations m JOIN tenants t ON t.id = m.tenant_id ",
             $rest

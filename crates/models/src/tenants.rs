@@ -1,14 +1,14 @@
 //! Tenants.
 
 use database::{Connection, Main, MainTx, Result, Row, params};
-use domain::{DatabaseName, Provisioning, Tenant, TenantId, TenantName, TenantPlace, Timestamp};
+use domain::{DatabaseName, Limit, Provisioning, QuotaLimits, Tenant, TenantId, TenantName, TenantPlace, Timestamp};
 
 use crate::word;
 
 /// What [`tenant`] reads.
 macro_rules! columns {
     () => {
-        "id, name, server, database_name, provisioning, schema_version, quarantined_at, writes_paused_at, is_active, \
+        "id, name, server, database_name, provisioning, schema_version, quarantined_at, writes_paused_at, max_bytes, max_documents, is_active, \
          created_at, updated_at, created_by"
     };
 }
@@ -121,6 +121,19 @@ pub async fn update(
         .query_opt(
             returning!("UPDATE tenants SET name = COALESCE($2, name), is_active = COALESCE($3, is_active), updated_at = $4 WHERE id = $1"),
             params![id, name.map(TenantName::as_str), is_active, now],
+        )
+        .await?;
+    changed.map(|mut row| tenant(&mut row)).transpose()
+}
+
+/// Sets a tenant's limits, and answers the tenant as it is then.
+pub async fn set_limits(tx: &mut MainTx, id: TenantId, limits: QuotaLimits, now: Timestamp) -> Result<Option<Tenant>> {
+    let changed = tx
+        .query_opt(
+            returning!(
+                "UPDATE tenants SET max_bytes = $2, max_documents = $3, updated_at = $4 WHERE id = $1 AND provisioning <> 'deleting'"
+            ),
+            params![id, limits.bytes.stored(), limits.documents.stored(), now],
         )
         .await?;
     changed.map(|mut row| tenant(&mut row)).transpose()
@@ -240,6 +253,7 @@ pub(crate) fn tenant(row: &mut Row) -> Result<Tenant> {
         schema_version: row.take()?,
         quarantined_at: row.take()?,
         writes_paused_at: row.take()?,
+        limits: QuotaLimits { bytes: Limit::from_stored(row.take()?), documents: Limit::from_stored(row.take()?) },
         is_active: row.take()?,
         created_at: row.take()?,
         updated_at: row.take()?,

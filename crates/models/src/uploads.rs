@@ -3,9 +3,26 @@
 use database::{Connection, Result, Tenant, TenantTx, params};
 use domain::Timestamp;
 
-/// Notes an upload before its object is written.
-pub async fn insert(tx: &mut TenantTx, object_key: &str, expires_at: Timestamp) -> Result<()> {
-    tx.execute("INSERT INTO uploads (s3_path, expires_at) VALUES ($1, $2)", params![object_key, expires_at]).await?;
+use crate::{files::after, single};
+
+/// Notes an upload before its object is written, and what it may come to take of the tenant's quota.
+pub async fn insert(
+    tx: &mut TenantTx,
+    object_key: &str,
+    reserved_bytes: u64,
+    reserved_documents: u64,
+    expires_at: Timestamp,
+) -> Result<()> {
+    tx.execute(
+        "INSERT INTO uploads (s3_path, expires_at, reserved_bytes, reserved_documents) VALUES ($1, $2, $3, $4)",
+        params![
+            object_key,
+            expires_at,
+            i64::try_from(reserved_bytes).unwrap_or(i64::MAX),
+            i64::try_from(reserved_documents).unwrap_or(i64::MAX)
+        ],
+    )
+    .await?;
     Ok(())
 }
 
@@ -37,6 +54,22 @@ pub async fn list_condemned(connection: &mut Connection<Tenant>, limit: u32) -> 
 pub async fn delete_condemned(tx: &mut TenantTx, object_key: &str) -> Result<()> {
     tx.execute("DELETE FROM uploads WHERE s3_path = $1 AND condemned_at IS NOT NULL", params![object_key]).await?;
     Ok(())
+}
+
+/// How many uploads are condemned, or will be since they have expired.
+pub async fn count_collectable(connection: &mut Connection<Tenant>, now: Timestamp) -> Result<u64> {
+    let counted = connection
+        .query_one("SELECT COUNT(*) FROM uploads WHERE condemned_at IS NOT NULL OR expires_at <= $1", params![now])
+        .await?;
+    single(counted)
+}
+
+/// The keys of uploads, under way or condemned, that begin so.
+pub async fn list_by_prefix(connection: &mut Connection<Tenant>, prefix: &str) -> Result<Vec<String>> {
+    let rows = connection
+        .query("SELECT s3_path FROM uploads WHERE s3_path >= $1 AND s3_path < $2", params![prefix, after(prefix)])
+        .await?;
+    rows.into_iter().map(|mut row| row.take()).collect()
 }
 
 /// The keys of all uploads under way or condemned.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use domain::{
-    Closure, Denial, Error, Member, Noun, Provisioning, Result, Role, SessionId, Tenant, TenantId, TokenKind, TokenProblem, UserId,
+    Closure, Denial, Error, Member, Noun, Provisioning, Quota, Result, Role, SessionId, Tenant, TenantId, TokenKind, TokenProblem, UserId,
 };
 use models::{Connection, MainDatabase, MainTx, TenantDatabase, TenantTx, access_changes, members, sessions};
 use moka::sync::Cache;
@@ -58,6 +58,7 @@ impl Caller {
 pub(crate) struct TenantCaller {
     caller: Caller,
     role: Role,
+    quota: Quota,
     database: TenantDatabase,
 }
 
@@ -76,6 +77,11 @@ impl TenantCaller {
 
     pub(crate) fn role(&self) -> Role {
         self.role
+    }
+
+    /// How much the tenant may store.
+    pub(crate) fn quota(&self) -> Quota {
+        self.quota
     }
 
     pub(crate) fn database(&self) -> &TenantDatabase {
@@ -136,7 +142,8 @@ impl Services {
         self.ensure_schema(&member.of).await?;
         let database = self.0.parts.tenant_databases.open(&member.of.place)?;
         let may_write = member.of.writes_paused_at.is_none();
-        Ok((TenantCaller { caller: *caller, role: member.membership.role, database }, may_write))
+        let quota = member.of.limits.or(self.settings().quota);
+        Ok((TenantCaller { caller: *caller, role: member.membership.role, quota, database }, may_write))
     }
 
     /// The caller's membership in a tenant, active or not. To everybody else the tenant is not there.
@@ -155,7 +162,7 @@ impl Services {
     /// [`Error::Unavailable`] when it is not.
     pub async fn check_tenant(&self, caller: &Caller, tenant_id: TenantId) -> Result<()> {
         let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
-        models::files::totals(&mut tenant.read().await?).await.map(drop)?;
+        models::documents::count(&mut tenant.read().await?).await.map(drop)?;
         Ok(())
     }
 

@@ -1,15 +1,15 @@
 //! Files: what a tenant stores, and getting rid of what nobody refers to.
 
 use domain::{
-    Conflict, Document, Error, File, FileId, FileUsage, Noun, Page, PageRequest, Result, Role, StorageTotals, TenantId, failpoint,
+    Conflict, Document, Error, File, FileId, FileUsage, Noun, Page, PageRequest, Quota, Result, Role, StorageUse, TenantId, failpoint,
 };
-use models::{documents, files, outbox};
+use models::{documents, files, outbox, quotas};
 use serde_json::json;
 
 use crate::{Caller, Services};
 
 impl Services {
-    /// The files of a tenant, newest first, each with the number of documents that refer to it.
+    /// The files of a tenant, newest first, each with the number of documents' contents that it is.
     ///
     /// # Errors
     /// [`Error::NotFound`] unless the caller is a member.
@@ -18,13 +18,13 @@ impl Services {
         Ok(files::list(&mut tenant.read().await?, request).await?)
     }
 
-    /// What the files of a tenant amount to.
+    /// What a tenant stores, and how much it may.
     ///
     /// # Errors
     /// [`Error::NotFound`] unless the caller is a member.
-    pub async fn get_storage_totals(&self, caller: &Caller, tenant_id: TenantId) -> Result<StorageTotals> {
+    pub async fn get_storage_use(&self, caller: &Caller, tenant_id: TenantId) -> Result<(StorageUse, Quota)> {
         let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
-        Ok(files::totals(&mut tenant.read().await?).await?)
+        Ok((quotas::find_use(&mut tenant.read().await?, self.clock().now()).await?, tenant.quota()))
     }
 
     /// A file with the documents that refer to it, newest first.

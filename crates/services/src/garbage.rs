@@ -4,35 +4,70 @@
 //! Only after that commit is the object deleted, and only after the object the row. Abandoned uploads go the same way. Keys are never used twice, so an object
 //! that was found to be nobody's stays nobody's.
 
-use domain::{FileId, Result, TenantPlace, Timestamp, failpoint};
-use models::{TenantDatabase, documents, files, uploads};
+use std::{iter::Sum, ops::Add, time::Duration};
+
+use domain::{FileId, Result, Tenant, Timestamp, failpoint};
+use models::{TenantDatabase, documents, files, trash, uploads};
 
 use crate::Services;
 
 /// How much is looked at in one go.
 const BATCH: u32 = 100;
+/// Which instance collects in the background, for how long at least, and what rest it takes after each tenant.
+const LEASE: &str = "collector";
+const LEASE_TIME: Duration = Duration::from_secs(600);
+const REST: Duration = Duration::from_millis(20);
 
 /// What a collection removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
+    /// Documents whose time in the trash was over.
+    pub documents: u64,
     /// Files that no document referred to.
     pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
     /// Objects of uploads that never became a document.
     pub uploads: u64,
 }
 
+impl Add for Collected {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            documents: self.documents + other.documents,
+            files: self.files + other.files,
+            bytes: self.bytes + other.bytes,
+            uploads: self.uploads + other.uploads,
+        }
+    }
+}
+
+impl Sum for Collected {
+    fn sum<I: Iterator<Item = Self>>(each: I) -> Self {
+        each.fold(Self::default(), Add::add)
+    }
+}
+
 impl Services {
-    /// Collects a tenant's garbage: files that nobody has referred to for the grace, and abandoned uploads. While a former
-    /// database of the tenant's is kept, nothing: whoever returns to that finds its documents whole.
+    /// Collects a tenant's garbage: documents whose time in the trash is over, files that nobody has referred to for the grace,
+    /// and abandoned uploads. While a former database of the tenant's is kept, nothing: whoever returns to that finds its
+    /// documents whole.
     ///
     /// # Errors
     /// When the database or the storage is down. What was collected until then stays collected.
-    pub async fn collect_garbage(&self, place: &TenantPlace) -> Result<Collected> {
-        let database = self.0.parts.tenant_databases.open(place)?;
+    pub async fn collect_garbage(&self, tenant: &Tenant) -> Result<Collected> {
         let mut collected = Collected::default();
-        if self.is_on_the_move(place.tenant_id).await? {
+        if self.is_on_the_move(tenant.id).await? {
             return Ok(collected);
         }
+        let database = self.open_for_operator(tenant)?;
+        let now = self.clock().now();
+        collected.documents = self.purge_expired(&database, now.minus(self.settings().trash_retention)).await?;
+        let mut tx = database.begin().await?;
+        self.forget_past_requests(&mut tx).await?;
+        tx.commit().await?;
         loop {
             let now = self.clock().now();
             let before = now.minus(self.settings().garbage_grace);
@@ -41,9 +76,10 @@ impl Services {
                 self.condemn_if_orphaned(&database, *id, now).await?;
             }
             let condemned = files::list_condemned(&mut database.read().await?, before, BATCH).await?;
-            for (id, key) in &condemned {
+            for (id, key, bytes) in &condemned {
                 self.delete_condemned(&database, *id, key).await?;
                 collected.files += 1;
+                collected.bytes += bytes;
             }
             let mut tx = database.begin().await?;
             uploads::condemn_expired(&mut tx, now, now).await?;
@@ -58,6 +94,49 @@ impl Services {
                 return Ok(collected);
             }
         }
+    }
+
+    /// What [`Services::collect_garbage`] would remove now. Files of documents whose time in the trash is over are not among
+    /// them: their grace begins when the documents go.
+    ///
+    /// # Errors
+    /// When the database is down.
+    pub async fn find_garbage(&self, tenant: &Tenant) -> Result<Collected> {
+        if self.is_on_the_move(tenant.id).await? {
+            return Ok(Collected::default());
+        }
+        let now = self.clock().now();
+        let mut connection = self.open_for_operator(tenant)?.read().await?;
+        let (files, bytes) = files::count_collectable(&mut connection, now.minus(self.settings().garbage_grace)).await?;
+        Ok(Collected {
+            documents: trash::count_before(&mut connection, now.minus(self.settings().trash_retention)).await?,
+            files,
+            bytes,
+            uploads: uploads::count_collectable(&mut connection, now).await?,
+        })
+    }
+
+    /// Collects the garbage of all tenants, and of those that were deleted, if no other instance does. Answers what was
+    /// removed. A tenant whose database is down is logged and left for the next time.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn collect_in_background(&self) -> Result<Collected> {
+        let mut collected = Collected::default();
+        for tenant in self.list_kept_tenants().await? {
+            if !self.hold_lease(LEASE, LEASE_TIME).await? {
+                return Ok(collected);
+            }
+            match self.collect_garbage(&tenant).await {
+                Ok(more) => collected = collected + more,
+                Err(error) => {
+                    tracing::warn!(tenant_id = %tenant.id, error = &error as &dyn std::error::Error, "a tenant's garbage could not be collected");
+                }
+            }
+            tokio::time::sleep(REST).await;
+        }
+        self.collect_late_objects().await?;
+        Ok(collected)
     }
 
     /// Condemns a file as of the collection's beginning, so that the same collection goes on to delete it.

@@ -8,6 +8,7 @@ mod events;
 mod files;
 mod garbage;
 mod health;
+mod idempotency;
 mod leases;
 mod members;
 mod migrations;
@@ -21,7 +22,11 @@ mod storage;
 mod tenants;
 pub mod tokens;
 mod tombstones;
+mod trash;
+mod uploads;
 mod users;
+mod verification;
+mod versions;
 
 use std::{
     collections::HashMap,
@@ -29,16 +34,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Clock, Timestamp};
+use domain::{Clock, Quota, Timestamp};
 use models::{MainDatabase, TenantDatabases};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 pub use access::Caller;
 pub use content_disposition::content_disposition;
-pub use documents::{Download, DownloadAt, Upload, Uploaded};
+pub use documents::{Download, DownloadAt, Precondition};
 pub use garbage::Collected;
 pub use health::{Dependency, ServerConnections};
+pub use idempotency::{Answered, Once};
 pub use members::Candidate;
 pub use migrations::{FleetMigration, MigrationPlan, MigrationStatus, MigrationStep};
 pub use models::{Connections, TableSum};
@@ -48,10 +54,12 @@ pub use sessions::{Login, TokenPair};
 pub use signed_urls::{SignedDownload, UrlSigner};
 pub use spool::{Spool, SpooledContent};
 pub use storage::{LocalStorage, Object, ObjectStorage, Presentation};
-pub use tenants::{TenantContents, TenantDetails, TenantReport, TenantSummary};
+pub use tenants::{TenantDetails, TenantReport, TenantSummary};
 pub use tokens::{SecretKey, TokenSettings, Tokens};
 pub use tombstones::Deletion;
+pub use uploads::{Upload, Uploaded};
 pub use users::Registration;
+pub use verification::{Finding, ObjectProblem, Verification};
 
 use access::Access;
 use health::LastCheck;
@@ -86,8 +94,16 @@ pub struct Settings {
     pub max_upload_bytes: u64,
     /// How long a download's URL is good for.
     pub download_url_life: Duration,
+    /// How long an upload in parts is waited for after its last part.
+    pub upload_life: Duration,
     /// How long an orphaned file is kept before it is collected.
     pub garbage_grace: Duration,
+    /// How long a deleted document can be brought back; zero for not at all.
+    pub trash_retention: Duration,
+    /// How many contents of a document are kept, the current one included; at least 1.
+    pub versions_kept: u64,
+    /// How much a tenant may store, unless the operator set something else for it.
+    pub quota: Quota,
     /// How many databases each server keeps ready for tenants to come; only PostgreSQL servers do.
     pub spare_databases: usize,
 }
@@ -97,7 +113,11 @@ impl Default for Settings {
         Self {
             max_upload_bytes: 100 * 1024 * 1024,
             download_url_life: Duration::from_secs(3600),
+            upload_life: Duration::from_secs(24 * 3600),
             garbage_grace: Duration::from_secs(24 * 3600),
+            trash_retention: Duration::from_secs(30 * 24 * 3600),
+            versions_kept: 100,
+            quota: Quota::default(),
             spare_databases: 0,
         }
     }

@@ -423,7 +423,7 @@ impl Services {
     pub async fn drop_former(&self, tenant: &Tenant) -> Result<TenantPlace, MoveError> {
         let (tenant, the_move) = self.find_kept(tenant.id).await?;
         // Whoever has nothing else would miss it.
-        self.count_contents(&tenant.place).await?;
+        self.count_contents(&tenant).await?;
         self.drop_unused(&tenant, &the_move, MoveState::Kept, &the_move.from_server).await?;
         Ok(on(&tenant, &the_move.from_server))
     }

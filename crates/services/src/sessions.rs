@@ -153,6 +153,7 @@ impl Services {
         let mut tx = self.main().begin().await?;
         sessions::delete_expired(&mut tx, now.minus(Duration::from_secs(3600))).await?;
         access_changes::delete_before(&mut tx, now.minus(Duration::from_secs(24 * 3600))).await?;
+        self.forget_past_requests(&mut tx).await?;
         Ok(tx.commit().await?)
     }
 }

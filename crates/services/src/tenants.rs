@@ -7,16 +7,17 @@ use std::{
 };
 
 use domain::{
-    DatabaseName, Denial, Email, Error, EventKind, Member, Membership, Move, Noun, Page, PageRequest, Provisioning, Result, Role,
-    StorageTotals, Tenant, TenantId, TenantName, TenantPlace, Timestamp, User, UserId, failpoint,
+    Conflict, DatabaseName, Denial, Email, Error, EventKind, IdempotencyKey, Member, Membership, Move, Noun, Page, PageRequest, PastRequest, Provisioning, QuotaLimits, Result, Role,
+    StorageUse, Tenant, TenantId, TenantName, TenantPlace, Timestamp, User, UserId, failpoint,
 };
 use futures_util::StreamExt;
-use models::{documents, files, members, moves, outbox, spares, tenant_schema_digest, tenant_schema_version, tenants, users};
+use models::{TenantDatabase, idempotency, members, moves, outbox, quotas, spares, tenant_schema_digest, tenant_schema_version, tenants, users};
 use serde_json::json;
 
 use crate::{
-    Caller, Services,
+    Answered, Caller, Once, Services,
     access::{NOTICED_AFTER, require},
+    idempotency::fingerprint,
 };
 
 /// A tenant whose making took this long was probably left by a crash. If it was not, two complete it, which does no harm.
@@ -49,19 +50,13 @@ pub struct TenantReport {
     /// All members, in the order in which they joined.
     pub members: Vec<Member<User>>,
     /// What its database holds, or what is wrong with that.
-    pub contents: Result<TenantContents>,
+    pub contents: Result<StorageUse>,
     /// A move of its database that is under way or has left a former one behind.
     pub on_the_move: Option<Move>,
 }
 
-/// What a tenant's database holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TenantContents {
-    /// Documents.
-    pub documents: u64,
-    /// The files behind them.
-    pub storage: StorageTotals,
-}
+/// The key of the request that makes a tenant, with what tells that from others.
+type Request<'a> = Option<(&'a IdempotencyKey, [u8; 32])>;
 
 impl Services {
     /// The caller's tenants, active or not, newest membership first.
@@ -76,8 +71,35 @@ impl Services {
     ///
     /// # Errors
     /// [`Error::Unavailable`] when no server can take the database; then nothing of it stays.
-    pub async fn create_tenant(&self, caller: &Caller, name: &TenantName) -> Result<Member<Tenant>> {
-        self.create_tenant_for(caller.user_id(), name).await
+    /// [`Conflict::IdempotencyKeyInUse`] while the same request is being done.
+    pub async fn create_tenant(
+        &self,
+        caller: &Caller,
+        name: &TenantName,
+        once: Option<&Once<'_, Member<Tenant>>>,
+    ) -> Result<Answered<Member<Tenant>>> {
+        let user_id = caller.user_id();
+        let Some(once) = once else { return Ok(Answered::Now(self.create_tenant_for(user_id, name).await?)) };
+        let fingerprint = fingerprint(&[b"tenant", name.as_str().as_bytes()]);
+        let mut connection = self.main().read().await?;
+        let past = self.find_past_request(&mut connection, user_id, &once.key, fingerprint).await?;
+        let made = match past {
+            None => {
+                drop(connection);
+                self.create_on_some_server(user_id, name, Some((&once.key, fingerprint))).await?
+            }
+            Some(PastRequest { answer: Some(answer), .. }) => return Ok(Answered::Before(answer)),
+            // Somebody is making it, or made it and died before the answer was kept.
+            Some(PastRequest { resource_id, answer: None, .. }) => {
+                let found = members::find_with_tenant(&mut connection, resource_id.into(), user_id).await?;
+                let made = found.filter(|member| member.of.provisioning == Provisioning::Active);
+                made.ok_or(Error::Conflict(Conflict::IdempotencyKeyInUse))?
+            }
+        };
+        let mut tx = self.main().begin().await?;
+        idempotency::set_answer(&mut tx, user_id, &once.key, made.of.id.uuid(), &(once.answer)(&made)).await?;
+        tx.commit().await?;
+        Ok(Answered::Now(made))
     }
 
     /// Makes a tenant for the user with this address, who becomes its admin: for the command line.
@@ -96,10 +118,14 @@ impl Services {
     /// # Errors
     /// As [`Services::create_tenant`].
     pub async fn create_tenant_for(&self, user_id: UserId, name: &TenantName) -> Result<Member<Tenant>> {
+        self.create_on_some_server(user_id, name, None).await
+    }
+
+    async fn create_on_some_server(&self, user_id: UserId, name: &TenantName, request: Request<'_>) -> Result<Member<Tenant>> {
         let servers = self.servers_by_load(&tenants::count_by_server(&mut self.main().read().await?).await?);
         let mut problem = Error::internal("no server for tenants' databases");
         for server in servers {
-            match self.create_tenant_on(&server, user_id, name).await {
+            match self.create_tenant_on(&server, user_id, name, request).await {
                 Err(error @ Error::Unavailable { .. }) => {
                     tracing::warn!(server, error = &error as &dyn std::error::Error, "a server can't take a tenant's database");
                     self.troubled_servers().insert(server, Instant::now());
@@ -125,7 +151,7 @@ impl Services {
         self.0.troubled_servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn create_tenant_on(&self, server: &str, user_id: UserId, name: &TenantName) -> Result<Member<Tenant>> {
+    async fn create_tenant_on(&self, server: &str, user_id: UserId, name: &TenantName, request: Request<'_>) -> Result<Member<Tenant>> {
         let now = self.clock().now();
         let mut tx = self.main().begin().await?;
         let spare = spares::take(&mut tx, server, &tenant_schema_digest()).await?;
@@ -138,6 +164,7 @@ impl Services {
             schema_version: 0,
             quarantined_at: None,
             writes_paused_at: None,
+            limits: QuotaLimits::default(),
             is_active: true,
             created_at: now,
             updated_at: now,
@@ -146,6 +173,11 @@ impl Services {
         let membership = Membership { user_id, tenant_id: id, role: Role::Admin, joined_at: now };
         tenants::insert(&mut tx, &tenant).await?;
         members::insert(&mut tx, &membership).await?;
+        if let Some((key, fingerprint)) = request
+            && !self.note_request(&mut tx, user_id, key, fingerprint, id.uuid(), None).await?
+        {
+            return Err(Error::Conflict(Conflict::IdempotencyKeyInUse));
+        }
         failpoint!("tenant.reserving");
         tx.commit().await?;
         failpoint!("tenant.reserved");
@@ -203,6 +235,8 @@ impl Services {
         self.0.parts.tenant_databases.drop_database(&tenant.place).await?;
         let mut tx = self.main().begin().await?;
         tenants::delete_failed(&mut tx, tenant.id).await?;
+        // Nobody was told of it, so its request may be made again.
+        idempotency::delete_unanswered(&mut tx, tenant.id.uuid()).await?;
         Ok(tx.commit().await?)
     }
 
@@ -371,12 +405,38 @@ impl Services {
         let members = members::list_users(&mut connection, tenant.id).await?;
         let on_the_move = moves::find(&mut connection, tenant.id).await?;
         drop(connection);
-        Ok(TenantReport { members, contents: self.count_contents(&tenant.place).await, on_the_move })
+        Ok(TenantReport { members, contents: self.count_contents(tenant).await, on_the_move })
     }
 
-    pub(crate) async fn count_contents(&self, place: &TenantPlace) -> Result<TenantContents> {
-        let mut connection = self.0.parts.tenant_databases.open(place)?.read().await?;
-        Ok(TenantContents { documents: documents::count(&mut connection).await?, storage: files::totals(&mut connection).await? })
+    pub(crate) async fn count_contents(&self, tenant: &Tenant) -> Result<StorageUse> {
+        let mut connection = self.open_for_operator(tenant)?.read().await?;
+        Ok(quotas::find_use(&mut connection, self.clock().now()).await?)
+    }
+
+    /// A tenant's database, for what an operator does with it, if it has a schema that this program understands.
+    pub(crate) fn open_for_operator(&self, tenant: &Tenant) -> Result<TenantDatabase> {
+        if tenant.schema_version < tenant_schema_version() - 1 {
+            return Err(Error::Unavailable {
+                dependency: "tenant database",
+                source: format!("its schema is of version {}; run tenantry migrate first", tenant.schema_version).into(),
+            });
+        }
+        Ok(self.0.parts.tenant_databases.open(&tenant.place)?)
+    }
+
+    /// Sets how much a tenant may store, for the operator: in force everywhere when this returns. What is stored stays, even if it
+    /// is more.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it is gone or being deleted.
+    pub async fn set_limits(&self, tenant_id: TenantId, limits: QuotaLimits) -> Result<Tenant> {
+        let mut tx = self.main().begin().await?;
+        let tenant = tenants::set_limits(&mut tx, tenant_id, limits, self.clock().now()).await?.ok_or(Error::NotFound(Noun::Tenant))?;
+        let data = json!({ "name": tenant.name, "max_bytes": limits.bytes.stored(), "max_documents": limits.documents.stored() });
+        outbox::push(&mut tx, &self.audit("tenant.quota_set", Some(tenant_id), None, data)).await?;
+        self.commit_access_change(tx, tenant_id).await?;
+        tokio::time::sleep(NOTICED_AFTER).await;
+        Ok(tenant)
     }
 
     /// Drops every tenant's database and every object, for an operator who wants to begin anew. Answers how many tenants

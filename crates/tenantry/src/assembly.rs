@@ -4,7 +4,7 @@ use std::{fs, sync::Arc};
 
 use anyhow::{Context, Result, anyhow};
 use database::{MainDatabase, PostgresLimits, SqliteThreads, TenantDatabases};
-use domain::SystemClock;
+use domain::{Quota, SystemClock};
 use secrecy::{ExposeSecret, SecretString};
 use services::{LocalStorage, Parts, PasswordSettings, Passwords, SecretKey, Services, Settings, Spool, TokenSettings, Tokens, UrlSigner};
 
@@ -50,7 +50,11 @@ pub fn assemble(config: &Config) -> Result<(Services, MainDatabase)> {
         settings: Settings {
             max_upload_bytes: config.documents.max_upload_bytes,
             download_url_life: config.documents.download_url_expires,
+            upload_life: config.documents.upload_expires,
             garbage_grace: config.documents.garbage_grace,
+            trash_retention: config.documents.trash_retention,
+            versions_kept: config.documents.versions_kept,
+            quota: Quota { bytes: config.documents.tenant_max_bytes, documents: config.documents.tenant_max_documents },
             spare_databases: databases.tenant_warm_pool,
         },
     };

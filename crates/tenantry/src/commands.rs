@@ -7,6 +7,7 @@ pub mod migrate;
 pub mod serve;
 pub mod tenants;
 pub mod users;
+pub mod verify;
 
 use std::io::{ErrorKind, Write};
 

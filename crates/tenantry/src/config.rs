@@ -26,6 +26,7 @@ pub use self::{
     server::{Cors, Origins, Server},
     settings::Settings,
     tokens::Tokens,
+    values::bytes as parse_bytes,
     variables::{Fallback, VARIABLES, Variable},
 };
 
@@ -117,7 +118,13 @@ impl Config {
             (&variables::PASSWORD_HASH_QUEUE, passwords.queue.to_string()),
             (&variables::MAX_UPLOAD_BYTES, documents.max_upload_bytes.to_string()),
             (&variables::DOWNLOAD_URL_EXPIRES, documents.download_url_expires.as_secs().to_string()),
+            (&variables::UPLOAD_EXPIRES, documents.upload_expires.as_secs().to_string()),
+            (&variables::TRASH_RETENTION, documents.trash_retention.as_secs().to_string()),
+            (&variables::DOCUMENT_VERSIONS_KEPT, documents.versions_kept.to_string()),
+            (&variables::TENANT_MAX_BYTES, documents.tenant_max_bytes.map(|bytes| bytes.to_string()).unwrap_or_default()),
+            (&variables::TENANT_MAX_DOCUMENTS, documents.tenant_max_documents.map(|number| number.to_string()).unwrap_or_default()),
             (&variables::GARBAGE_GRACE, documents.garbage_grace.as_secs().to_string()),
+            (&variables::GARBAGE_INTERVAL, documents.garbage_interval.as_secs().to_string()),
             (&variables::ADMIN_EMAIL, given(&first_user.email)),
             (&variables::ADMIN_PASSWORD, first_user.password.as_ref().map(|_| "(secret)".to_owned()).unwrap_or_default()),
             (&variables::ADMIN_FIRST_NAME, given(&first_user.first_name)),

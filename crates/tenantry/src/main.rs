@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tenantry::{
-    commands::{check, complain, gc, init, migrate, serve, tenants, users},
+    commands::{check, complain, gc, init, migrate, serve, tenants, users, verify},
     config::Config,
     logging,
 };
@@ -34,6 +34,11 @@ enum Command {
     Check(check::Arguments),
     /// Collect what nothing refers to any more
     Gc(gc::Arguments),
+    /// Compare what the databases say with what the object storage holds
+    ///
+    /// Reports objects that are missing, unknown or of the wrong size; with --deep reads every object and checks its hash. Repairs
+    /// nothing. Exits with 1 when anything is wrong.
+    Verify(verify::Arguments),
     /// Look at tenants, make, deactivate and delete them
     #[command(subcommand)]
     Tenants(tenants::Command),
@@ -74,6 +79,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
         Command::Check(arguments) => runtime.block_on(check::run(&config, &arguments)),
         Command::Gc(arguments) => runtime.block_on(gc::run(&config, &arguments)),
+        Command::Verify(arguments) => runtime.block_on(verify::run(&config, &arguments)),
         Command::Tenants(command) => runtime.block_on(tenants::run(&config, &command)),
         Command::Users(command) => runtime.block_on(users::run(&config, &command)),
         Command::Openapi => Ok(ExitCode::SUCCESS),

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use api::server::{self, Limits};
-use domain::{Clock, Email, ManualClock, PasswordHash, User, UserId};
+use domain::{Clock, Email, ManualClock, PasswordHash, Quota, User, UserId};
 use models::users;
 use services::{LocalStorage, Parts, PasswordSettings, Passwords, SecretKey, Services, Settings, Spool, TokenSettings, Tokens, UrlSigner};
 use tempfile::TempDir;
@@ -27,7 +27,7 @@ pub struct Builder {
 impl Default for Builder {
     fn default() -> Self {
         Self {
-            settings: Settings { garbage_grace: Duration::ZERO, ..Settings::default() },
+            settings: Settings { garbage_grace: Duration::ZERO, trash_retention: Duration::ZERO, ..Settings::default() },
             limits: Limits::default(),
             // Cheap: what a hash costs is tested elsewhere.
             passwords: PasswordSettings { memory_kib: 64, passes: 1, queue: 256, ..PasswordSettings::default() },
@@ -41,6 +41,27 @@ impl Builder {
     #[must_use]
     pub fn max_upload_bytes(mut self, bytes: u64) -> Self {
         self.settings.max_upload_bytes = bytes;
+        self
+    }
+
+    /// How long deleted documents can be brought back. Not at all, unless it is said.
+    #[must_use]
+    pub fn trash_retention(mut self, retention: Duration) -> Self {
+        self.settings.trash_retention = retention;
+        self
+    }
+
+    /// How many versions of a document are kept.
+    #[must_use]
+    pub fn versions_kept(mut self, versions: u64) -> Self {
+        self.settings.versions_kept = versions;
+        self
+    }
+
+    /// How much a tenant may store.
+    #[must_use]
+    pub fn quota(mut self, quota: Quota) -> Self {
+        self.settings.quota = quota;
         self
     }
 

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use domain::{DocumentFilter, EventKind, PageRequest, TenantPlace, Timestamp};
+use domain::{DocumentFilter, Event, EventKind, PageRequest, TenantPlace, Timestamp};
 use models::{documents, files, moves, outbox, spares, tenants, tombstones, uploads};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::TestDatabases;
@@ -58,9 +59,14 @@ pub async fn find_broken(databases: &TestDatabases, objects: &Path) -> Vec<Strin
         }
         let events = outbox::list_unpublished(&mut connection, 1_000_000).await.unwrap();
         let of = |kind| events.iter().filter(|event| event.kind == kind).count();
-        let (uploaded, deleted) = (of(EventKind::DocumentUploaded), of(EventKind::DocumentDeleted));
-        if uploaded != count + deleted {
-            broken.push(format!("tenant {}: {count} documents, but {uploaded} uploads and {deleted} deletions in the outbox", tenant.name));
+        let first = |event: &&Event| event.kind == EventKind::DocumentUploaded && fact(event, "version") == 1;
+        let restored = events.iter().filter(|event| fact(event, "action") == "document.restored").count();
+        let (uploaded, deleted) = (events.iter().filter(first).count(), of(EventKind::DocumentDeleted));
+        if uploaded + restored != count + deleted {
+            broken.push(format!(
+                "tenant {}: {count} documents, but {uploaded} uploads, {deleted} deletions and {restored} restorations in the outbox",
+                tenant.name
+            ));
         }
     }
     for left in moves::list(&mut main.read().await.unwrap()).await.unwrap() {
@@ -75,6 +81,11 @@ pub async fn find_broken(databases: &TestDatabases, objects: &Path) -> Vec<Strin
     walk(objects, objects, &mut on_disk);
     broken.extend(on_disk.difference(&known).map(|key| format!("the object {key} is nobody's")));
     broken
+}
+
+/// What an event tells.
+fn fact(event: &Event, name: &str) -> Value {
+    serde_json::from_str::<Value>(&event.data).unwrap()[name].clone()
 }
 
 /// Every object's key. Temporary files lie elsewhere.

@@ -1,7 +1,10 @@
 //! Who may do what: every route, asked by everybody, about everything.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -87,6 +90,7 @@ DELETE /api/tenants/{tenant_id}/users/{user_id}
 GET /api/tenants/{tenant_id}/documents
 GET /api/tenants/{tenant_id}/documents/health
 GET /api/tenants/{tenant_id}/files
+GET /api/tenants/{tenant_id}/storage
 GET /api/files/{tenant_id}/files
   ours                                             missing   ok        ok        ok        tenant    revoked
   theirs                                           missing   tenant    tenant    tenant    ok        revoked
@@ -113,6 +117,51 @@ GET /api/tenants/{tenant_id}/documents/{document_id}/download
   theirs/theirs                                    missing   tenant    tenant    tenant    found     revoked
   absent/own                                       missing   tenant    tenant    tenant    tenant    revoked
   inactive/own                                     missing   inactive  inactive  inactive  tenant    revoked
+GET /api/tenants/{tenant_id}/documents/{document_id}/versions/{version}/download
+  ours/own                                         missing   found     found     found     tenant    revoked
+  ours/colleague's                                 missing   found     found     found     tenant    revoked
+  ours/theirs                                      missing   document  document  document  tenant    revoked
+  ours/absent                                      missing   document  document  document  tenant    revoked
+  theirs/theirs                                    missing   tenant    tenant    tenant    found     revoked
+  absent/own                                       missing   tenant    tenant    tenant    tenant    revoked
+  inactive/own                                     missing   inactive  inactive  inactive  tenant    revoked
+GET /api/tenants/{tenant_id}/documents/{document_id}/versions
+  ours/own                                         missing   ok        ok        ok        tenant    revoked
+  ours/colleague's                                 missing   ok        ok        ok        tenant    revoked
+  ours/theirs                                      missing   document  document  document  tenant    revoked
+  ours/absent                                      missing   document  document  document  tenant    revoked
+  theirs/theirs                                    missing   tenant    tenant    tenant    ok        revoked
+  absent/own                                       missing   tenant    tenant    tenant    tenant    revoked
+  inactive/own                                     missing   inactive  inactive  inactive  tenant    revoked
+PUT /api/tenants/{tenant_id}/documents/{document_id}/content
+  ours/own                                         missing   role      ok        ok        tenant    revoked
+  ours/colleague's                                 missing   role      owner     ok        tenant    revoked
+  ours/theirs                                      missing   role      document  document  tenant    revoked
+  ours/absent                                      missing   role      document  document  tenant    revoked
+  theirs/theirs                                    missing   tenant    tenant    tenant    ok        revoked
+  absent/own                                       missing   tenant    tenant    tenant    tenant    revoked
+  inactive/own                                     missing   inactive  inactive  inactive  tenant    revoked
+GET /api/tenants/{tenant_id}/documents/trash
+  ours                                             missing   role      ok        ok        tenant    revoked
+  theirs                                           missing   tenant    tenant    tenant    ok        revoked
+  absent                                           missing   tenant    tenant    tenant    tenant    revoked
+  inactive                                         missing   inactive  inactive  inactive  tenant    revoked
+DELETE /api/tenants/{tenant_id}/documents/trash
+  ours                                             missing   role      role      ok        tenant    revoked
+  theirs                                           missing   tenant    tenant    tenant    ok        revoked
+  absent                                           missing   tenant    tenant    tenant    tenant    revoked
+  inactive                                         missing   inactive  inactive  inactive  tenant    revoked
+POST /api/tenants/{tenant_id}/documents/trash/{document_id}/restore
+DELETE /api/tenants/{tenant_id}/documents/trash/{document_id}
+  ours/own-trashed                                 missing   role      ok        ok        tenant    revoked
+  ours/colleague's-trashed                         missing   role      owner     ok        tenant    revoked
+  ours/colleague's                                 missing   role      document  document  tenant    revoked
+  ours/theirs-trashed                              missing   role      document  document  tenant    revoked
+  ours/absent                                      missing   role      document  document  tenant    revoked
+  theirs/theirs-trashed                            missing   tenant    tenant    tenant    ok        revoked
+  absent/own                                       missing   tenant    tenant    tenant    tenant    revoked
+  inactive/own                                     missing   inactive  inactive  inactive  tenant    revoked
+POST /api/tenants/{tenant_id}/documents/{document_id}/versions/{version}/restore
 PUT /api/tenants/{tenant_id}/documents/{document_id}
 DELETE /api/tenants/{tenant_id}/documents/{document_id}
   ours/own                                         missing   role      ok        ok        tenant    revoked
@@ -323,7 +372,7 @@ const ABSENT: &str = "01900000-0000-7000-8000-000000000000";
 
 impl World {
     async fn new() -> Self {
-        let app = TestApp::new().await;
+        let app = TestApp::builder().trash_retention(Duration::from_secs(3600)).start().await;
         let [viewer, user, admin] = [app.user("viewer").await, app.user("user").await, app.user("admin").await];
         let [outsider, deactivated, colleague] = [app.user("outsider").await, app.user("deactivated").await, app.user("colleague").await];
         let (ours, inactive) = (admin.creates_tenant("Ours").await, admin.creates_tenant("Inactive").await);
@@ -376,6 +425,7 @@ impl World {
                 let part = reqwest::multipart::Part::text("uploaded").file_name("a.txt");
                 request.multipart(reqwest::multipart::Form::new().part("file", part))
             }
+            "PUT /api/tenants/{tenant_id}/documents/{document_id}/content" => request.body("replaced"),
             "PUT /api/tenants/{tenant_id}/documents/{document_id}" => request.json(&json!({ "filename": "renamed.txt" })),
             _ => request,
         };
@@ -416,6 +466,7 @@ impl World {
         if path.contains("{tenant_id}") {
             path = path.replace("{tenant_id}", self.tenant(target));
         }
+        path = path.replace("{version}", "1");
         let what = target.split('/').nth(1).unwrap_or_default();
         if path.contains("{user_id}") {
             path = path.replace("{user_id}", self.member(what, caller));
@@ -444,6 +495,13 @@ impl World {
         if target.starts_with("inactive") {
             return ids(&self.inactive_document);
         }
+        if let Some(what) = what.strip_suffix("-trashed") {
+            let tenant = if what == "theirs" { &self.theirs } else { &self.ours };
+            let document = Box::pin(self.document(what, target, caller)).await;
+            let owner = if what == "theirs" { &self.outsider } else { &self.admin };
+            owner.delete(&format!("/api/tenants/{tenant}/documents/{}", document.0)).await.expect(200);
+            return document;
+        }
         let content = domain::random_bytes::<16>();
         let upload = async |who: &Persona, tenant| ids(who.uploads(tenant, "new.txt", content).await.expect(201).data());
         match (what, caller) {
@@ -461,7 +519,9 @@ impl World {
             ("own", Admin) => upload(&self.admin, &self.ours).await,
             ("orphaned", _) => {
                 let (document, file) = upload(&self.colleague, &self.ours).await;
-                self.colleague.delete(&format!("/api/tenants/{}/documents/{document}", self.ours)).await.expect(200);
+                for path in ["documents", "documents/trash"] {
+                    self.colleague.delete(&format!("/api/tenants/{}/{path}/{document}", self.ours)).await.expect(200);
+                }
                 (document, file)
             }
             _ => upload(&self.colleague, &self.ours).await,

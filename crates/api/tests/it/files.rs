@@ -1,7 +1,12 @@
 //! Files.
 
-use serde_json::json;
-use testkit::TestApp;
+use serde_json::{Value, json};
+use testkit::{Reply, TestApp};
+
+fn totals(listed: &Reply) -> (Value, Value, Value) {
+    let storage = &listed.data()["storage"];
+    (storage["total_files"].clone(), storage["total_storage_bytes"].clone(), storage["total_storage_mb"].clone())
+}
 
 #[tokio::test]
 async fn files_are_listed_with_figures_on_demand() {
@@ -10,7 +15,7 @@ async fn files_are_listed_with_figures_on_demand() {
     let acme = alice.creates_tenant("Acme").await;
     let path = format!("/api/tenants/{acme}/files");
     let empty = alice.get(&format!("{path}?include_stats=true")).await.expect(200);
-    assert_eq!(empty.data()["storage"], json!({ "total_files": 0, "total_storage_bytes": 0, "total_storage_mb": 0.0 }));
+    assert_eq!(totals(&empty), (json!(0), json!(0), json!(0.0)));
 
     alice.uploads(&acme, "a.txt", vec![b'a'; 1_230_000]).await.expect(201);
     let orphan = alice.uploads(&acme, "b.txt", b"b").await.expect(201);
@@ -23,7 +28,7 @@ async fn files_are_listed_with_figures_on_demand() {
     let figures = alice.get(&format!("{path}?include_stats=true")).await.expect(200);
     let counts: Vec<_> = figures.items().iter().map(|file| (file["document_count"].clone(), file["is_orphaned"].clone())).collect();
     assert_eq!(counts, [(json!(0), json!(true)), (json!(2), json!(false))]);
-    assert_eq!(figures.data()["storage"], json!({ "total_files": 2, "total_storage_bytes": 1_230_001, "total_storage_mb": 1.23 }));
+    assert_eq!(totals(&figures), (json!(2), json!(1_230_001), json!(1.23)));
     alice.get(&format!("{path}?include_stats=maybe")).await.expect_error(400, "validation_failed");
 }
 

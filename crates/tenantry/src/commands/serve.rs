@@ -8,7 +8,7 @@ use api::{
     server::{self, Limits},
 };
 use domain::SystemClock;
-use services::{Dependency, Services};
+use services::{Collected, Dependency, Services};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -66,7 +66,7 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
         let limits = Limits { max_connections: METRICS_CONNECTIONS, shutdown_grace: METRICS_GRACE, ..Limits::default() };
         tokio::spawn(server::serve(listener, metrics::router(services.clone()), limits, stop.clone()));
     }
-    let housekeeping = tokio::spawn(keep_house(services.clone()));
+    let housekeeping = tokio::spawn(keep_house(services.clone(), config.documents.garbage_interval));
     tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
     let report = server::serve(listener, app, limits, stop).await;
     housekeeping.abort();
@@ -102,8 +102,9 @@ fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
 }
 
 /// What goes on beside the requests.
-async fn keep_house(services: Services) {
+async fn keep_house(services: Services, garbage_interval: Duration) {
     tokio::join!(
+        collect_garbage(&services, garbage_interval),
         services.follow_access_changes(),
         every(RESUME_INTERVAL, || settle_tenants(services.clone())),
         // Apart from that: a tenant may have many objects.
@@ -112,6 +113,22 @@ async fn keep_house(services: Services) {
         every(FORGET_INTERVAL, || forget_sessions(services.clone())),
         every(REFILL_INTERVAL, || refill_spares(services.clone())),
     );
+}
+
+/// Collects garbage for the first time after one interval: a server that starts has other things to do.
+async fn collect_garbage(services: &Services, interval: Duration) {
+    if interval.is_zero() {
+        return;
+    }
+    sleep(interval).await;
+    every(interval, || async {
+        let collected = services.collect_in_background().await?;
+        if collected != Collected::default() {
+            tracing::info!(?collected, "garbage collected");
+        }
+        Ok(())
+    })
+    .await;
 }
 
 async fn settle_tenants(services: Services) -> domain::Result<()> {

@@ -10,14 +10,17 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use dialoguer::Input;
-use domain::{Email, Error, Member, Move, MoveState, Noun, Provisioning, Tenant, TenantName, Timestamp, Tombstone, User};
+use domain::{
+    Email, Error, Limit, Member, Move, MoveState, Noun, Provisioning, Quota, QuotaLimits, StorageUse, Tenant, TenantName, Timestamp,
+    Tombstone, User,
+};
 use serde_json::{Value, json};
-use services::{Deletion, Services, TenantContents, TenantReport, TenantSummary};
+use services::{Deletion, Services, TenantReport, TenantSummary};
 
 use crate::{
     assembly::assemble,
     commands::{complain, say, say_json},
-    config::Config,
+    config::{Config, parse_bytes},
 };
 
 /// What can be done with tenants.
@@ -62,6 +65,10 @@ pub enum Command {
     /// Every running `tenantry serve` must know the new server: restart them first when you have added it to
     /// TENANT_DATABASE_URLS.
     Move(moves::Arguments),
+    /// Set how much a tenant may store
+    ///
+    /// What is stored already stays, even if it is more. What is not given stays as it is.
+    SetQuota(SetQuota),
     /// Delete a tenant for good: its database, its documents, its memberships
     Delete(Delete),
 }
@@ -71,6 +78,39 @@ pub enum Command {
 pub struct Which {
     /// The tenant's id, its database's name, or its name when no other tenant has it
     pub(super) tenant: String,
+}
+
+/// Options of `tenantry tenants set-quota`.
+#[derive(clap::Args)]
+pub struct SetQuota {
+    #[command(flatten)]
+    which: Which,
+    /// The most bytes, like 10GB or 500MiB; `unlimited`; or `default` for what TENANT_MAX_BYTES says
+    #[arg(long, value_parser = parse_limit_of_bytes, required_unless_present = "documents")]
+    bytes: Option<Limit>,
+    /// The most documents, those in the trash included; `unlimited`; or `default` for what TENANT_MAX_DOCUMENTS says
+    #[arg(long, value_parser = parse_limit)]
+    documents: Option<Limit>,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_limit_of_bytes(text: &str) -> Result<Limit, String> {
+    limit_word(text).map_or_else(|| parse_bytes(text).map(Limit::AtMost), Ok)
+}
+
+fn parse_limit(text: &str) -> Result<Limit, String> {
+    let number = || text.parse().map(Limit::AtMost).map_err(|_| "must be a whole number, `unlimited` or `default`".to_owned());
+    limit_word(text).map_or_else(number, Ok)
+}
+
+fn limit_word(text: &str) -> Option<Limit> {
+    match text {
+        "unlimited" => Some(Limit::Unlimited),
+        "default" => Some(Limit::Usual),
+        _ => None,
+    }
 }
 
 /// Options of `tenantry tenants delete`.
@@ -106,6 +146,7 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode> {
         Command::Deactivate(which) => set_active(&services, &find(&services, which).await?, false).await,
         Command::Activate(which) => set_active(&services, &find(&services, which).await?, true).await,
         Command::Move(arguments) => Box::pin(moves::run(&services, arguments)).await,
+        Command::SetQuota(arguments) => set_quota(&services, arguments).await,
         Command::Delete(arguments) => delete(&services, arguments).await,
     }
 }
@@ -198,6 +239,8 @@ fn in_json(tenant: &Tenant) -> Value {
         "schema_version": tenant.schema_version,
         "quarantined_at": tenant.quarantined_at.map(|at| at.to_string()),
         "writes_paused_at": tenant.writes_paused_at.map(|at| at.to_string()),
+        "max_bytes": limit_in_json(tenant.limits.bytes),
+        "max_documents": limit_in_json(tenant.limits.documents),
         "is_active": tenant.is_active,
         "created_at": tenant.created_at.to_string(),
         "updated_at": tenant.updated_at.to_string(),
@@ -216,13 +259,46 @@ async fn show(services: &Services, tenant: &Tenant, as_json: bool) -> Result<Exi
         }
         say_members(&report.members);
         match &report.contents {
-            Ok(TenantContents { documents, storage }) => {
-                say(format_args!("Contents: {documents} documents, {} files, {} bytes", storage.files, storage.bytes));
-            }
+            Ok(used) => say_use(used, tenant.limits.or(services.settings().quota)),
             Err(error) => say(format_args!("Contents: its database is DOWN: {}", error.with_causes())),
         }
     }
     Ok(if report.contents.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn set_quota(services: &Services, arguments: &SetQuota) -> Result<ExitCode> {
+    let tenant = find(services, &arguments.which).await?;
+    let limits = QuotaLimits {
+        bytes: arguments.bytes.unwrap_or(tenant.limits.bytes),
+        documents: arguments.documents.unwrap_or(tenant.limits.documents),
+    };
+    let tenant = services.set_limits(tenant.id, limits).await.context("set the quota")?;
+    if arguments.json {
+        say_json(&in_json(&tenant));
+    } else {
+        let (bytes, documents) = (limit_in_words(limits.bytes), limit_in_words(limits.documents));
+        say(format_args!("Tenant {} may store: bytes {bytes}, documents {documents}", tenant.name));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say_use(used: &StorageUse, quota: Quota) {
+    let of = |quota: Option<u64>| quota.map_or_else(String::new, |most| format!(" of {most}"));
+    let kept = used.documents - used.trashed_documents;
+    say(format_args!("Contents: {kept} documents and {} in the trash{}", used.trashed_documents, of(quota.documents)));
+    say(format_args!("Storage:  {} files, {} bytes{}", used.files, used.bytes, of(quota.bytes)));
+    if used.reserved_documents > 0 || used.reserved_bytes > 0 {
+        say(format_args!("Reserved: {} documents, {} bytes for uploads under way", used.reserved_documents, used.reserved_bytes));
+    }
+}
+
+/// A tenant's limit as the operator set it.
+fn limit_in_words(limit: Limit) -> String {
+    match limit {
+        Limit::Usual => "as usual".to_owned(),
+        Limit::Unlimited => "unlimited".to_owned(),
+        Limit::AtMost(most) => most.to_string(),
+    }
 }
 
 fn say_tenant(tenant: &Tenant) {
@@ -236,6 +312,8 @@ fn say_tenant(tenant: &Tenant) {
         say(format_args!("  closed since    {at}, because its migration failed: see `tenantry migrate status`"));
     }
     say(format_args!("  active          {}", yes_or_no(tenant.is_active)));
+    say(format_args!("  most bytes      {}", limit_in_words(tenant.limits.bytes)));
+    say(format_args!("  most documents  {}", limit_in_words(tenant.limits.documents)));
     say(format_args!("  created         {}", tenant.created_at));
     say(format_args!("  updated         {}", tenant.updated_at));
     say(format_args!("  created by      {}", tenant.created_by.map_or_else(|| "nobody".to_owned(), |id| id.to_string())));
@@ -287,13 +365,32 @@ fn report_in_json(tenant: &Tenant, report: &TenantReport) -> Value {
         .contents
         .as_ref()
         .ok()
-        .map(|contents| json!({ "documents": contents.documents, "files": contents.storage.files, "bytes": contents.storage.bytes }));
+        .map(use_in_json);
     let mut json = in_json(tenant);
     json["members"] = members.collect();
     json["contents"] = contents.into();
     json["move"] = report.on_the_move.as_ref().map(move_in_json).into();
     json["problem"] = report.contents.as_ref().err().map(domain::Error::with_causes).into();
     json
+}
+
+fn use_in_json(used: &StorageUse) -> Value {
+    json!({
+        "documents": used.documents - used.trashed_documents,
+        "trashed_documents": used.trashed_documents,
+        "files": used.files,
+        "bytes": used.bytes,
+        "reserved_documents": used.reserved_documents,
+        "reserved_bytes": used.reserved_bytes,
+    })
+}
+
+fn limit_in_json(limit: Limit) -> Value {
+    match limit {
+        Limit::Usual => Value::Null,
+        Limit::Unlimited => "unlimited".into(),
+        Limit::AtMost(most) => most.into(),
+    }
 }
 
 fn move_in_json(Move { from_server, to_server, state, began_at, .. }: &Move) -> Value {

@@ -8,6 +8,15 @@ use super::{ConfigError, Settings, values, variables};
 /// store can keep it.
 const LONGEST_DOWNLOAD: u64 = 7 * 24 * 60 * 60;
 
+/// The longest that an upload in parts may be waited for: a month.
+const LONGEST_UPLOAD: u64 = 31 * 24 * 60 * 60;
+
+/// The most versions that may be kept of a document.
+const MOST_VERSIONS: u64 = 10_000;
+
+/// The most documents that a limit may allow: more than any database takes.
+const MOST_DOCUMENTS: u64 = 1 << 40;
+
 /// The longest that garbage may be kept: ten years.
 const LONGEST_GRACE: u64 = 10 * 365 * 24 * 60 * 60;
 
@@ -18,8 +27,20 @@ pub struct Documents {
     pub max_upload_bytes: u64,
     /// How long a signed download URL is valid.
     pub download_url_expires: Duration,
+    /// How long an upload in parts is waited for.
+    pub upload_expires: Duration,
+    /// How long a deleted document can be brought back.
+    pub trash_retention: Duration,
+    /// How many versions of a document are kept.
+    pub versions_kept: u64,
+    /// How many bytes a tenant may store.
+    pub tenant_max_bytes: Option<u64>,
+    /// How many documents a tenant may have.
+    pub tenant_max_documents: Option<u64>,
     /// How long a file is kept that no document refers to.
     pub garbage_grace: Duration,
+    /// How often garbage is collected in the background; zero for never.
+    pub garbage_interval: Duration,
 }
 
 impl Documents {
@@ -27,7 +48,13 @@ impl Documents {
         Ok(Self {
             max_upload_bytes: settings.get(&variables::MAX_UPLOAD_BYTES, values::bytes)?,
             download_url_expires: settings.get(&variables::DOWNLOAD_URL_EXPIRES, values::seconds(LONGEST_DOWNLOAD))?,
+            upload_expires: settings.get(&variables::UPLOAD_EXPIRES, values::seconds(LONGEST_UPLOAD))?,
+            trash_retention: Duration::from_secs(settings.get(&variables::TRASH_RETENTION, values::number(0..=LONGEST_GRACE))?),
+            versions_kept: settings.get(&variables::DOCUMENT_VERSIONS_KEPT, values::number(1..=MOST_VERSIONS))?,
+            tenant_max_bytes: settings.find(&variables::TENANT_MAX_BYTES, values::bytes)?,
+            tenant_max_documents: settings.find(&variables::TENANT_MAX_DOCUMENTS, values::number(1..=MOST_DOCUMENTS))?,
             garbage_grace: Duration::from_secs(settings.get(&variables::GARBAGE_GRACE, values::number(0..=LONGEST_GRACE))?),
+            garbage_interval: Duration::from_secs(settings.get(&variables::GARBAGE_INTERVAL, values::number(0..=LONGEST_GRACE))?),
         })
     }
 }

@@ -25,6 +25,8 @@ const PREFIXES: &[&str] = &[
     "MAX_UPLOAD",
     "DOWNLOAD_",
     "GARBAGE_",
+    "TRASH_",
+    "DOCUMENT_",
 ];
 
 /// The variables of the environment and of `.env`, with every unknown one of ours refused.

@@ -31,7 +31,10 @@ pub(super) fn text(text: &str) -> Result<String, String> {
 }
 
 /// Parses a number of bytes, at least one, with or without a unit (IEC 80000-13: kB is 1000 bytes, KiB is 1024).
-pub(super) fn bytes(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// In words, when it is none.
+pub fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit: Option<u64> = match unit.trim_start().to_ascii_lowercase().as_str() {
@@ -42,6 +45,8 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
         "kib" => Some(1 << 10),
         "mib" => Some(1 << 20),
         "gib" => Some(1 << 30),
+        "tb" => Some(1_000_000_000_000),
+        "tib" => Some(1 << 40),
         _ => None,
     };
     let bytes = unit.and_then(|unit| number.parse::<u64>().ok()?.checked_mul(unit));

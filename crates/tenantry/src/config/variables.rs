@@ -141,8 +141,20 @@ variables! {
         MAX_UPLOAD_BYTES: Value("104857600");
         /// How many seconds a signed download URL is valid, at most 7 days.
         DOWNLOAD_URL_EXPIRES: Value("3600");
-        /// How many seconds a file is kept that no document refers to any more; then `tenantry gc` removes it.
+        /// How many seconds an upload in parts (direct or tus) is waited for after its last part.
+        UPLOAD_EXPIRES: Value("86400");
+        /// How many seconds a deleted document can be brought back from the trash; 0 for not at all.
+        TRASH_RETENTION: Value("2592000");
+        /// How many versions of a document are kept, the current one included.
+        DOCUMENT_VERSIONS_KEPT: Value("100");
+        /// How many bytes a tenant may store, with the units of MAX_UPLOAD_BYTES; `tenantry tenants set-quota` sets it for one.
+        TENANT_MAX_BYTES: Otherwise { words: "no limit", example: "10GB" };
+        /// How many documents a tenant may have, those in the trash included.
+        TENANT_MAX_DOCUMENTS: Otherwise { words: "no limit", example: "100000" };
+        /// How many seconds a file is kept that no document refers to any more.
         GARBAGE_GRACE: Value("86400");
+        /// How many seconds lie between two collections of garbage by `tenantry serve`; 0 leaves it to `tenantry gc`.
+        GARBAGE_INTERVAL: Value("3600");
     }
     "First user and tenant, for tenantry init" {
         /// The e-mail address of the user that --create-admin makes.

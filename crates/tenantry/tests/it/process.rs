@@ -60,7 +60,7 @@ impl Home {
     pub(crate) fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tenantry"));
         command.args(arguments).env_clear().envs(self.databases.environment());
-        command.env("DATA_DIR", self.path()).env("PORT", "0").env("GARBAGE_GRACE", "0");
+        command.env("DATA_DIR", self.path()).env("PORT", "0").env("GARBAGE_GRACE", "0").env("TRASH_RETENTION", "0");
         command.current_dir(self.path()).stdin(Stdio::null());
         command
     }
