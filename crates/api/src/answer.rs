@@ -35,6 +35,11 @@ impl<T> Answer<T> {
         Self { status: 200, success: true, message, data }
     }
 
+    /// 202.
+    pub(crate) const fn accepted(message: &'static str, data: T) -> Self {
+        Self { status: 202, success: true, message, data }
+    }
+
     /// 201.
     pub(crate) const fn created(message: &'static str, data: T) -> Self {
         Self { status: 201, success: true, message, data }

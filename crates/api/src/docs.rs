@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use domain::{Conflict, Denial, Error, FieldErrors, Noun, Role, TokenProblem};
+use domain::{Conflict, Denial, Error, FieldErrors, Noun, Role, Shortage, TokenProblem};
 use serde_json::{Map, Value, json};
 use utoipa::{OpenApi, openapi::OpenApi as Specification};
 
@@ -24,6 +24,7 @@ use crate::error::{ApiError, Failure};
         (name = "tenants", description = "Tenants: customers' organisations, each with a database of its own."),
         (name = "members", description = "Who belongs to a tenant, and as what."),
         (name = "documents", description = "Documents: upload, list, download, change, delete."),
+        (name = "uploads", description = "Uploads in parts: direct ones, whose bytes need not pass through the API, and resumable ones by tus 1.0."),
         (name = "versions", description = "The contents that a document has and had."),
         (name = "trash", description = "Deleted documents, which can be brought back for a time."),
         (name = "files", description = "Stored content, once per tenant."),
@@ -128,6 +129,9 @@ fn refusals(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
     let denied = |denial| Api::from(Error::Forbidden(denial));
     let missing = |noun| Api::from(Error::NotFound(noun));
 
+    let short = || denied(Denial::QuotaExceeded(Shortage { unit: "bytes", quota: 1000, used: 990, reserved: 0, needed: 43 }));
+    let failed = || conflict(Conflict::UploadFailed { reason: "it has 42 bytes instead of 43".into() });
+
     let id = operation["operationId"].as_str().unwrap_or_default();
     let wants_token = operation["security"] == json!([{ "access_token": [] }]);
     let has_body = operation.get("requestBody").is_some();
@@ -140,7 +144,13 @@ fn refusals(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
             .extend([Api::from(Error::Invalid(errors)), Api::Malformed("The body is not JSON: expected value at line 1 column 2.".into())]);
     }
     if has_body {
-        let wanted = if id == "upload_document" { "multipart/form-data" } else { "application/json" };
+        let wanted = operation["requestBody"]["content"].as_object().and_then(|types| types.keys().next().cloned());
+        let wanted = match wanted.as_deref() {
+            Some("multipart/form-data") => "multipart/form-data",
+            Some("application/offset+octet-stream") => "application/offset+octet-stream",
+            Some("application/octet-stream") => "the content itself, not a form",
+            _ => "application/json",
+        };
         refusals.extend([Api::BodyTooSlow, Api::BodyTooLarge, Api::UnsupportedMediaType(wanted)]);
     }
     if wants_token || id == "refresh" {
@@ -151,7 +161,13 @@ fn refusals(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
         refusals.extend([missing(Noun::Tenant), denied(Denial::TenantInactive)]);
         refusals.extend((method != "get").then(|| denied(Denial::RoleTooLow { needed: Role::Admin })));
     }
-    let nouns = [("{document_id}", Noun::Document), ("{file_id}", Noun::File), ("{user_id}", Noun::Member)];
+    let nouns = [
+        ("{document_id}", Noun::Document),
+        ("{version}", Noun::Version),
+        ("{upload_id}", Noun::Upload),
+        ("{file_id}", Noun::File),
+        ("{user_id}", Noun::Member),
+    ];
     refusals.extend(nouns.into_iter().filter(|(part, _)| path.contains(part)).map(|(_, noun)| missing(noun)));
     refusals.extend(match id {
         "register" => vec![conflict(Conflict::EmailTaken)],
@@ -159,7 +175,24 @@ fn refusals(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
         "refresh" => vec![unauthenticated(TokenProblem::Reused)],
         "add_member" => vec![missing(Noun::User), conflict(Conflict::AlreadyMember { role: Role::Viewer })],
         "change_role" | "remove_member" => vec![conflict(Conflict::LastAdmin)],
-        "update_document" | "delete_document" => vec![denied(Denial::NotOwner)],
+        "create_tenant" => vec![conflict(Conflict::IdempotencyKeyReused), conflict(Conflict::IdempotencyKeyInUse)],
+        "upload_document" => vec![conflict(Conflict::IdempotencyKeyReused), short()],
+        "begin_upload" => vec![short()],
+        "begin_tus" => vec![short(), Error::TooLarge { limit: 104_857_600 }.into(), Api::TusVersion],
+        "find_tus" | "end_tus" => vec![Api::TusVersion],
+        "append_tus" | "override_tus" => vec![
+            conflict(Conflict::UploadOffset { received: 43 }),
+            failed(),
+            Error::ChecksumMismatch.into(),
+            Error::TooLarge { limit: 43 }.into(),
+            Api::TusVersion,
+        ],
+        "complete_upload" => vec![failed()],
+        "abort_upload" => vec![conflict(Conflict::UploadClosed)],
+        "upload_part" => vec![denied(Denial::BadSignature), conflict(Conflict::UploadClosed)],
+        "replace_content" => vec![denied(Denial::NotOwner), Error::PreconditionFailed.into(), short()],
+        "update_document" | "delete_document" | "restore_version" => vec![denied(Denial::NotOwner), Error::PreconditionFailed.into()],
+        "restore_document" | "purge_document" => vec![denied(Denial::NotOwner)],
         "delete_file" => vec![conflict(Conflict::FileInUse { documents: 2 })],
         "download_object" => {
             vec![denied(Denial::BadSignature), missing(Noun::Object), Api::PreconditionFailed, Api::RangeNotSatisfiable]
@@ -195,6 +228,7 @@ const fn meaning(status: StatusCode) -> &'static str {
         StatusCode::PAYLOAD_TOO_LARGE => "The body is too large",
         StatusCode::UNSUPPORTED_MEDIA_TYPE => "The body is of another type",
         StatusCode::RANGE_NOT_SATISFIABLE => "The object ends before that",
+        _ if status.as_u16() == 460 => "The checksum is another one",
         _ => "A dependency is down, or there is too much to do",
     }
 }
@@ -248,6 +282,9 @@ const LINKS: &[(&str, &str, &str, &[&str])] = &[
             "delete_tenant",
             "add_member",
             "upload_document",
+            "begin_upload",
+            "describe_tus",
+            "begin_tus",
             "list_documents",
             "list_files",
             "list_trash",

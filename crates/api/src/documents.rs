@@ -166,6 +166,12 @@ pub(crate) struct UploadOut {
     deduplicated: bool,
 }
 
+impl UploadOut {
+    pub(crate) fn of(document: Document, deduplicated: bool) -> Self {
+        Self { document: document.into(), deduplicated }
+    }
+}
+
 impl From<Uploaded> for UploadOut {
     fn from(uploaded: Uploaded) -> Self {
         Self { document: uploaded.document.into(), deduplicated: uploaded.deduplicated }

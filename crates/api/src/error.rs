@@ -35,6 +35,8 @@ pub(crate) enum ApiError {
     RangeNotSatisfiable,
     /// The object is not the one that `If-Match` names.
     PreconditionFailed,
+    /// The client speaks another version of tus.
+    TusVersion,
     /// Dependencies are down: each with its state.
     NotReady(BTreeMap<String, &'static str>),
     /// A handler panicked.
@@ -147,6 +149,9 @@ impl ApiError {
             Self::PreconditionFailed => {
                 Described::new(S::PRECONDITION_FAILED, "precondition_failed", "The object is not the one that If-Match names.")
             }
+            Self::TusVersion => {
+                Described::new(S::PRECONDITION_FAILED, "tus_version", "The header Tus-Resumable must name the version that is spoken here: 1.0.0.")
+            }
             Self::NotReady(dependencies) => Described::new(S::SERVICE_UNAVAILABLE, "not_ready", "A dependency is down.")
                 .details(json!(dependencies))
                 .retry_after(DEPENDENCY_RETRY),
@@ -218,11 +223,25 @@ fn describe(error: &Error) -> Described {
                 let message = "Another request was made with this Idempotency-Key. Take a new one for each request.";
                 Described::new(S::CONFLICT, "idempotency_key_reused", message)
             }
+            Conflict::UploadOffset { received } => {
+                let message = format!("The upload goes on at byte {received}.");
+                Described::new(S::CONFLICT, "upload_offset_mismatch", message).details(json!({ "offset": received }))
+            }
+            Conflict::UploadClosed => Described::new(S::CONFLICT, "upload_closed", "The upload takes nothing more."),
+            Conflict::UploadFailed { reason } => {
+                Described::new(S::CONFLICT, "upload_failed", format!("The upload came to nothing: {reason}."))
+            }
             Conflict::IdempotencyKeyInUse => {
                 let message = "The request with this Idempotency-Key is still being done. Try again.";
                 Described::new(S::CONFLICT, "idempotency_key_in_use", message).retry_after(MIGRATION_RETRY)
             }
         },
+        // The status that tus has for it.
+        Error::ChecksumMismatch => Described::new(
+            S::from_u16(460).unwrap_or(S::BAD_REQUEST),
+            "checksum_mismatch",
+            "What arrived has another checksum than Upload-Checksum says. Nothing of it was kept.",
+        ),
         Error::PreconditionFailed => {
             Described::new(S::PRECONDITION_FAILED, "precondition_failed", "The document is not the one that If-Match names: it was changed.")
         }

@@ -41,8 +41,8 @@ pub(crate) fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, ApiError
 /// The ids in the path, in order.
 pub(crate) struct Ids<T>(pub(crate) T);
 
-/// The number of a document's version.
-pub(crate) struct VersionNumber(pub(crate) u64);
+/// A number from 1: of a version, of a part.
+pub(crate) struct Number(pub(crate) u64);
 
 /// What a path can hold.
 pub(crate) trait FromPath: Sized {
@@ -78,7 +78,7 @@ macro_rules! ids_from_path {
 
 ids_from_path!(DocumentId, FileId, TenantId, UploadId, UserId);
 
-impl FromPath for VersionNumber {
+impl FromPath for Number {
     fn take(segments: &mut Segments<'_>) -> Self {
         let number = |text: &str| text.parse().ok().filter(|number| *number > 0).ok_or("must be a whole number from 1");
         Self(segments.parse(number))

@@ -1,6 +1,7 @@
 //! The REST API: one file per resource, wire types beside their handlers. The table of contents is [`routes`].
 
 mod answer;
+mod direct_uploads;
 mod docs;
 mod documents;
 mod error;
@@ -18,6 +19,7 @@ pub mod server;
 mod sessions;
 mod tenants;
 mod trash;
+mod tus;
 mod users;
 mod versions;
 
@@ -26,7 +28,7 @@ use std::{ops::Deref, sync::Arc};
 use axum::{
     Router,
     extract::{DefaultBodyLimit, FromRef},
-    http::{HeaderMap, HeaderValue, Method, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware,
     response::{IntoResponse, Response},
     routing,
@@ -119,6 +121,11 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(versions::list_versions))
         .routes(routes!(versions::download_version))
         .routes(routes!(versions::restore_version))
+        .routes(routes!(direct_uploads::begin_upload))
+        .routes(routes!(direct_uploads::get_upload, direct_uploads::abort_upload))
+        .routes(routes!(direct_uploads::complete_upload))
+        .routes(routes!(tus::describe_tus, tus::begin_tus))
+        .routes(routes!(tus::find_tus, tus::append_tus, tus::end_tus, tus::override_tus))
         .routes(routes!(trash::list_trash, trash::empty_trash))
         .routes(routes!(trash::purge_document))
         .routes(routes!(trash::restore_document))
@@ -135,7 +142,7 @@ fn upload_routes(max_upload_bytes: u64) -> OpenApiRouter<App> {
 /// The specification of the API (OpenAPI 3.1), as checked in as `openapi.json`.
 #[must_use]
 pub fn specification() -> String {
-    let specification = routes().merge(upload_routes(0)).routes(routes!(objects::download_object)).into_openapi();
+    let specification = routes().merge(upload_routes(0)).routes(routes!(objects::download_object)).routes(routes!(objects::upload_part)).into_openapi();
     format!("{:#}\n", docs::complete(&specification))
 }
 
@@ -153,6 +160,7 @@ pub fn router(services: Services, clock: Arc<dyn Clock>, settings: Settings) -> 
         .route("/api/files/{tenant_id}/files/{file_id}", routing::get(files::get_file).delete(files::delete_file))
         // Axum and OpenAPI write "the rest of the path" differently.
         .route("/api/objects/{*key}", routing::get(objects::download_object))
+        .route("/api/objects/parts/{tenant_id}/{upload_id}/{number}", routing::put(objects::upload_part))
         .route("/openapi.json", routing::get(health::specification))
         .merge(swagger)
         .fallback(async || ApiError::NoRoute)
@@ -180,8 +188,18 @@ fn cors(settings: &Settings) -> Option<CorsLayer> {
     let layer = CorsLayer::new()
         .allow_origin(origins)
         .allow_credentials(settings.cors_allow_credentials)
-        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::RANGE, header::IF_NONE_MATCH])
-        .expose_headers([header::HeaderName::from_static("x-request-id"), header::ETAG, header::CONTENT_RANGE, header::RETRY_AFTER]);
+        .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers(
+            [header::AUTHORIZATION, header::CONTENT_TYPE, header::RANGE, header::IF_NONE_MATCH, header::IF_MATCH]
+                .into_iter()
+                .chain(["idempotency-key"].into_iter().chain(tus::REQUEST_HEADERS).map(HeaderName::from_static))
+                .collect::<Vec<_>>(),
+        )
+        .expose_headers(
+            [header::ETAG, header::CONTENT_RANGE, header::RETRY_AFTER, header::LOCATION, header::CONTENT_LOCATION]
+                .into_iter()
+                .chain(["x-request-id"].into_iter().chain(tus::ANSWER_HEADERS).map(HeaderName::from_static))
+                .collect::<Vec<_>>(),
+        );
     Some(layer)
 }

@@ -2,19 +2,22 @@
 
 use axum::{
     body::Body,
-    extract::{Path, State, rejection::PathRejection},
+    extract::{Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use domain::{Denial, Error};
+use domain::{Denial, Error, TenantId, UploadId};
+use futures_util::StreamExt;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
-use services::{Presentation, Services, SignedDownload};
+use services::{Presentation, Services, SignedDownload, SignedPart};
 use utoipa::IntoParams;
+use uuid::Uuid;
 
 use crate::{
+    answer::{Answer, Nothing},
     error::ApiError,
-    extract::Query,
+    extract::{Ids, Query, Number},
     range::{self, Selection},
     schemas,
 };
@@ -102,6 +105,71 @@ pub(crate) async fn download_object(
         *response.body_mut() = Body::from_stream(object.bytes);
     }
     Ok(response)
+}
+
+/// The signature of a part and what it covers besides the path.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SignedPartQuery {
+    /// Who was given the URL.
+    user_id: Uuid,
+    /// The part's first byte's place in the content.
+    offset: u64,
+    /// How many bytes the body has.
+    size: u64,
+    /// Until when, in seconds since 1970.
+    expires: i64,
+    /// HMAC-SHA-256 in hexadecimal.
+    signature: String,
+}
+
+/// A part in the path.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "documents the path; `Ids` reads it")]
+pub(crate) struct PartPath {
+    /// The tenant.
+    tenant_id: Uuid,
+    /// The upload.
+    upload_id: Uuid,
+    /// The part's number.
+    #[param(minimum = 1, maximum = 1000)]
+    number: u64,
+}
+
+/// The path and query of a signed part.
+pub(crate) fn part_url(part: &SignedPart, signature: &str) -> String {
+    let SignedPart { tenant_id, upload_id, user_id, number, offset, size, expires } = part;
+    format!(
+        "/api/objects/parts/{tenant_id}/{upload_id}/{number}?user_id={user_id}&offset={offset}&size={size}&expires={expires}&signature={signature}"
+    )
+}
+
+/// Upload a part
+///
+/// Of a direct upload, where the storage has no URLs of its own. Needs no token: the signature is for this part until it expires.
+#[utoipa::path(put, path = "/api/objects/parts/{tenant_id}/{upload_id}/{number}", tag = "objects", security(()),
+    params(PartPath, SignedPartQuery),
+    request_body(content = schemas::Binary, content_type = "application/octet-stream"),
+    responses((status = 200, description = "Part stored", body = Answer<Nothing>)))]
+pub(crate) async fn upload_part(
+    State(services): State<Services>,
+    Ids((tenant_id, upload_id, Number(number))): Ids<(TenantId, UploadId, Number)>,
+    Query(query): Query<SignedPartQuery>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let SignedPartQuery { user_id, offset, size, expires, signature } = query;
+    let number = u32::try_from(number).map_err(|_| Error::Forbidden(Denial::BadSignature))?;
+    let part = SignedPart { tenant_id, upload_id, user_id: user_id.into(), number, offset, size, expires };
+    let mut upload = services.begin_part(part, &signature).await?;
+    let mut body = request.into_body().into_data_stream();
+    while let Some(bytes) = body.next().await {
+        upload.write(bytes.map_err(|error| ApiError::from_body(StatusCode::BAD_REQUEST, &error))?).await?;
+    }
+    let hash = services.finish_part(upload).await?;
+    // As S3 does, so that one client suits both.
+    Ok(([(header::ETAG, format!("\"{}\"", hash.md5_hex()))], Answer::ok("Part stored", Nothing)).into_response())
 }
 
 fn presented(download: &SignedDownload, etag: &str) -> Result<HeaderMap, ApiError> {

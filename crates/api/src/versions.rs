@@ -17,7 +17,7 @@ use crate::{
     answer::{Answer, ApiResult, List, Moment},
     documents::{DocumentOut, DocumentPath, DownloadOut, DownloadQuery, IfMatch, Tagged, UploadOut, announced, answer_download, if_match},
     error::ApiError,
-    extract::{Ids, LoggedIn, Query, VersionNumber},
+    extract::{Ids, LoggedIn, Query, Number},
     files::FileOut,
     query::PageQuery,
     schemas,
@@ -133,7 +133,7 @@ pub(crate) async fn list_versions(
 pub(crate) async fn download_version(
     State(app): State<App>,
     LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, document_id, VersionNumber(number))): Ids<(TenantId, DocumentId, VersionNumber)>,
+    Ids((tenant_id, document_id, Number(number))): Ids<(TenantId, DocumentId, Number)>,
     Query(query): Query<DownloadQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
@@ -150,7 +150,7 @@ pub(crate) async fn download_version(
 pub(crate) async fn restore_version(
     State(services): State<Services>,
     LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, document_id, VersionNumber(number))): Ids<(TenantId, DocumentId, VersionNumber)>,
+    Ids((tenant_id, document_id, Number(number))): Ids<(TenantId, DocumentId, Number)>,
     headers: HeaderMap,
 ) -> Result<Tagged<DocumentOut>, ApiError> {
     let document = services.restore_version(&caller, tenant_id, document_id, number, &if_match(&headers)).await?;

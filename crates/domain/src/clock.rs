@@ -37,6 +37,13 @@ impl Timestamp {
         self.0.div_euclid(1_000_000)
     }
 
+    /// The moment as HTTP writes dates (RFC 9110, section 5.6.7): in whole seconds, rounded down.
+    #[must_use]
+    pub fn http_date(self) -> String {
+        let moment = jiff::Timestamp::from_second(self.seconds()).unwrap_or_default();
+        moment.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+    }
+
     /// The moment this much later.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {

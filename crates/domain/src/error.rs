@@ -28,6 +28,9 @@ pub enum Error {
     /// It is not as the caller expects it to be: somebody changed it meanwhile.
     #[error("precondition failed")]
     PreconditionFailed,
+    /// What arrived is not what was sent.
+    #[error("checksum mismatch")]
+    ChecksumMismatch,
     /// The content has more bytes than allowed.
     #[error("content larger than {limit} bytes")]
     TooLarge {
@@ -204,4 +207,16 @@ pub enum Conflict {
     IdempotencyKeyReused,
     /// The request with this idempotency key is still being done.
     IdempotencyKeyInUse,
+    /// The bytes belong to another place of the upload than where it is.
+    UploadOffset {
+        /// How many bytes of it are here.
+        received: u64,
+    },
+    /// The upload takes nothing more: it has all its parts, or came to its end.
+    UploadClosed,
+    /// The upload came to nothing.
+    UploadFailed {
+        /// Why.
+        reason: String,
+    },
 }

@@ -43,6 +43,18 @@ impl ContentHash {
         hex(&self.sha256)
     }
 
+    /// The SHA-256 that these 64 hex digits stand for.
+    #[must_use]
+    pub fn parse_sha256(text: &str) -> Option<[u8; 32]> {
+        let is_hex = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let half = |text: &str| u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes);
+        let (first, second) = if is_hex { text.split_at(32) } else { return None };
+        let mut sha256 = [0; 32];
+        sha256[..16].copy_from_slice(&half(first)?);
+        sha256[16..].copy_from_slice(&half(second)?);
+        Some(sha256)
+    }
+
     /// The MD5 that these 32 hex digits stand for.
     #[must_use]
     pub fn parse_md5(text: &str) -> Option<[u8; 16]> {

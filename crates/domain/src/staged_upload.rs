@@ -17,6 +17,8 @@ pub struct StagedUpload {
     pub filename: String,
     /// Its media type to be.
     pub mime_type: String,
+    /// What the client said of it, as it said it (`Upload-Metadata` of tus).
+    pub metadata: String,
     /// The bytes of the whole content, more than 0.
     pub size: u64,
     /// The SHA-256 that the content is said to have.

@@ -132,12 +132,6 @@ pub async fn count_by_file(connection: &mut Connection<Tenant>, file_id: FileId)
     single(counted)
 }
 
-/// Whether a document that is not in the trash has this content: one that every member may read.
-pub async fn is_in_use(connection: &mut Connection<Tenant>, file_id: FileId) -> Result<bool> {
-    let found = connection.query_opt("SELECT 1 FROM documents WHERE file_id = $1 AND deleted_at IS NULL LIMIT 1", params![file_id]).await?;
-    Ok(found.is_some())
-}
-
 /// Gives a document, which must be locked, another content.
 pub async fn set_content(
     tx: &mut TenantTx,

@@ -48,6 +48,21 @@ pub async fn lock_by_content(tx: &mut TenantTx, hash: &ContentHash, size: u64) -
     found.map(|mut row| file(&mut row)).transpose()
 }
 
+/// The living file with this content, locked until the end of the transaction, if a document that is not in the trash has it: one that
+/// every member may read. A single statement, so that its time does not tell whether there is one that nobody may read.
+pub async fn lock_readable_by_content(tx: &mut TenantTx, hash: &ContentHash, size: u64) -> Result<Option<File>> {
+    let found = tx
+        .query_opt(
+            select!(
+                "WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL
+                 AND EXISTS (SELECT 1 FROM documents d WHERE d.file_id = files.id AND d.deleted_at IS NULL) FOR UPDATE"
+            ),
+            params![&hash.sha256[..], i64::try_from(size).unwrap_or(i64::MAX)],
+        )
+        .await?;
+    found.map(|mut row| file(&mut row)).transpose()
+}
+
 /// The living file with this id, locked until the end of the transaction.
 pub async fn lock(tx: &mut TenantTx, id: FileId) -> Result<Option<File>> {
     let found = tx.query_opt(select!("WHERE id = $1 AND condemned_at IS NULL FOR UPDATE"), params![id]).await?;

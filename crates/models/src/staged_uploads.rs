@@ -11,7 +11,7 @@ use crate::{files::after, word};
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT id, protocol, state, user_id, filename, mime_type, file_size, sha256, md5_hash, received_bytes, s3_path, \
+            "SELECT id, protocol, state, user_id, filename, mime_type, metadata, file_size, sha256, md5_hash, received_bytes, s3_path, \
              storage_upload_id, part_size, document_id, deduplicated, failure, created_at, updated_at, expires_at FROM staged_uploads ",
             $rest
         )
@@ -21,9 +21,9 @@ macro_rules! select {
 /// Adds an upload.
 pub async fn insert(tx: &mut TenantTx, upload: &StagedUpload) -> Result<()> {
     tx.execute(
-        "INSERT INTO staged_uploads (id, protocol, state, user_id, filename, mime_type, file_size, sha256, md5_hash, received_bytes,
-             s3_path, storage_upload_id, part_size, deduplicated, created_at, updated_at, expires_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+        "INSERT INTO staged_uploads (id, protocol, state, user_id, filename, mime_type, metadata, file_size, sha256, md5_hash,
+             received_bytes, s3_path, storage_upload_id, part_size, deduplicated, created_at, updated_at, expires_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
         params![
             upload.id,
             upload.protocol.as_str(),
@@ -31,6 +31,7 @@ pub async fn insert(tx: &mut TenantTx, upload: &StagedUpload) -> Result<()> {
             upload.user_id,
             upload.filename.as_str(),
             upload.mime_type.as_str(),
+            upload.metadata.as_str(),
             signed(upload.size),
             upload.sha256.as_ref().map(|hash| &hash[..]),
             upload.md5.map(|md5| ContentHash { md5, sha256: [0; 32] }.md5_hex()),
@@ -185,7 +186,8 @@ fn signed(number: u64) -> i64 {
 
 fn staged_upload(mut row: Row) -> Result<StagedUpload> {
     let (id, protocol, state) = (row.take()?, word(&mut row, UploadProtocol::parse)?, word(&mut row, UploadState::parse)?);
-    let (user_id, filename, mime_type, size, sha256) = (row.take()?, row.take()?, row.take()?, row.take()?, row.take()?);
+    let (user_id, filename, mime_type, metadata) = (row.take()?, row.take()?, row.take()?, row.take()?);
+    let (size, sha256) = (row.take()?, row.take()?);
     let (md5, received): (Option<String>, _) = (row.take()?, row.take()?);
     let (key, storage_upload_id): (Option<String>, Option<String>) = (row.take()?, row.take()?);
     let gathered = key.zip(storage_upload_id).map(|(key, storage_upload_id)| Gathered { key, storage_upload_id });
@@ -198,6 +200,7 @@ fn staged_upload(mut row: Row) -> Result<StagedUpload> {
         user_id,
         filename,
         mime_type,
+        metadata,
         size,
         sha256,
         md5: md5.as_deref().and_then(ContentHash::parse_md5),

@@ -42,6 +42,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Somebody who is not there, but whose work goes on. May do what the user may at that time.
+    pub(crate) fn of(user_id: UserId) -> Self {
+        Self { user_id, session_id: Uuid::nil().into() }
+    }
+
     /// Who calls.
     #[must_use]
     pub fn user_id(&self) -> UserId {

@@ -6,10 +6,11 @@
 
 use std::{iter::Sum, ops::Add, time::Duration};
 
-use domain::{FileId, Result, Tenant, Timestamp, failpoint};
-use models::{TenantDatabase, documents, files, trash, uploads};
+use domain::{FileId, Result, Tenant, TenantId, Timestamp, failpoint, object_prefix};
+use futures_util::TryStreamExt;
+use models::{TenantDatabase, documents, files, staged_uploads, trash, uploads};
 
-use crate::Services;
+use crate::{Services, uploads::UPLOAD_LIFE};
 
 /// How much is looked at in one go.
 const BATCH: u32 = 100;
@@ -68,6 +69,8 @@ impl Services {
         let mut tx = database.begin().await?;
         self.forget_past_requests(&mut tx).await?;
         tx.commit().await?;
+        self.collect_staged(&database).await?;
+        self.collect_unfinished(tenant.id).await?;
         loop {
             let now = self.clock().now();
             let before = now.minus(self.settings().garbage_grace);
@@ -96,6 +99,21 @@ impl Services {
         }
     }
 
+    /// Has the storage throw away what uploads left of which it got some parts and never the end: those that are too old to be
+    /// under way still.
+    async fn collect_unfinished(&self, tenant_id: TenantId) -> Result<()> {
+        let storage = &self.0.parts.storage;
+        let before = self.clock().now().minus(UPLOAD_LIFE.max(self.settings().upload_life));
+        let prefix = object_prefix(tenant_id);
+        let mut found = storage.list_unfinished(&prefix);
+        while let Some(upload) = found.try_next().await? {
+            if upload.began_at < before {
+                storage.abort_unfinished(&upload).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// What [`Services::collect_garbage`] would remove now. Files of documents whose time in the trash is over are not among
     /// them: their grace begins when the documents go.
     ///
@@ -112,7 +130,7 @@ impl Services {
             documents: trash::count_before(&mut connection, now.minus(self.settings().trash_retention)).await?,
             files,
             bytes,
-            uploads: uploads::count_collectable(&mut connection, now).await?,
+            uploads: uploads::count_collectable(&mut connection, now).await? + staged_uploads::count_expired(&mut connection, now).await?,
         })
     }
 

@@ -3,6 +3,7 @@
 
 mod access;
 mod content_disposition;
+mod direct_uploads;
 mod documents;
 mod events;
 mod files;
@@ -18,11 +19,13 @@ mod sessions;
 mod signed_urls;
 mod spares;
 mod spool;
+mod staged_uploads;
 mod storage;
 mod tenants;
 pub mod tokens;
 mod tombstones;
 mod trash;
+mod tus;
 mod uploads;
 mod users;
 mod verification;
@@ -41,6 +44,7 @@ use uuid::Uuid;
 
 pub use access::Caller;
 pub use content_disposition::content_disposition;
+pub use direct_uploads::{Announcement, Begun, PartAt, PartUpload, PartUrl};
 pub use documents::{Download, DownloadAt, Precondition};
 pub use garbage::Collected;
 pub use health::{Dependency, ServerConnections};
@@ -51,12 +55,13 @@ pub use models::{Connections, TableSum};
 pub use moves::{MoveError, MoveStep, Moved};
 pub use passwords::{PasswordSettings, Passwords};
 pub use sessions::{Login, TokenPair};
-pub use signed_urls::{SignedDownload, UrlSigner};
+pub use signed_urls::{SignedDownload, SignedPart, UrlSigner};
 pub use spool::{Spool, SpooledContent};
-pub use storage::{LocalStorage, Object, ObjectStorage, Presentation};
+pub use storage::{DirectUploads, LocalStorage, Object, ObjectStorage, Presentation, Unfinished};
 pub use tenants::{TenantDetails, TenantReport, TenantSummary};
 pub use tokens::{SecretKey, TokenSettings, Tokens};
 pub use tombstones::Deletion;
+pub use tus::{Append, Checksum};
 pub use uploads::{Upload, Uploaded};
 pub use users::Registration;
 pub use verification::{Finding, ObjectProblem, Verification};
@@ -64,6 +69,7 @@ pub use verification::{Finding, ObjectProblem, Verification};
 use access::Access;
 use health::LastCheck;
 use migrations::Awaited;
+use staged_uploads::Completions;
 
 /// What the services are assembled from.
 pub struct Parts {
@@ -137,6 +143,7 @@ struct Inner {
     /// Servers of tenants' databases that failed to make one, and when.
     troubled_servers: Mutex<HashMap<String, Instant>>,
     awaited_migrations: Mutex<Awaited>,
+    completions: Completions,
     last_check: LastCheck,
 }
 
@@ -155,6 +162,7 @@ impl Services {
             spare_taken: Notify::new(),
             troubled_servers: Mutex::default(),
             awaited_migrations: Mutex::default(),
+            completions: Completions::default(),
             last_check: LastCheck::default(),
         }))
     }

@@ -239,19 +239,20 @@ impl Writer {
     }
 }
 
+/// Both hashes of a content, on the way.
 #[derive(Default)]
-struct Hasher {
+pub(crate) struct Hasher {
     md5: Md5,
     sha256: Sha256,
 }
 
 impl Hasher {
-    fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.md5.update(bytes);
         self.sha256.update(bytes);
     }
 
-    fn finish(self) -> ContentHash {
+    pub(crate) fn finish(self) -> ContentHash {
         ContentHash { md5: self.md5.finalize().into(), sha256: self.sha256.finalize().into() }
     }
 }

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::{
-    Document, DocumentId, Error, EventKind, File, FileId, Filename, MimeType, Noun, Result, Role, TenantId, failpoint, object_key,
+    ContentHash, Document, DocumentId, Error, EventKind, File, FileId, Filename, MimeType, Noun, Quota, Result, Role, StagedUpload,
+    TenantId, UploadId, UploadState, failpoint, object_key,
 };
-use models::{TenantTx, documents, files, outbox, quotas, uploads, versions};
+use models::{TenantTx, documents, files, outbox, quotas, staged_uploads, uploads, versions};
 
 use crate::{
     Answered, Caller, Once, Services, SpooledContent,
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// How long an upload may take from its noting to its commit before the collector takes it for abandoned.
-const UPLOAD_LIFE: Duration = Duration::from_secs(3600);
+pub(crate) const UPLOAD_LIFE: Duration = Duration::from_secs(3600);
 /// How long the storage may take for an object: much less.
 const STORE_TIMEOUT: Duration = Duration::from_secs(1200);
 /// How often an upload is tried again that others disturbed.
@@ -64,8 +65,47 @@ impl Becomes<'_> {
     }
 }
 
-/// A request that is to be done once, with what tells it from others.
-type Keyed<'a> = Option<(&'a Once<'a, Uploaded>, [u8; 32])>;
+/// What an upload is asked for by.
+#[derive(Clone, Copy)]
+pub(crate) enum Origin<'a> {
+    /// A request, done as often as it is sent.
+    Request,
+    /// A request that is done once, with what tells it from others.
+    Keyed(&'a Once<'a, Uploaded>, [u8; 32]),
+    /// An upload in parts, which has its reservation and is done once, too.
+    Staged(UploadId),
+}
+
+/// Where content waits to become an object.
+pub(crate) enum Content {
+    /// In the spool.
+    Spooled(SpooledContent),
+    /// In an object of its own, which nobody can change any more.
+    Staged {
+        /// Its key.
+        key: String,
+        /// Its bytes.
+        size: u64,
+        /// What it was found to contain.
+        hash: ContentHash,
+    },
+}
+
+impl Content {
+    pub(crate) fn size(&self) -> u64 {
+        match self {
+            Self::Spooled(content) => content.size,
+            Self::Staged { size, .. } => *size,
+        }
+    }
+
+    pub(crate) fn hash(&self) -> ContentHash {
+        match self {
+            Self::Spooled(content) => content.hash,
+            Self::Staged { hash, .. } => *hash,
+        }
+    }
+}
 
 /// What a transaction of an upload came to, when it did not fail.
 enum Step {
@@ -132,11 +172,11 @@ impl Services {
     ) -> Result<Answered<Uploaded>> {
         let Upload { tenant, content } = upload;
         let content = finish(content).await?;
-        let request = once.map(|once| {
+        let origin = once.map_or(Origin::Request, |once| {
             let parts = [b"document", filename.as_str().as_bytes(), mime_type.as_str().as_bytes(), &content.hash.sha256];
-            (once, fingerprint(&parts))
+            Origin::Keyed(once, fingerprint(&parts))
         });
-        self.store(&tenant, &content, Becomes::Document { filename, mime_type }, request).await
+        self.store(&tenant, &Content::Spooled(content), Becomes::Document { filename, mime_type }, origin).await
     }
 
     /// Ends an upload: the content becomes the next version of a document; when it is what the document has already, nothing
@@ -154,7 +194,8 @@ impl Services {
     ) -> Result<Uploaded> {
         let Upload { tenant, content } = upload;
         let content = finish(content).await?;
-        let uploaded = match self.store(&tenant, &content, Becomes::Version { id, mime_type, precondition }, None).await? {
+        let content = Content::Spooled(content);
+        let uploaded = match self.store(&tenant, &content, Becomes::Version { id, mime_type, precondition }, Origin::Request).await? {
             Answered::Now(uploaded) => uploaded,
             Answered::Before(_) => return Err(Error::internal("a version was answered as if it had a key")),
         };
@@ -168,16 +209,16 @@ impl Services {
     /// already there; (b) store the object under that key, which was never used before; (c) in one transaction: refer to
     /// the same content if somebody else stored it meanwhile, else add the file; add the document or version and its event;
     /// forget the upload. What (b) left without (c), the collector finds by (a).
-    async fn store(
+    pub(crate) async fn store(
         &self,
         tenant: &TenantCaller,
-        content: &SpooledContent,
+        content: &Content,
         becomes: Becomes<'_>,
-        request: Keyed<'_>,
+        origin: Origin<'_>,
     ) -> Result<Answered<Uploaded>> {
         for _ in 0..ATTEMPTS {
             let file = self.new_file(tenant, content);
-            match self.refer_or_note(tenant, &file, becomes, request).await? {
+            match self.refer_or_note(tenant, &file, becomes, origin).await? {
                 Step::Done(uploaded) => {
                     failpoint!("upload.referred");
                     return Ok(Answered::Now(uploaded));
@@ -187,10 +228,9 @@ impl Services {
                 Step::Noted | Step::Expired => {}
             }
             failpoint!("upload.noted");
-            let stored = tokio::time::timeout(STORE_TIMEOUT, self.0.parts.storage.put(&file.object_key, content)).await;
-            stored.map_err(|_| Error::Unavailable { dependency: "object storage", source: "storing took too long".into() })??;
+            self.put(&file.object_key, content).await?;
             failpoint!("upload.stored");
-            let step = self.add(tenant, &file, becomes, request).await;
+            let step = self.add(tenant, &file, becomes, origin).await;
             match step {
                 Ok(Step::Done(uploaded)) => {
                     if uploaded.deduplicated {
@@ -211,36 +251,63 @@ impl Services {
         Err(Error::Unavailable { dependency: "object storage", source: "the upload was disturbed too often".into() })
     }
 
+    /// Step (b).
+    pub(crate) async fn put(&self, key: &str, content: &Content) -> Result<()> {
+        let storage = &self.0.parts.storage;
+        let stored = async {
+            match content {
+                Content::Spooled(content) => storage.put(key, content).await,
+                Content::Staged { key: staged, .. } => storage.copy(staged, key).await,
+            }
+        };
+        let too_slow = || Error::Unavailable { dependency: "object storage", source: "storing took too long".into() };
+        tokio::time::timeout(STORE_TIMEOUT, stored).await.map_err(|_| too_slow())?
+    }
+
     /// Begins a transaction for an upload. It may have taken long: long enough for the tenant to be deleted or to move, or for
     /// the caller to be put out of it.
-    async fn begin_again(&self, tenant: &TenantCaller) -> Result<TenantTx> {
+    pub(crate) async fn begin_again(&self, tenant: &TenantCaller) -> Result<TenantTx> {
         Ok(self.begin(tenant.caller(), tenant.tenant_id(), Role::User).await?.1)
     }
 
-    fn new_file(&self, tenant: &TenantCaller, content: &SpooledContent) -> File {
+    fn new_file(&self, tenant: &TenantCaller, content: &Content) -> File {
         let (id, now) = (FileId::generate(self.clock()), self.clock().now());
         File {
             id,
-            hash: content.hash,
-            object_key: object_key(tenant.tenant_id(), &content.hash, id),
-            size: content.size,
+            hash: content.hash(),
+            object_key: object_key(tenant.tenant_id(), &content.hash(), id),
+            size: content.size(),
             created_at: now,
             updated_at: now,
             created_by: Some(tenant.user_id()),
         }
     }
 
-    /// Step (a). What is locked, here and everywhere: the document, the quota, the files, in this order.
-    async fn refer_or_note(&self, tenant: &TenantCaller, file: &File, becomes: Becomes<'_>, request: Keyed<'_>) -> Result<Step> {
-        let mut tx = self.begin_again(tenant).await?;
-        if let Some((once, fingerprint)) = request {
-            let past = self.find_past_request(&mut tx, tenant.user_id(), &once.key, fingerprint).await?;
-            if let Some(answer) = past.and_then(|past| past.answer) {
-                return Ok(Step::DoneBefore(answer));
+    /// Whether what is asked for was done before. Locks an upload in parts.
+    async fn find_done(&self, tx: &mut TenantTx, tenant: &TenantCaller, origin: Origin<'_>) -> Result<Option<Step>> {
+        match origin {
+            Origin::Request => Ok(None),
+            Origin::Keyed(once, fingerprint) => {
+                let past = self.find_past_request(tx, tenant.user_id(), &once.key, fingerprint).await?;
+                Ok(past.and_then(|past| past.answer).map(Step::DoneBefore))
             }
+            Origin::Staged(id) => match staged_uploads::lock(tx, id).await? {
+                Some(StagedUpload { state: UploadState::Completing, .. }) => Ok(None),
+                Some(_) => Ok(Some(Step::DoneBefore(String::new()))),
+                None => Err(Error::NotFound(Noun::Upload)),
+            },
+        }
+    }
+
+    /// Step (a). What is locked, here and everywhere: the upload in parts, the document, the quota, the files, in this order.
+    async fn refer_or_note(&self, tenant: &TenantCaller, file: &File, becomes: Becomes<'_>, origin: Origin<'_>) -> Result<Step> {
+        let mut tx = self.begin_again(tenant).await?;
+        if let Some(done) = self.find_done(&mut tx, tenant, origin).await? {
+            return Ok(done);
         }
         let replaced = self.lock_replaced(&mut tx, tenant, becomes).await?;
-        let quota = tenant.quota();
+        let reserves = !matches!(origin, Origin::Staged(_));
+        let quota = if reserves { tenant.quota() } else { Quota::default() };
         if !quota.is_unlimited() {
             quotas::lock(&mut tx).await?;
         }
@@ -252,7 +319,7 @@ impl Services {
         match there {
             Some(there) => {
                 let uploaded = self.apply(&mut tx, tenant, there, true, becomes, replaced).await?;
-                if !self.note_done(&mut tx, tenant, &uploaded, request).await? {
+                if !self.note_done(&mut tx, tenant, &uploaded, origin).await? {
                     return Ok(Step::Overtaken);
                 }
                 tx.commit().await?;
@@ -260,7 +327,8 @@ impl Services {
             }
             None => {
                 let expires_at = self.clock().now().plus(UPLOAD_LIFE);
-                uploads::insert(&mut tx, &file.object_key, file.size, becomes.documents(), expires_at).await?;
+                let (bytes, documents) = if reserves { (file.size, becomes.documents()) } else { (0, 0) };
+                uploads::insert(&mut tx, &file.object_key, bytes, documents, expires_at).await?;
                 tx.commit().await?;
                 Ok(Step::Noted)
             }
@@ -268,16 +336,19 @@ impl Services {
     }
 
     /// Step (c).
-    async fn add(&self, tenant: &TenantCaller, file: &File, becomes: Becomes<'_>, request: Keyed<'_>) -> Result<Step> {
+    async fn add(&self, tenant: &TenantCaller, file: &File, becomes: Becomes<'_>, origin: Origin<'_>) -> Result<Step> {
         for _ in 0..ATTEMPTS {
             let mut tx = self.begin_again(tenant).await?;
+            if let Some(done) = self.find_done(&mut tx, tenant, origin).await? {
+                return Ok(done);
+            }
             let replaced = self.lock_replaced(&mut tx, tenant, becomes).await?;
             if files::insert_if_new(&mut tx, file).await? {
                 if !uploads::complete(&mut tx, &file.object_key).await? {
                     return Ok(Step::Expired);
                 }
                 let uploaded = self.apply(&mut tx, tenant, file.clone(), false, becomes, replaced).await?;
-                if !self.note_done(&mut tx, tenant, &uploaded, request).await? {
+                if !self.note_done(&mut tx, tenant, &uploaded, origin).await? {
                     return Ok(Step::Overtaken);
                 }
                 failpoint!("upload.committing");
@@ -288,7 +359,7 @@ impl Services {
             // Absent when it was condemned between the two statements: then the content may be added after all.
             if let Some(there) = files::lock_by_content(&mut tx, &file.hash, file.size).await? {
                 let uploaded = self.apply(&mut tx, tenant, there, true, becomes, replaced).await?;
-                if !self.note_done(&mut tx, tenant, &uploaded, request).await? {
+                if !self.note_done(&mut tx, tenant, &uploaded, origin).await? {
                     return Ok(Step::Overtaken);
                 }
                 uploads::condemn(&mut tx, &file.object_key, self.clock().now()).await?;
@@ -330,14 +401,19 @@ impl Services {
         Ok(Uploaded { document, deduplicated })
     }
 
-    /// Notes in the upload's transaction that its request is done. Answers whether nobody else was faster.
-    async fn note_done(&self, tx: &mut TenantTx, tenant: &TenantCaller, uploaded: &Uploaded, request: Keyed<'_>) -> Result<bool> {
-        let Some((once, fingerprint)) = request else { return Ok(true) };
-        let (id, answer) = (uploaded.document.id.uuid(), Some((once.answer)(uploaded)));
-        self.note_request(tx, tenant.user_id(), &once.key, fingerprint, id, answer).await
+    /// Notes in the upload's transaction that what it was asked for by is done. Answers whether nobody else was faster.
+    async fn note_done(&self, tx: &mut TenantTx, tenant: &TenantCaller, uploaded: &Uploaded, origin: Origin<'_>) -> Result<bool> {
+        match origin {
+            Origin::Request => Ok(true),
+            Origin::Keyed(once, fingerprint) => {
+                let (id, answer) = (uploaded.document.id.uuid(), Some((once.answer)(uploaded)));
+                self.note_request(tx, tenant.user_id(), &once.key, fingerprint, id, answer).await
+            }
+            Origin::Staged(id) => self.note_completed(tx, id, uploaded).await.map(|()| true),
+        }
     }
 
-    async fn insert_document(
+    pub(crate) async fn insert_document(
         &self,
         tx: &mut TenantTx,
         tenant: &TenantCaller,
@@ -400,7 +476,7 @@ impl Services {
     }
 
     /// Gives up an upload whose object may be there. What fails here, the collector does.
-    async fn give_up(&self, tenant: &TenantCaller, key: &str) {
+    pub(crate) async fn give_up(&self, tenant: &TenantCaller, key: &str) {
         let condemn = async {
             let mut tx = self.begin_again(tenant).await?;
             uploads::condemn(&mut tx, key, self.clock().now()).await?;
@@ -413,7 +489,7 @@ impl Services {
     }
 
     /// Removes an object that no file refers to. What fails here, the collector does.
-    async fn discard_object(&self, tenant: &TenantCaller, key: &str) {
+    pub(crate) async fn discard_object(&self, tenant: &TenantCaller, key: &str) {
         if let Err(error) = self.delete_condemned_upload(tenant.database(), key).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "an object that nobody needs is left to the collector");
         }

@@ -34,6 +34,8 @@ CREATE TABLE staged_uploads (
     filename TEXT NOT NULL CHECK (length(filename) BETWEEN 1 AND 255),
     mime_type TEXT NOT NULL CHECK (length(mime_type) <= 100),
     file_size BIGINT NOT NULL CHECK (file_size > 0),
+    -- What the client said of it, as it said it.
+    metadata TEXT NOT NULL CHECK (length(metadata) <= 4096),
     -- What the content is said to be; checked before it is believed.
     sha256 BYTEA CHECK (length(sha256) = 32),
     md5_hash TEXT CHECK (length(md5_hash) = 32),

@@ -486,7 +486,7 @@ async fn leave_upload(home: &Home, name: &str) {
     let tenant = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0);
     let key = format!("tenants/{}/files/ab/cd/{}", tenant.id, name.replace('.', "_"));
     let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
-    uploads::insert(&mut tx, &key, tenant.created_at).await.unwrap();
+    uploads::insert(&mut tx, &key, 0, 0, tenant.created_at).await.unwrap();
     tx.commit().await.unwrap();
     let object = home.path().join("objects").join(key);
     fs::create_dir_all(object.parent().unwrap()).unwrap();
