@@ -47,7 +47,9 @@ pub use passwords::{PasswordSettings, Passwords};
 pub use sessions::{Login, TokenPair};
 pub use signed_urls::{SignedDownload, UrlSigner};
 pub use spool::{Spool, SpooledContent};
-pub use storage::{LocalStorage, Object, ObjectStorage, Presentation};
+pub use storage::{
+    DirectUploads, DownloadUrl, LocalStorage, Object, ObjectEntry, ObjectStorage, Presentation, S3Settings, S3Storage, Unfinished,
+};
 pub use tenants::{TenantContents, TenantDetails, TenantReport, TenantSummary};
 pub use tokens::{SecretKey, TokenSettings, Tokens};
 pub use tombstones::Deletion;

@@ -1,6 +1,7 @@
 //! Object storage: what every store promises, and what the stores have in common.
 
 mod local;
+mod s3;
 
 use std::{
     io::{self, ErrorKind},
@@ -11,11 +12,14 @@ use std::{
 use bytes::Bytes;
 #[cfg(doc)]
 use domain::Noun;
-use domain::{Error, Filename, MimeType, Result};
-use futures_util::{future::BoxFuture, stream::BoxStream};
+use domain::{Error, Filename, MimeType, Result, Timestamp};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream, stream::BoxStream};
 use tokio::task::spawn_blocking;
 
-pub use self::local::LocalStorage;
+pub use self::{
+    local::LocalStorage,
+    s3::{S3Settings, S3Storage},
+};
 
 use crate::{content_disposition, spool::SpooledContent};
 
@@ -37,6 +41,10 @@ pub trait ObjectStorage: Send + Sync + 'static {
     /// Deletes an object; succeeds when there is none. Once it answers, the object stays away after a power failure too.
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<()>>;
 
+    /// Stores an object under a second key, one that was never used before, as [`put`](Self::put) would: at most 5 GiB.
+    /// [`Noun::Object`] is not found when there is none.
+    fn copy<'a>(&'a self, from: &'a str, to: &'a str) -> BoxFuture<'a, Result<()>>;
+
     /// The objects whose keys begin with these whole segments, in no order. One that is put or deleted meanwhile may be
     /// listed or not.
     fn list<'a>(&'a self, prefix: &'a str) -> BoxStream<'a, Result<ObjectEntry>>;
@@ -46,6 +54,52 @@ pub trait ObjectStorage: Send + Sync + 'static {
 
     /// Fails when objects can't be stored at present.
     fn check(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// What was begun under these whole segments and never became an object, in stores that keep such parts.
+    fn list_unfinished<'a>(&'a self, _prefix: &'a str) -> BoxStream<'a, Result<Unfinished>> {
+        stream::empty().boxed()
+    }
+
+    /// Removes the parts of an upload that never became an object; succeeds when there are none.
+    fn abort_unfinished<'a>(&'a self, _unfinished: &'a Unfinished) -> BoxFuture<'a, Result<()>> {
+        async { Ok(()) }.boxed()
+    }
+
+    /// How clients send content to the store themselves, where it lets them.
+    fn direct_uploads(&self) -> Option<&dyn DirectUploads> {
+        None
+    }
+}
+
+/// Uploads in parts that clients send to the store by signed URLs. Until it is complete, an upload is
+/// [unfinished](ObjectStorage::list_unfinished).
+///
+/// Every part but the last must have 5 MiB at least, and there are 10,000 at most.
+pub trait DirectUploads: Send + Sync {
+    /// Begins an upload under a key that was never used before; answers its id.
+    fn begin<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<String>>;
+
+    /// A URL to PUT a part of exactly this size to, until `life` (7 days at most) is over or the upload ends. Parts are counted
+    /// from 1; one that is sent again replaces the one before.
+    fn part_url<'a>(&'a self, key: &'a str, id: &'a str, number: u32, size: u64, life: Duration) -> BoxFuture<'a, Result<String>>;
+
+    /// Makes the object of the parts, which must have these sizes; succeeds when that was done before. Invalid as long as a part is
+    /// missing, has another size or should not be there; [`Noun::Object`] is not found when there is no such upload.
+    fn complete<'a>(&'a self, key: &'a str, id: &'a str, sizes: &'a [u64]) -> BoxFuture<'a, Result<()>>;
+
+    /// Gives an upload up and removes its parts; succeeds when there is none.
+    fn abort<'a>(&'a self, key: &'a str, id: &'a str) -> BoxFuture<'a, Result<()>>;
+}
+
+/// An upload in parts that never became an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The key that it was for.
+    pub key: String,
+    /// The store's name for it.
+    pub upload_id: String,
+    /// When it began.
+    pub began_at: Timestamp,
 }
 
 /// An object being read.

@@ -91,6 +91,21 @@ impl ObjectStorage for LocalStorage {
         .boxed()
     }
 
+    fn copy<'a>(&'a self, from: &'a str, to: &'a str) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let (root, from, to) = (self.root.clone(), self.path(from)?, self.path(to)?);
+            let linked = blocking(move || {
+                if open(&from)?.is_none() {
+                    return Ok(None);
+                }
+                link(&from, &to, &root)?;
+                sync_directories(&to, &root).map(Some)
+            });
+            linked.await?.ok_or(Error::NotFound(Noun::Object))
+        }
+        .boxed()
+    }
+
     fn list<'a>(&'a self, prefix: &'a str) -> BoxStream<'a, Result<ObjectEntry>> {
         if !is_prefix(prefix) {
             return stream::once(async move { Err(bad_key(prefix)) }).boxed();
