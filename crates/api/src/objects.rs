@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::{
     answer::{Answer, Nothing},
     error::ApiError,
-    extract::{Ids, Query, Number},
+    extract::{Ids, Number, Query},
     range::{self, Selection},
     schemas,
 };

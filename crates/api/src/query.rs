@@ -45,6 +45,12 @@ pub(crate) struct TenantPath {
 pub(crate) struct Idempotency {
     /// A name for the request, to send it again after a failure without doing it twice: for 24 hours the same answer is given
     /// again. 1 to 255 visible ASCII characters, best a UUID.
-    #[param(rename = "Idempotency-Key", required = false, min_length = 1, max_length = 255, example = "8e03978e-40d5-43e8-bc93-6894a57f9324")]
+    #[param(
+        rename = "Idempotency-Key",
+        required = false,
+        min_length = 1,
+        max_length = 255,
+        example = "8e03978e-40d5-43e8-bc93-6894a57f9324"
+    )]
     idempotency_key: String,
 }

@@ -15,8 +15,8 @@ use crate::{
     answer::{Answer, ApiResult, List, Moment, Nothing, created_before},
     error::ApiError,
     extract::{Body, Ids, LoggedIn, Query, all, idempotency_key, optional, present, required},
-    members::MemberOut,
     files::StorageOut,
+    members::MemberOut,
     query::{Idempotency, PageQuery, TenantPath},
     schemas,
 };

@@ -17,7 +17,7 @@ use crate::{
     answer::{Answer, ApiResult, List, Moment},
     documents::{DocumentOut, DocumentPath, DownloadOut, DownloadQuery, IfMatch, Tagged, UploadOut, announced, answer_download, if_match},
     error::ApiError,
-    extract::{Ids, LoggedIn, Query, Number},
+    extract::{Ids, LoggedIn, Number, Query},
     files::FileOut,
     query::PageQuery,
     schemas,

@@ -100,9 +100,8 @@ impl StorageUse {
             let total = used.saturating_add(reserved).saturating_add(needed);
             (needed > 0 && total > quota).then_some(Shortage { unit, quota, used, reserved, needed })
         };
-        short("bytes", quota.bytes, self.bytes, self.reserved_bytes, bytes).or_else(|| {
-            short("documents", quota.documents, self.documents, self.reserved_documents, documents)
-        })
+        short("bytes", quota.bytes, self.bytes, self.reserved_bytes, bytes)
+            .or_else(|| short("documents", quota.documents, self.documents, self.reserved_documents, documents))
     }
 }
 

@@ -1,9 +1,7 @@
 //! Uploads that come in parts, and those of their parts that are objects of their own.
 
 use database::{Connection, Result, Row, Tenant, TenantTx, params};
-use domain::{
-    ContentHash, DocumentId, Gathered, StagedPart, StagedUpload, Timestamp, UploadId, UploadProtocol, UploadState,
-};
+use domain::{ContentHash, DocumentId, Gathered, StagedPart, StagedUpload, Timestamp, UploadId, UploadProtocol, UploadState};
 
 use crate::{files::after, word};
 
@@ -70,9 +68,7 @@ pub async fn list_expired(connection: &mut Connection<Tenant>, now: Timestamp, l
 
 /// Uploads that were being completed at a time and to which nothing has happened since.
 pub async fn list_stuck(connection: &mut Connection<Tenant>, since: Timestamp) -> Result<Vec<StagedUpload>> {
-    let rows = connection
-        .query(select!("WHERE state = 'completing' AND updated_at <= $1 ORDER BY updated_at, id"), params![since])
-        .await?;
+    let rows = connection.query(select!("WHERE state = 'completing' AND updated_at <= $1 ORDER BY updated_at, id"), params![since]).await?;
     rows.into_iter().map(staged_upload).collect()
 }
 
@@ -122,10 +118,7 @@ pub async fn set_received(tx: &mut TenantTx, id: UploadId, received: u64, now: T
 /// Adds a part of an upload, which must be locked, in the place of one that was there before. Answers the key of that.
 pub async fn replace_part(tx: &mut TenantTx, id: UploadId, part: &StagedPart) -> Result<Option<String>> {
     let replaced = tx
-        .query_opt(
-            "DELETE FROM staged_parts WHERE upload_id = $1 AND part_offset = $2 RETURNING s3_path",
-            params![id, signed(part.offset)],
-        )
+        .query_opt("DELETE FROM staged_parts WHERE upload_id = $1 AND part_offset = $2 RETURNING s3_path", params![id, signed(part.offset)])
         .await?;
     tx.execute(
         "INSERT INTO staged_parts (upload_id, part_offset, part_size, s3_path) VALUES ($1, $2, $3, $4)",

@@ -66,8 +66,7 @@ pub async fn list_before(connection: &mut Connection<Tenant>, before: Timestamp,
 
 /// How many documents were put into the trash before a time.
 pub async fn count_before(connection: &mut Connection<Tenant>, before: Timestamp) -> Result<u64> {
-    let counted = connection
-        .query_one("SELECT COUNT(*) FROM documents WHERE deleted_at IS NOT NULL AND deleted_at <= $1", params![before])
-        .await?;
+    let counted =
+        connection.query_one("SELECT COUNT(*) FROM documents WHERE deleted_at IS NOT NULL AND deleted_at <= $1", params![before]).await?;
     single(counted)
 }

@@ -58,17 +58,14 @@ pub async fn delete_condemned(tx: &mut TenantTx, object_key: &str) -> Result<()>
 
 /// How many uploads are condemned, or will be since they have expired.
 pub async fn count_collectable(connection: &mut Connection<Tenant>, now: Timestamp) -> Result<u64> {
-    let counted = connection
-        .query_one("SELECT COUNT(*) FROM uploads WHERE condemned_at IS NOT NULL OR expires_at <= $1", params![now])
-        .await?;
+    let counted =
+        connection.query_one("SELECT COUNT(*) FROM uploads WHERE condemned_at IS NOT NULL OR expires_at <= $1", params![now]).await?;
     single(counted)
 }
 
 /// The keys of uploads, under way or condemned, that begin so.
 pub async fn list_by_prefix(connection: &mut Connection<Tenant>, prefix: &str) -> Result<Vec<String>> {
-    let rows = connection
-        .query("SELECT s3_path FROM uploads WHERE s3_path >= $1 AND s3_path < $2", params![prefix, after(prefix)])
-        .await?;
+    let rows = connection.query("SELECT s3_path FROM uploads WHERE s3_path >= $1 AND s3_path < $2", params![prefix, after(prefix)]).await?;
     rows.into_iter().map(|mut row| row.take()).collect()
 }
 

@@ -80,11 +80,5 @@ pub async fn delete_up_to(tx: &mut TenantTx, id: DocumentId, up_to: u64) -> Resu
 }
 
 fn version(row: &mut Row) -> Result<DocumentVersion> {
-    Ok(DocumentVersion {
-        version: row.take()?,
-        mime_type: row.take()?,
-        created_at: row.take()?,
-        created_by: row.take()?,
-        file: file(row)?,
-    })
+    Ok(DocumentVersion { version: row.take()?, mime_type: row.take()?, created_at: row.take()?, created_by: row.take()?, file: file(row)? })
 }

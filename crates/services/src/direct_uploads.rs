@@ -6,16 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use domain::{
     Conflict, ContentHash, Document, Error, Filename, Gathered, MimeType, Noun, Result, Role, StagedPart, StagedUpload, TenantId, UploadId,
-     UploadProtocol, UploadState, failpoint,
+    UploadProtocol, UploadState, failpoint,
 };
 use models::{files, staged_uploads, uploads};
 
-use crate::{
-    Caller, Services, SignedPart, Uploaded,
-    access::TenantCaller,
-    spool,
-    staged_uploads::staged_key,
-};
+use crate::{Caller, Services, SignedPart, Uploaded, access::TenantCaller, spool, staged_uploads::staged_key};
 
 /// The bytes of a part, where that makes no more than [`MOST_PARTS`] of them.
 const PART: u64 = 16 * 1024 * 1024;

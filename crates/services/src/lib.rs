@@ -57,7 +57,9 @@ pub use passwords::{PasswordSettings, Passwords};
 pub use sessions::{Login, TokenPair};
 pub use signed_urls::{SignedDownload, SignedPart, UrlSigner};
 pub use spool::{Spool, SpooledContent};
-pub use storage::{DirectUploads, LocalStorage, Object, ObjectStorage, Presentation, Unfinished};
+pub use storage::{
+    DirectUploads, DownloadUrl, LocalStorage, Object, ObjectEntry, ObjectStorage, Presentation, S3Settings, S3Storage, Unfinished,
+};
 pub use tenants::{TenantDetails, TenantReport, TenantSummary};
 pub use tokens::{SecretKey, TokenSettings, Tokens};
 pub use tombstones::Deletion;

@@ -4,7 +4,8 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write},
     mem,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    ops::Range,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -116,6 +117,30 @@ enum Place {
 }
 
 impl SpooledContent {
+    /// The content, when it is in memory.
+    pub(crate) fn in_memory(&self) -> Option<&Bytes> {
+        match &self.place {
+            Place::Memory(bytes, _) => Some(bytes),
+            Place::File(_) => None,
+        }
+    }
+
+    /// These bytes of the content, which must lie within it. Blocks.
+    pub(crate) fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
+        let size = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+        match &self.place {
+            Place::Memory(bytes, _) => {
+                let start = usize::try_from(range.start).map_err(io::Error::other)?;
+                Ok(bytes.slice(start..start + size))
+            }
+            Place::File(file) => {
+                let mut bytes = vec![0; size];
+                file.file.read_exact_at(&mut bytes, range.start)?;
+                Ok(bytes.into())
+            }
+        }
+    }
+
     /// The content in a file that survives a power failure. Blocks.
     pub(crate) fn synced_file(&self) -> io::Result<Arc<TemporaryFile>> {
         let file = match &self.place {
@@ -269,7 +294,7 @@ pub(crate) struct TemporaryFile {
 impl TemporaryFile {
     fn create(directory: Arc<Directory>) -> io::Result<Self> {
         let path = directory.path.join(directory.files.fetch_add(1, Ordering::Relaxed).to_string());
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         Ok(Self { path, file, _directory: directory })
     }
 

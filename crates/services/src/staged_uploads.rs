@@ -20,9 +20,9 @@ use models::{TenantDatabase, TenantTx, documents, quotas, staged_uploads, upload
 use crate::{
     Caller, Services, SpooledContent, Uploaded,
     access::TenantCaller,
+    spool::Hasher,
     storage::blocking,
     uploads::{Becomes, Content, Origin, UPLOAD_LIFE, refuse},
-    spool::Hasher,
 };
 
 /// How often somebody who waits for the end of an upload looks.

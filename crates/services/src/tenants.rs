@@ -7,11 +7,14 @@ use std::{
 };
 
 use domain::{
-    Conflict, DatabaseName, Denial, Email, Error, EventKind, IdempotencyKey, Member, Membership, Move, Noun, Page, PageRequest, PastRequest, Provisioning, QuotaLimits, Result, Role,
-    StorageUse, Tenant, TenantId, TenantName, TenantPlace, Timestamp, User, UserId, failpoint,
+    Conflict, DatabaseName, Denial, Email, Error, EventKind, IdempotencyKey, Member, Membership, Move, Noun, Page, PageRequest,
+    PastRequest, Provisioning, QuotaLimits, Result, Role, StorageUse, Tenant, TenantId, TenantName, TenantPlace, Timestamp, User, UserId,
+    failpoint,
 };
 use futures_util::StreamExt;
-use models::{TenantDatabase, idempotency, members, moves, outbox, quotas, spares, tenant_schema_digest, tenant_schema_version, tenants, users};
+use models::{
+    TenantDatabase, idempotency, members, moves, outbox, quotas, spares, tenant_schema_digest, tenant_schema_version, tenants, users,
+};
 use serde_json::json;
 
 use crate::{

@@ -6,15 +6,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use domain::{Conflict, Document, Error, Filename, MimeType, Noun, Result, Role, StagedPart, StagedUpload, TenantId, UploadId, UploadProtocol, UploadState, failpoint};
+use domain::{
+    Conflict, Document, Error, Filename, MimeType, Noun, Result, Role, StagedPart, StagedUpload, TenantId, UploadId, UploadProtocol,
+    UploadState, failpoint,
+};
 use models::{staged_uploads, uploads};
 use sha1::{Digest, Sha1};
 
-use crate::{
-    Caller, Services,
-    access::TenantCaller,
-    spool,
-};
+use crate::{Caller, Services, access::TenantCaller, spool};
 
 /// The bytes after which what arrives is made durable, at the latest.
 const PART: u64 = 8 * 1024 * 1024;

@@ -133,9 +133,7 @@ impl Services {
         let object = self.0.parts.storage.get(key, None).await?;
         let hasher = object
             .bytes
-            .try_fold(Sha256::new(), async |hasher, bytes| {
-                crate::storage::blocking(move || Ok(hasher.chain_update(&bytes))).await
-            })
+            .try_fold(Sha256::new(), async |hasher, bytes| crate::storage::blocking(move || Ok(hasher.chain_update(&bytes))).await)
             .await?;
         Ok(hasher.finalize().into())
     }

@@ -466,7 +466,11 @@ impl World {
         let (method, path) = route.split_once(' ').unwrap();
         let path = if path.contains("{number}") {
             self.part_url(target).await
-        } else if path.contains("{key}") { self.object_url(target).await } else { self.fill(path, name, &caller, target).await };
+        } else if path.contains("{key}") {
+            self.object_url(target).await
+        } else {
+            self.fill(path, name, &caller, target).await
+        };
         // Who wants a session's next tokens shows no access token.
         let sender = if route == "POST /api/auth/refresh" { caller.without_token() } else { caller.clone() };
         let request = sender.request(Method::from_bytes(method.as_bytes()).unwrap(), &path);

@@ -38,7 +38,10 @@ async fn a_quota_of_bytes_counts_different_contents_and_says_what_is_short() {
     Reply::to(put).await.expect_error(403, "quota_exceeded");
 
     let figures = storage(&alice, &acme).await;
-    assert_eq!((&figures["total_storage_bytes"], &figures["quota_bytes"], &figures["quota_documents"]), (&json!(10), &json!(10), &Value::Null));
+    assert_eq!(
+        (&figures["total_storage_bytes"], &figures["quota_bytes"], &figures["quota_documents"]),
+        (&json!(10), &json!(10), &Value::Null)
+    );
     assert_eq!((&figures["total_documents"], &figures["reserved_bytes"]), (&json!(3), &json!(0)));
     let listed = alice.get(&format!("/api/tenants/{acme}/files?include_stats=true")).await;
     assert_eq!(listed.data()["storage"], figures);

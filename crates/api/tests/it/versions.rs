@@ -75,7 +75,10 @@ async fn a_document_keeps_its_former_contents() {
     let again = document.replace("two!", None).await.expect(200);
     assert_eq!((&again.data()["version"], again.header("etag")), (&json!(2), replaced.header("etag")));
     assert_eq!(document.versions().await, [(2, "text/markdown".to_owned(), 4), (1, "text/plain".to_owned(), 3)]);
-    assert_eq!((document.content_of(1).await, document.content_of(2).await, document.content().await), ("one".into(), "two!".into(), "two!".into()));
+    assert_eq!(
+        (document.content_of(1).await, document.content_of(2).await, document.content().await),
+        ("one".into(), "two!".into(), "two!".into())
+    );
 
     // What only a former version refers to is no garbage, and no orphan.
     assert_eq!(collect(&app).await.files, 0);

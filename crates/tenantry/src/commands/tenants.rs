@@ -361,11 +361,7 @@ fn report_in_json(tenant: &Tenant, report: &TenantReport) -> Value {
             "joined_at": membership.joined_at.to_string(),
         })
     });
-    let contents = report
-        .contents
-        .as_ref()
-        .ok()
-        .map(use_in_json);
+    let contents = report.contents.as_ref().ok().map(use_in_json);
     let mut json = in_json(tenant);
     json["members"] = members.collect();
     json["contents"] = contents.into();

@@ -67,7 +67,11 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
         }
         failed.iter().for_each(say);
         let how = if arguments.deep { "read" } else { "compared" };
-        say(format_args!("{} tenants: {files} files ({bytes} bytes) {how} with {objects} objects: {} problems", tenants.len(), findings.len()));
+        say(format_args!(
+            "{} tenants: {files} files ({bytes} bytes) {how} with {objects} objects: {} problems",
+            tenants.len(),
+            findings.len()
+        ));
     }
     Ok(if failed.is_empty() && findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
