@@ -145,8 +145,8 @@ pub async fn count_parts(connection: &mut Connection<Tenant>, id: UploadId) -> R
 pub async fn condemn_objects(tx: &mut TenantTx, id: UploadId, now: Timestamp) -> Result<()> {
     tx.execute(
         "INSERT INTO uploads (s3_path, expires_at, condemned_at, reserved_bytes, reserved_documents)
-         SELECT s3_path, $2, $2, 0, 0 FROM staged_parts WHERE upload_id = $1
-         UNION ALL SELECT s3_path, $2, $2, 0, 0 FROM staged_uploads WHERE id = $1 AND s3_path IS NOT NULL",
+         SELECT s3_path, CAST($2 AS TIMESTAMPTZ), CAST($2 AS TIMESTAMPTZ), 0, 0 FROM staged_parts WHERE upload_id = $1
+         UNION ALL SELECT s3_path, CAST($2 AS TIMESTAMPTZ), CAST($2 AS TIMESTAMPTZ), 0, 0 FROM staged_uploads WHERE id = $1 AND s3_path IS NOT NULL",
         params![id, now],
     )
     .await?;

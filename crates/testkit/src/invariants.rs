@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use domain::{DocumentFilter, Event, EventKind, PageRequest, TenantPlace, Timestamp};
-use models::{documents, files, moves, outbox, spares, tenants, tombstones, uploads};
+use models::{documents, files, moves, outbox, spares, staged_uploads, tenants, tombstones, uploads};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -40,6 +40,7 @@ pub async fn find_broken(databases: &TestDatabases, objects: &Path) -> Vec<Strin
         };
         known.extend(files::list_object_keys(&mut connection).await.unwrap());
         known.extend(uploads::list_object_keys(&mut connection).await.unwrap());
+        known.extend(staged_uploads::list_keys(&mut connection, &format!("tenants/{}/", tenant.id)).await.unwrap());
         let mut count = 0;
         for number in 1.. {
             let request = PageRequest::parse(Some(number), Some(100), &mut domain::FieldErrors::default());

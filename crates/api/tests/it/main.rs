@@ -11,4 +11,5 @@ mod server;
 mod sessions;
 mod tenants;
 mod tokens;
+mod uploads;
 mod versions;

@@ -1,0 +1,342 @@
+//! Uploads in parts: direct ones and tus.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+use std::time::Duration;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use domain::Quota;
+use futures_util::{StreamExt, stream};
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+use sha1::{Digest, Sha1};
+use sha2::Sha256;
+use testkit::{Persona, Reply, TestApp};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+struct World {
+    app: TestApp,
+    alice: Persona,
+    acme: String,
+}
+
+impl World {
+    async fn new() -> Self {
+        Self::of(TestApp::new().await).await
+    }
+
+    async fn of(app: TestApp) -> Self {
+        let alice = app.user("alice").await;
+        let acme = alice.creates_tenant("Acme").await;
+        Self { app, alice, acme }
+    }
+
+    fn path(&self, rest: &str) -> String {
+        format!("/api/tenants/{}/documents{rest}", self.acme)
+    }
+
+    async fn count(&self) -> usize {
+        self.alice.get(&self.path("")).await.expect(200).items().len()
+    }
+
+    async fn collect(&self) {
+        let tenants = self.app.services().list_all_tenants().await.unwrap();
+        self.app.services().collect_garbage(&tenants[0]).await.unwrap();
+    }
+
+    /// The keys of all objects of the tenant.
+    async fn objects(&self) -> Vec<String> {
+        let prefix = format!("tenants/{}", self.acme);
+        let objects = self.app.services().storage().list(&prefix);
+        objects.map(|object| object.unwrap().key).collect().await
+    }
+
+    async fn reserved(&self) -> Value {
+        self.alice.get(&format!("/api/tenants/{}/storage", self.acme)).await.expect(200).data()["reserved_bytes"].clone()
+    }
+
+    async fn announces(&self, content: &[u8]) -> Reply {
+        let sha256 = hex(&Sha256::digest(content));
+        let announcement = json!({ "filename": "a.bin", "mime_type": "text/plain", "size": content.len(), "sha256": sha256 });
+        self.alice.post(&self.path("/uploads"), &announcement).await
+    }
+
+    /// Sends the parts of an upload.
+    async fn sends(&self, begun: &Reply, content: &[u8]) {
+        for part in begun.data()["parts"].as_array().unwrap() {
+            let (offset, size) = (part["offset"].as_u64().unwrap() as usize, part["size"].as_u64().unwrap() as usize);
+            self.puts(part, &content[offset..offset + size]).await.expect(200);
+        }
+    }
+
+    async fn puts(&self, part: &Value, bytes: &[u8]) -> Reply {
+        Reply::to(self.app.stranger().request(Method::PUT, part["url"].as_str().unwrap()).body(bytes.to_vec())).await
+    }
+
+    async fn completes(&self, begun: &Reply) -> Reply {
+        let id = begun.data()["upload"]["id"].as_str().unwrap();
+        Reply::to(self.alice.request(Method::POST, &self.path(&format!("/uploads/{id}/complete")))).await
+    }
+
+    async fn downloads(&self, document: &str) -> Vec<u8> {
+        self.alice.downloads(&self.acme, document).await
+    }
+
+    fn tus(&self, method: Method, path: &str) -> RequestBuilder {
+        self.alice.request(method, path).header("tus-resumable", "1.0.0")
+    }
+
+    /// Begins a resumable upload, and answers its URL.
+    async fn begins(&self, size: usize) -> String {
+        let metadata = format!("filename {},filetype {},client's", STANDARD.encode("Über.txt"), STANDARD.encode("text/plain"));
+        let request = self.tus(Method::POST, &self.path("/tus")).header("upload-length", size).header("upload-metadata", metadata);
+        let begun = Reply::to(request).await.expect(201);
+        assert!(begun.header("upload-expires").ends_with(" GMT"), "{}", begun.header("upload-expires"));
+        begun.header("location").to_owned()
+    }
+
+    fn patch(&self, url: &str, offset: usize, bytes: impl Into<reqwest::Body>) -> RequestBuilder {
+        let request = self.tus(Method::PATCH, url).header("upload-offset", offset);
+        request.header("content-type", "application/offset+octet-stream").body(bytes)
+    }
+
+    async fn offset(&self, url: &str) -> String {
+        Reply::to(self.tus(Method::HEAD, url)).await.expect(200).header("upload-offset").to_owned()
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// So many bytes that are nobody else's.
+fn content(size: usize) -> Vec<u8> {
+    let seed = domain::random_bytes::<32>();
+    seed.iter().copied().cycle().zip(0_u32..).map(|(byte, n)| byte ^ n.to_le_bytes()[1]).take(size).collect()
+}
+
+#[tokio::test]
+async fn a_direct_upload_becomes_a_document_once_it_was_checked() {
+    let world = World::new().await;
+    // Two parts: the second is smaller.
+    let content = content(16 * 1024 * 1024 + 5);
+    let begun = world.announces(&content).await.expect(201);
+    assert_eq!((begun.data()["parts"].as_array().unwrap().len(), &begun.data()["document"]), (2, &Value::Null));
+    assert_eq!(world.reserved().await, json!(content.len()));
+    world.completes(&begun).await.expect_error(400, "validation_failed");
+    // In any order, and again.
+    let parts = begun.data()["parts"].as_array().unwrap();
+    world.puts(&parts[1], &content[16 * 1024 * 1024..]).await.expect(200);
+    world.completes(&begun).await.expect_error(400, "validation_failed");
+    for wrong in [&b"1234"[..], b"123456"] {
+        assert!(world.puts(&parts[1], wrong).await.status.is_client_error());
+    }
+    world.sends(&begun, &content).await;
+    assert_eq!(world.count().await, 0);
+    let completed = world.completes(&begun).await.expect(200);
+    assert_eq!((&completed.data()["upload"]["state"], &completed.data()["document"]["deduplicated"]), (&json!("completed"), &json!(false)));
+    let document = completed.data()["document"]["id"].as_str().unwrap();
+    assert!(world.downloads(document).await == content);
+    assert_eq!(world.completes(&begun).await.expect(200).data()["document"]["id"], document);
+    assert!(!world.puts(&parts[1], &content[16 * 1024 * 1024..]).await.status.is_success(), "its URLs are dead");
+    assert_eq!((world.count().await, world.reserved().await), (1, json!(0)));
+    assert_eq!(world.objects().await.len(), 1, "nothing is left of the parts");
+
+    // Now that it is there, nobody needs to send it.
+    let again = world.announces(&content).await.expect(201);
+    assert_eq!((&again.data()["upload"], &again.data()["document"]["deduplicated"]), (&Value::Null, &json!(true)));
+    assert_eq!(world.count().await, 2);
+}
+
+#[tokio::test]
+async fn what_was_announced_is_never_believed() {
+    let world = World::new().await;
+    let (told, sent) = (content(1000), content(1000));
+    let begun = world.announces(&told).await.expect(201);
+    world.sends(&begun, &sent).await;
+    let refused = world.completes(&begun).await.expect_error(409, "upload_failed");
+    assert!(refused.json["error"]["message"].as_str().unwrap().contains("its SHA-256 is"), "{}", refused.json);
+    world.completes(&begun).await.expect_error(409, "upload_failed");
+    assert_eq!((world.count().await, world.reserved().await, world.objects().await.len()), (0, json!(0), 0));
+    let id = begun.data()["upload"]["id"].as_str().unwrap().to_owned();
+    let state = world.alice.get(&world.path(&format!("/uploads/{id}"))).await.expect(200);
+    assert_eq!(state.data()["upload"]["state"], "failed");
+    // A failed one can be forgotten, once.
+    world.alice.delete(&world.path(&format!("/uploads/{id}"))).await.expect(200);
+    world.alice.delete(&world.path(&format!("/uploads/{id}"))).await.expect_error(404, "upload_not_found");
+}
+
+/// What is in the trash, or an orphan, or another tenant's, has to be sent: nobody learns that it is there.
+#[tokio::test]
+async fn only_content_that_the_caller_may_read_is_already_here() {
+    let world = World::of(TestApp::builder().trash_retention(DAY).start().await).await;
+    let content = content(1000);
+    let bob = world.app.user("bob").await;
+    let bobs = bob.creates_tenant("Bob's").await;
+    bob.uploads(&bobs, "a.bin", content.clone()).await.expect(201);
+    assert_eq!(world.announces(&content).await.expect(201).data()["document"], Value::Null);
+
+    let mine = world.alice.uploads(&world.acme, "a.bin", content.clone()).await.expect(201).id();
+    world.alice.delete(&world.path(&format!("/{mine}"))).await.expect(200);
+    let begun = world.announces(&content).await.expect(201);
+    assert_eq!(begun.data()["document"], Value::Null);
+    world.sends(&begun, &content).await;
+    // Now that it was shown to be the caller's, it is stored once all the same.
+    assert_eq!(world.completes(&begun).await.expect(200).data()["document"]["deduplicated"], true);
+    assert_eq!(world.objects().await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_upload_in_parts_is_given_up_or_expires_without_a_trace() {
+    let world = World::of(TestApp::builder().quota(Quota { bytes: Some(2000), documents: None }).start().await).await;
+    let first = content(1000);
+    let begun = world.announces(&first).await.expect(201);
+    world.sends(&begun, &first).await;
+    let tus = world.begins(1000).await;
+    Reply::to(world.patch(&tus, 0, "half")).await.expect(204);
+    // Both have their reservations.
+    world.announces(b"more").await.expect_error(403, "quota_exceeded");
+    world.alice.uploads(&world.acme, "a.txt", "more").await.expect_error(403, "quota_exceeded");
+
+    let id = begun.data()["upload"]["id"].as_str().unwrap();
+    world.alice.delete(&world.path(&format!("/uploads/{id}"))).await.expect(200);
+    world.completes(&begun).await.expect_error(404, "upload_not_found");
+    assert_eq!(world.reserved().await, json!(1000));
+    let fresh = world.announces(&first).await.expect(201);
+    world.sends(&fresh, &first).await;
+    world.app.clock().advance(DAY);
+    let world = World { alice: world.alice.logged_in().await, ..world };
+    // What has expired is gone for everybody and reserves nothing, before it is collected and after.
+    for _ in 0..2 {
+        world.completes(&fresh).await.expect_error(404, "upload_not_found");
+        Reply::to(world.tus(Method::HEAD, &tus)).await.expect(404);
+        Reply::to(world.patch(&tus, 4, "rest")).await.expect_error(404, "upload_not_found");
+        assert_eq!(world.reserved().await, json!(0));
+        world.collect().await;
+    }
+    assert_eq!(world.objects().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_resumable_upload_goes_on_where_it_was() {
+    let world = World::new().await;
+    let content = content(9 * 1024 * 1024);
+    let url = world.begins(content.len()).await;
+    let head = Reply::to(world.tus(Method::HEAD, &url)).await.expect(200);
+    assert_eq!((head.header("upload-offset"), head.header("upload-length")), ("0", content.len().to_string().as_str()));
+    assert_eq!((head.header("cache-control"), head.header("tus-resumable")), ("no-store", "1.0.0"));
+    assert!(head.header("upload-metadata").ends_with(",client's"));
+    // Large and small ones.
+    let mut sent = 0;
+    for size in [1, 8 * 1024 * 1024 + 1, 100] {
+        let reply = Reply::to(world.patch(&url, sent, content[sent..sent + size].to_vec())).await.expect(204);
+        sent += size;
+        assert_eq!(reply.header("upload-offset"), sent.to_string());
+    }
+    // At another place nothing is taken.
+    for offset in [0, sent - 1, sent + 1] {
+        let refused = Reply::to(world.patch(&url, offset, "x")).await.expect_error(409, "upload_offset_mismatch");
+        assert_eq!(refused.json["error"]["details"]["offset"], sent);
+    }
+    Reply::to(world.patch(&url, sent, content[sent..].iter().copied().chain([0]).collect::<Vec<_>>())).await.expect(413);
+    // What came of it before the size was passed is here.
+    let sent: usize = world.offset(&url).await.parse().unwrap();
+    let last = Reply::to(world.patch(&url, sent, content[sent..].to_vec())).await.expect(204);
+    let document = last.header("content-location").rsplit('/').next().unwrap();
+    assert!(world.downloads(document).await == content);
+    let found = world.alice.get(&world.path(&format!("/{document}"))).await.expect(200);
+    assert_eq!((&found.data()["filename"], &found.data()["mime_type"]), (&json!("Über.txt"), &json!("text/plain")));
+    assert_eq!(world.objects().await.len(), 1);
+    // Its end is remembered.
+    let head = Reply::to(world.tus(Method::HEAD, &url)).await.expect(200);
+    assert_eq!((head.header("upload-offset"), head.header("content-location")), (content.len().to_string().as_str(), last.header("content-location")));
+    Reply::to(world.tus(Method::DELETE, &url)).await.expect_error(409, "upload_closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_arrived_before_the_connection_broke_is_kept() {
+    let world = World::new().await;
+    let url = world.begins(1_000_000).await;
+    let body = stream::iter([Ok(vec![1_u8; 300_000]), Ok(vec![2; 300_000])]).chain(stream::once(async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Err(std::io::Error::other("the client dies"))
+    }));
+    assert!(world.patch(&url, 0, reqwest::Body::wrap_stream(body)).send().await.is_err());
+    for attempt in 0.. {
+        if world.offset(&url).await == "600000" {
+            break;
+        }
+        assert!(attempt < 100, "{}", world.offset(&url).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let last = Reply::to(world.patch(&url, 600_000, vec![3_u8; 400_000])).await.expect(204);
+    let document = last.header("content-location").rsplit('/').next().unwrap();
+    assert!(world.downloads(document).await == [vec![1_u8; 300_000], vec![2; 300_000], vec![3; 400_000]].concat());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_who_send_the_same_bytes_one_is_counted() {
+    let world = World::new().await;
+    for _ in 0..10 {
+        let url = world.begins(20).await;
+        let replies = futures_util::future::join_all((0..4).map(|_| Reply::to(world.patch(&url, 0, "0123456789")))).await;
+        assert_eq!(replies.iter().filter(|reply| reply.status == 204).count(), 1);
+        assert!(replies.iter().all(|reply| reply.status == 204 || reply.code() == "upload_offset_mismatch"));
+        assert_eq!(world.offset(&url).await, "10");
+        Reply::to(world.tus(Method::DELETE, &url)).await.expect(204);
+    }
+    world.collect().await;
+    assert_eq!(world.objects().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn checksums_are_checked_before_anything_is_kept() {
+    let world = World::new().await;
+    let url = world.begins(12).await;
+    let sum = |bytes: &[u8]| format!("sha1 {}", STANDARD.encode(Sha1::digest(bytes)));
+    let wrong = world.patch(&url, 0, "abc").header("upload-checksum", sum(b"abd"));
+    let refused = Reply::to(wrong).await;
+    assert_eq!((refused.status.as_u16(), refused.code(), world.offset(&url).await.as_str()), (460, "checksum_mismatch", "0"));
+    Reply::to(world.patch(&url, 0, "abc").header("upload-checksum", sum(b"abc"))).await.expect(204);
+    let sha256 = format!("sha256 {}", STANDARD.encode(Sha256::digest("def")));
+    Reply::to(world.patch(&url, 3, "def").header("upload-checksum", sha256)).await.expect(204);
+    let md5 = "md5 a/JSnL4DGjxzKGDRoHJWqA==";
+    assert_eq!(Reply::to(world.patch(&url, 6, "ghi").header("upload-checksum", md5)).await.status.as_u16(), 460);
+    for bad in ["crc32 AAAA", "sha1", "sha1 ???", "sha1 AAAA"] {
+        Reply::to(world.patch(&url, 6, "ghi").header("upload-checksum", bad)).await.expect_error(400, "validation_failed");
+    }
+    assert_eq!(world.offset(&url).await, "6");
+}
+
+#[tokio::test]
+async fn tus_is_spoken_as_it_is_written() {
+    let world = World::of(TestApp::builder().max_upload_bytes(100).start().await).await;
+    let described = Reply::to(world.app.stranger().request(Method::OPTIONS, &world.path("/tus"))).await.expect(204);
+    assert_eq!((described.header("tus-version"), described.header("tus-max-size")), ("1.0.0", "100"));
+    assert_eq!(described.header("tus-checksum-algorithm"), "sha1,md5,sha256");
+    let begin = |length: &'static str, metadata: &'static str| {
+        let request = world.tus(Method::POST, &world.path("/tus")).header("upload-length", length);
+        Reply::to(request.header("upload-metadata", metadata))
+    };
+    begin("101", "filename YQ==").await.expect_error(413, "payload_too_large");
+    for (length, metadata) in [("0", "filename YQ=="), ("x", "filename YQ=="), ("1", ""), ("1", "filename ???"), ("1", "filename YS9i"), ("1", "filetype YQ==")] {
+        begin(length, metadata).await.expect_error(400, "validation_failed");
+    }
+    for metadata in ["filename YQ==", "name YQ==", "relativePath bnVsbA==,name YQ==,type bm9uc2Vuc2U="] {
+        begin("1", metadata).await.expect(201);
+    }
+    let plain = world.alice.request(Method::POST, &world.path("/tus")).header("upload-length", "1");
+    Reply::to(plain).await.expect_error(412, "tus_version");
+    let url = world.begins(10).await;
+    let request = world.tus(Method::PATCH, &url).header("upload-offset", "0").header("content-type", "text/plain").body("x");
+    Reply::to(request).await.expect_error(415, "unsupported_media_type");
+    let request = world.tus(Method::PATCH, &url).header("content-type", "application/offset+octet-stream").body("x");
+    Reply::to(request).await.expect_error(400, "validation_failed");
+    // From where only POST gets through.
+    let request = world.tus(Method::POST, &url).header("x-http-method-override", "PATCH").header("upload-offset", "0");
+    Reply::to(request.header("content-type", "application/offset+octet-stream").body("ab")).await.expect(204);
+    assert_eq!(world.offset(&url).await, "2");
+    Reply::to(world.tus(Method::POST, &url).header("x-http-method-override", "DELETE")).await.expect(204);
+    Reply::to(world.tus(Method::POST, &url).header("x-http-method-override", "GET")).await.expect_error(400, "validation_failed");
+    Reply::to(world.tus(Method::HEAD, &url)).await.expect(404);
+}
