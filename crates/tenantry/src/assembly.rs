@@ -6,9 +6,12 @@ use anyhow::{Context, Result, anyhow};
 use database::{MainDatabase, PostgresLimits, SqliteThreads, TenantDatabases};
 use domain::{Quota, SystemClock};
 use secrecy::{ExposeSecret, SecretString};
-use services::{LocalStorage, Parts, PasswordSettings, Passwords, SecretKey, Services, Settings, Spool, TokenSettings, Tokens, UrlSigner};
+use services::{
+    LocalStorage, ObjectStorage, Parts, PasswordSettings, Passwords, S3Storage, SecretKey, Services, Settings, Spool, TokenSettings,
+    Tokens, UrlSigner,
+};
 
-use crate::config::Config;
+use crate::config::{Config, Objects};
 
 /// Threads that wait for SQLite's commits, which is mostly for the disk.
 const WRITE_THREADS: usize = 4;
@@ -33,10 +36,14 @@ pub fn assemble(config: &Config) -> Result<(Services, MainDatabase)> {
     // No tenant may hold all of the budget, whatever it does.
     let tenant_limits = limits(budget, databases.pool_size.min(budget.div_ceil(4)));
     let servers = databases.tenant_servers.iter().map(|server| (server.name.clone(), server.url.clone())).collect();
+    let storage: Arc<dyn ObjectStorage> = match &config.objects {
+        Objects::Files => Arc::new(LocalStorage::open(&make("objects")?).context("open the object storage")?),
+        Objects::S3(settings) => Arc::new(S3Storage::new(settings).context("prepare the object storage")?),
+    };
     let parts = Parts {
         main: main.clone(),
         tenant_databases: TenantDatabases::new(&servers, &threads, tenant_limits),
-        storage: Arc::new(LocalStorage::open(&make("objects")?).context("open the object storage")?),
+        storage,
         spool: Spool::new(&make("spool")?).context("open the spool")?,
         passwords: Passwords::new(&PasswordSettings {
             threads: config.passwords.threads,

@@ -7,6 +7,7 @@ mod databases;
 mod documents;
 mod first_user;
 mod log;
+mod objects;
 mod passwords;
 mod secret_file;
 mod server;
@@ -22,6 +23,7 @@ pub use self::{
     documents::Documents,
     first_user::FirstUser,
     log::{Log, LogFormat},
+    objects::Objects,
     passwords::Passwords,
     server::{Cors, Origins, Server},
     settings::Settings,
@@ -43,6 +45,8 @@ pub struct Config {
     pub cors: Cors,
     /// Where the databases are.
     pub databases: Databases,
+    /// Where objects are.
+    pub objects: Objects,
     /// How sessions are signed and how long they last.
     pub tokens: Tokens,
     /// How much work goes into hashing passwords at once.
@@ -77,6 +81,7 @@ impl Config {
             server: Server::read(&settings)?,
             cors: Cors::read(&settings)?,
             databases: Databases::read(&settings, &data_dir)?,
+            objects: Objects::read(&settings)?,
             passwords: Passwords::read(&settings)?,
             documents: Documents::read(&settings)?,
             first_user: FirstUser::read(&settings)?,
@@ -90,7 +95,8 @@ impl Config {
     /// Every variable in the table's order, with the value in effect, secrets hidden.
     #[must_use]
     pub fn describe(&self) -> Vec<Setting> {
-        let Self { environment, data_dir, server, cors, databases, tokens, passwords, documents, first_user, log } = self;
+        let Self { environment, data_dir, server, cors, databases, objects, tokens, passwords, documents, first_user, log } = self;
+        let [bucket, endpoint, public_endpoint, region, key_id, key_secret, ssl, path_style] = objects.describe();
         let given = |text: &Option<String>| text.clone().unwrap_or_default();
         let rows = [
             (&variables::TENANTRY_ENV, environment.as_str().to_owned()),
@@ -108,6 +114,14 @@ impl Config {
             (&variables::TENANT_DATABASE_URLS, values::join(&databases.tenant_servers)),
             (&variables::TENANT_CONNECTION_BUDGET, databases.tenant_connection_budget.to_string()),
             (&variables::TENANT_WARM_POOL, databases.tenant_warm_pool.to_string()),
+            (&variables::S3_BUCKET, bucket),
+            (&variables::S3_ENDPOINT_URL, endpoint),
+            (&variables::S3_PUBLIC_ENDPOINT_URL, public_endpoint),
+            (&variables::S3_REGION, region),
+            (&variables::S3_ACCESS_KEY_ID, key_id),
+            (&variables::S3_SECRET_ACCESS_KEY, key_secret),
+            (&variables::S3_USE_SSL, ssl),
+            (&variables::S3_PATH_STYLE, path_style),
             (&variables::JWT_SECRET_KEY, "(secret)".to_owned()),
             (&variables::JWT_PREVIOUS_SECRET_KEYS, format!("({} secrets)", tokens.previous_secrets.len())),
             (&variables::JWT_ACCESS_TOKEN_EXPIRES, tokens.access_expires.as_secs().to_string()),

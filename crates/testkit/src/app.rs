@@ -5,12 +5,12 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use api::server::{self, Limits};
 use domain::{Clock, Email, ManualClock, PasswordHash, Quota, User, UserId};
 use models::users;
-use services::{LocalStorage, Parts, PasswordSettings, Passwords, SecretKey, Services, Settings, Spool, TokenSettings, Tokens, UrlSigner};
+use services::{Parts, PasswordSettings, Passwords, SecretKey, Services, Settings, Spool, TokenSettings, Tokens, UrlSigner};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Persona, TestDatabases, invariants};
+use crate::{Persona, TestDatabases, TestObjects, invariants};
 
 /// The secret of the app's tokens and signed URLs.
 pub const SECRET: &[u8] = b"a secret for tests, 32 bytes or more";
@@ -22,6 +22,7 @@ pub struct Builder {
     limits: Limits,
     passwords: PasswordSettings,
     api: api::Settings,
+    objects_are_files: bool,
 }
 
 impl Default for Builder {
@@ -32,6 +33,7 @@ impl Default for Builder {
             // Cheap: what a hash costs is tested elsewhere.
             passwords: PasswordSettings { memory_kib: 64, passes: 1, queue: 256, ..PasswordSettings::default() },
             api: api::Settings::default(),
+            objects_are_files: false,
         }
     }
 }
@@ -86,6 +88,13 @@ impl Builder {
         self
     }
 
+    /// Keeps objects as files whatever the test run is for.
+    #[must_use]
+    pub fn objects_as_files(mut self) -> Self {
+        self.objects_are_files = true;
+        self
+    }
+
     /// Starts the app.
     pub async fn start(self) -> TestApp {
         let home = Arc::new(tempfile::tempdir().unwrap());
@@ -102,6 +111,7 @@ pub struct TestApp {
     services: Services,
     clock: Arc<ManualClock>,
     databases: TestDatabases,
+    objects: TestObjects,
     home: Arc<TempDir>,
     builder: Builder,
     stop: CancellationToken,
@@ -128,6 +138,7 @@ impl TestApp {
 
     async fn start(builder: Builder, home: Arc<TempDir>, databases: TestDatabases, clock: Arc<ManualClock>, owns: bool) -> Self {
         let (main, tenant_databases) = databases.open();
+        let objects = if builder.objects_are_files { TestObjects::files(home.path()) } else { TestObjects::new(home.path()) };
         let secret_key = || SecretKey::new(SECRET).unwrap();
         let tokens = TokenSettings {
             issuer: "tenantry".into(),
@@ -140,7 +151,7 @@ impl TestApp {
         let services = Services::new(Parts {
             main,
             tenant_databases,
-            storage: Arc::new(LocalStorage::open(&home.path().join("objects")).unwrap()),
+            storage: objects.open(),
             spool: Spool::new(&home.path().join("spool")).unwrap(),
             passwords: Passwords::new(&builder.passwords).unwrap(),
             tokens: Tokens::new(tokens).unwrap(),
@@ -157,7 +168,7 @@ impl TestApp {
         let stopped = stop.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(follower.follow_access_changes()).await });
         let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();
-        Self { address, services, clock, databases, home, builder, stop, owns_databases: owns, client }
+        Self { address, services, clock, databases, objects, home, builder, stop, owns_databases: owns, client }
     }
 
     /// Where the app listens.
@@ -237,7 +248,7 @@ impl Drop for TestApp {
             return;
         }
         // On a runtime of its own: this one may have a single thread, which is here.
-        let (databases, objects) = (self.databases.clone(), self.home.path().join("objects"));
+        let (databases, objects) = (self.databases.clone(), self.objects.clone());
         let check = !std::thread::panicking();
         let checked = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

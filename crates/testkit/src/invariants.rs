@@ -1,13 +1,14 @@
 //! What must hold whenever nothing is under way, whatever happened before.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::collections::BTreeSet;
 
 use domain::{DocumentFilter, Event, EventKind, PageRequest, TenantPlace, Timestamp};
 use models::{documents, files, moves, outbox, spares, staged_uploads, tenants, tombstones, uploads};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::TestDatabases;
+use crate::{TestDatabases, TestObjects};
+use futures_util::TryStreamExt;
 
 /// Looks for what is broken, in words:
 ///
@@ -17,12 +18,13 @@ use crate::TestDatabases;
 /// - every document's object is there, byte for byte as its hash says;
 /// - every object belongs to a file or to an upload that the collector knows of;
 /// - every document that was uploaded or deleted has its event.
-pub async fn find_broken(databases: &TestDatabases, objects: &Path) -> Vec<String> {
+pub async fn find_broken(databases: &TestDatabases, objects: &TestObjects) -> Vec<String> {
     let (main, directory) = databases.open();
     let mut broken = Vec::new();
-    let mut known = BTreeSet::new();
+    let (storage, mut known, mut ids) = (objects.open(), BTreeSet::new(), Vec::new());
     let tenants = tenants::list(&mut main.read().await.unwrap()).await.unwrap();
     for tenant in tenants {
+        ids.push(tenant.id);
         if tenant.provisioning != domain::Provisioning::Active {
             broken.push(format!("tenant {} is {:?}", tenant.name, tenant.provisioning));
             continue;
@@ -48,7 +50,8 @@ pub async fn find_broken(databases: &TestDatabases, objects: &Path) -> Vec<Strin
             for document in &page.items {
                 count += 1;
                 let (name, key) = (&document.filename, &document.file.object_key);
-                match fs::read(objects.join(key)) {
+                let object = async { storage.get(key, None).await?.bytes.try_collect::<Vec<_>>().await };
+                match object.await.map(|pieces| pieces.concat()) {
                     Ok(object) if Sha256::digest(&object)[..] == document.file.hash.sha256 => {}
                     Ok(object) => broken.push(format!("document {name} ({key}): its object of {} bytes is not its content", object.len())),
                     Err(error) => broken.push(format!("document {name} ({key}): {error}")),
@@ -74,32 +77,18 @@ pub async fn find_broken(databases: &TestDatabases, objects: &Path) -> Vec<Strin
         broken.push(format!("left of a move: {left:?}"));
     }
     for tombstone in tombstones::list_since(&mut main.read().await.unwrap(), Timestamp::from_micros(0)).await.unwrap() {
+        ids.push(tombstone.place.tenant_id);
         if directory.exists(&tombstone.place).await.unwrap() {
             broken.push(format!("tenant {} was deleted, but its database is there", tombstone.name));
         }
     }
-    let mut on_disk = BTreeSet::new();
-    walk(objects, objects, &mut on_disk);
-    broken.extend(on_disk.difference(&known).map(|key| format!("the object {key} is nobody's")));
+    broken.extend(objects.list(&ids).await.difference(&known).map(|key| format!("the object {key} is nobody's")));
     broken
 }
 
 /// What an event tells.
 fn fact(event: &Event, name: &str) -> Value {
     serde_json::from_str::<Value>(&event.data).unwrap()[name].clone()
-}
-
-/// Every object's key. Temporary files lie elsewhere.
-fn walk(root: &Path, folder: &Path, keys: &mut BTreeSet<String>) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    for entry in entries {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            walk(root, &path, keys);
-        } else if let Some(key) = path.strip_prefix(root).unwrap().to_str().filter(|key| key.starts_with("tenants/")) {
-            keys.insert(key.to_owned());
-        }
-    }
 }
 
 /// Drops what a test left on a server.

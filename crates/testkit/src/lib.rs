@@ -8,16 +8,18 @@
 //! ```
 //!
 //! Every app has databases of its own: SQLite files, or, when `TEST_DATABASE_URL` is set, databases on that PostgreSQL
-//! server. Dropping the app checks what must always hold (see [`invariants`]).
+//! server. Its objects are files, or, when `TEST_S3_ENDPOINT_URL` is set, in a bucket of that S3 store. Dropping the app checks what must always hold (see [`invariants`]).
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that can't go on fails")]
 
 mod app;
 mod databases;
 mod forge;
 pub mod invariants;
+mod objects;
 mod persona;
 
 pub use app::{Builder, SECRET, TestApp};
 pub use databases::TestDatabases;
 pub use forge::{Forge, base64url, forge};
+pub use objects::TestObjects;
 pub use persona::{PASSWORD, Persona, Reply};

@@ -430,7 +430,7 @@ const ABSENT: &str = "01900000-0000-7000-8000-000000000000";
 
 impl World {
     async fn new() -> Self {
-        let app = TestApp::builder().trash_retention(Duration::from_secs(3600)).start().await;
+        let app = TestApp::builder().objects_as_files().trash_retention(Duration::from_secs(3600)).start().await;
         let [viewer, user, admin] = [app.user("viewer").await, app.user("user").await, app.user("admin").await];
         let [outsider, deactivated, colleague] = [app.user("outsider").await, app.user("deactivated").await, app.user("colleague").await];
         let (ours, inactive) = (admin.creates_tenant("Ours").await, admin.creates_tenant("Inactive").await);

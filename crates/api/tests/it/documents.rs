@@ -193,7 +193,7 @@ async fn owners_and_admins_change_documents() {
 
 #[tokio::test]
 async fn a_download_redirects_to_a_signed_url() {
-    let app = TestApp::new().await;
+    let app = TestApp::builder().objects_as_files().start().await;
     let (alice, acme) = alice_in_acme(&app).await;
     let document = alice.uploads(&acme, "Schöne \"Grüße\".txt", b"0123456789").await.expect(201).id();
     let path = format!("/api/tenants/{acme}/documents/{document}/download");
@@ -242,7 +242,7 @@ async fn a_download_redirects_to_a_signed_url() {
 
 #[tokio::test]
 async fn what_a_browser_would_run_is_an_attachment() {
-    let app = TestApp::new().await;
+    let app = TestApp::builder().objects_as_files().start().await;
     let (alice, acme) = alice_in_acme(&app).await;
     for (mime_type, disposition) in
         [("text/html", "attachment"), ("image/svg+xml", "attachment"), ("application/pdf", "inline"), ("image/png", "inline")]

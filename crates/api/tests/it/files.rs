@@ -1,5 +1,6 @@
 //! Files.
 
+use domain::{Error, Noun};
 use serde_json::{Value, json};
 use testkit::{Reply, TestApp};
 
@@ -54,7 +55,8 @@ async fn only_an_orphaned_file_can_be_deleted() {
     alice.delete(&path).await.expect(200);
     alice.get(&path).await.expect_error(404, "file_not_found");
     alice.delete(&path).await.expect_error(404, "file_not_found");
-    assert!(!app.home().join("objects").join(details.data()["s3_path"].as_str().unwrap()).exists());
+    let object = app.services().storage().head(details.data()["s3_path"].as_str().unwrap()).await;
+    assert!(matches!(object, Err(Error::NotFound(Noun::Object))), "{object:?}");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::{cmp, error, ops::Range, pin::pin, time::Duration};
 
 use bytes::Bytes;
-use domain::{Error, Noun, Result, Timestamp, random_bytes};
+use domain::{Error, Noun, Result, Timestamp, failpoint, random_bytes};
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream, stream::BoxStream};
 use hmac::{Hmac, KeyInit, Mac};
 use object_store::{
@@ -474,6 +474,7 @@ impl Sending {
             Ok(Some(Err(error))) => Err(self.storage.failed(error).await),
             Err(error) => Err(error),
         };
+        failpoint!("object.sent");
         if sent.is_err() {
             self.stop.cancel();
         }

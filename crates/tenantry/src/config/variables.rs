@@ -113,6 +113,27 @@ variables! {
         /// How many databases each PostgreSQL server keeps ready for tenants to come; 0 makes each when it is wanted.
         TENANT_WARM_POOL: Value("0");
     }
+    "Object storage" {
+        /// The bucket of an S3 store that objects are kept in. It must exist.
+        S3_BUCKET: Otherwise { words: "objects are files in DATA_DIR, and no other S3_* may be set", example: "tenantry" };
+        /// The URL of the store; without https:// or http://, S3_USE_SSL says which.
+        S3_ENDPOINT_URL: Otherwise { words: "Amazon's for S3_REGION", example: "https://s3.example.com" };
+        /// The URL by which browsers reach the store, for the URLs that they are given.
+        S3_PUBLIC_ENDPOINT_URL: Otherwise { words: "S3_ENDPOINT_URL", example: "https://files.example.com" };
+        /// The store's region.
+        S3_REGION: Value("us-east-1");
+        /// The id of the access key.
+        S3_ACCESS_KEY_ID: Otherwise {
+            words: "what the environment has: AWS_ACCESS_KEY_ID and the like, a web identity, the role of the container or machine",
+            example: "tenantry"
+        };
+        /// The access key's secret.
+        S3_SECRET_ACCESS_KEY: Otherwise { words: "as for S3_ACCESS_KEY_ID", example: "the-secret-of-the-access-key" }, secret;
+        /// Whether the store is spoken to by TLS, where S3_ENDPOINT_URL does not say it.
+        S3_USE_SSL: Value("true");
+        /// Whether the bucket is named in the path of URLs (true) or in the host (false).
+        S3_PATH_STYLE: Otherwise { words: "true with S3_ENDPOINT_URL, false with Amazon S3", example: "true" };
+    }
     "Sessions" {
         /// The secret that signs tokens: at least 32 random bytes. Whoever knows it can be anybody.
         JWT_SECRET_KEY: Otherwise {

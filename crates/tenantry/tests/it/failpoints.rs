@@ -20,11 +20,13 @@ use crate::process::{Home, PATIENCE, Ran, Server, repeatedly};
 const UPLOAD: &[(&str, bool)] = &[
     ("upload.received", false),
     ("upload.noted", false),
-    ("object.linked", false),
     ("upload.stored", false),
     ("upload.committing", false),
     ("upload.committed", true),
 ];
+/// The storing of its object, as a file or in a bucket.
+const STORE_FILE: &[(&str, bool)] = &[("object.linked", false)];
+const STORE_S3: &[(&str, bool)] = &[("object.sent", false)];
 /// An upload of content that is there.
 const DUPLICATE: &[&str] = &["upload.referred"];
 /// Uploads of the same content at once.
@@ -69,10 +71,21 @@ const REFRESH: &[&str] = &["refresh.committing", "refresh.committed"];
 
 #[test]
 fn every_failpoint_is_tried() {
-    let named = [UPLOAD, DELETE_DOCUMENT, DELETE_FILE, CREATE_TENANT, CREATE_FILE, DELETE_TENANT, crate::moves::MOVE, crate::moves::RETURN]
-        .concat()
-        .into_iter()
-        .map(|(name, _)| name);
+    let named = [
+        UPLOAD,
+        STORE_FILE,
+        STORE_S3,
+        DELETE_DOCUMENT,
+        DELETE_FILE,
+        CREATE_TENANT,
+        CREATE_FILE,
+        DELETE_TENANT,
+        crate::moves::MOVE,
+        crate::moves::RETURN,
+    ]
+    .concat()
+    .into_iter()
+    .map(|(name, _)| name);
     let others = [
         DUPLICATE,
         RACE,
@@ -138,8 +151,9 @@ fn a_crash_in_an_upload_leaves_the_whole_document_or_none() {
         let alice = server.user("alice").await;
         let tenant = alice.creates_tenant("Acme").await;
         let mut documents = 0;
+        let steps = [UPLOAD, if home.objects().is_s3() { STORE_S3 } else { STORE_FILE }].concat();
         let duplicates = DUPLICATE.iter().map(|name| (*name, true));
-        for (failpoint, is_there) in UPLOAD.iter().copied().chain(duplicates) {
+        for (failpoint, is_there) in steps.iter().copied().chain(duplicates) {
             let content = if failpoint == DUPLICATE[0] { "upload.committed" } else { failpoint };
             server.stop().await;
             server = doomed(&home, failpoint).await;
@@ -159,7 +173,7 @@ fn a_crash_in_an_upload_leaves_the_whole_document_or_none() {
         // An hour later.
         expire_uploads(&home).await;
         home.settle(server).await;
-        assert_eq!(count_objects(&home), UPLOAD.len(), "the objects of what became no document are gone");
+        assert_eq!(count_objects(&home).await, steps.len(), "the objects of what became no document are gone");
     });
 }
 
@@ -227,7 +241,7 @@ fn a_crash_in_a_deletion_loses_nothing_and_leaves_nothing() {
             alice.get(&path).await.expect(404);
         }
         home.settle(server).await;
-        assert_eq!(count_objects(&home), 0);
+        assert_eq!(count_objects(&home).await, 0);
     });
 }
 
@@ -249,7 +263,7 @@ fn a_crash_of_the_collector_is_made_good_by_the_next_run() {
             println!("{failpoint}: hit once");
 
             home.run(["gc"]).expect(0);
-            assert_eq!(count_objects(&home), 1, "{failpoint}");
+            assert_eq!(count_objects(&home).await, 1, "{failpoint}");
             assert_eq!(alice.downloads(&tenant, &kept).await, b"kept");
             let (main, directory) = home.databases().open();
             let place = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0).place;
@@ -359,7 +373,7 @@ fn a_crash_in_the_deletion_of_a_tenant_is_made_good() {
                 assert_eq!(tombstone.name, *failpoint);
                 let (main, directory) = home.databases().open();
                 assert!(!directory.exists(&tombstone.place).await.unwrap(), "{failpoint}, {resumed:?}: its database is there");
-                assert_eq!(count_objects(&home), 1, "{failpoint}, {resumed:?}");
+                assert_eq!(count_objects(&home).await, 1, "{failpoint}, {resumed:?}");
                 let events = outbox::list_unpublished(&mut main.read().await.unwrap(), 1_000).await.unwrap();
                 let told = events.iter().filter(|event| event.kind == EventKind::TenantDeleted && event.tenant_id == Some(id));
                 assert_eq!(told.count(), 1, "{failpoint}, {resumed:?}: it is told of once");
@@ -488,15 +502,9 @@ async fn leave_upload(home: &Home, name: &str) {
     let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
     uploads::insert(&mut tx, &key, 0, 0, tenant.created_at).await.unwrap();
     tx.commit().await.unwrap();
-    let object = home.path().join("objects").join(key);
-    fs::create_dir_all(object.parent().unwrap()).unwrap();
-    fs::write(object, "left").unwrap();
+    home.objects().leave(&key, b"left").await;
 }
 
-fn count_objects(home: &Home) -> usize {
-    fn count(folder: &Path) -> usize {
-        let entries = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path());
-        entries.map(|path| if path.is_dir() { count(&path) } else { 1 }).sum()
-    }
-    count(&home.path().join("objects"))
+async fn count_objects(home: &Home) -> usize {
+    home.object_keys().await.len()
 }

@@ -1,6 +1,7 @@
 //! The program as a process, with a home of its own.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
     fs::{self, File},
     io::Read,
@@ -10,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use models::tenants;
 use reqwest::{Client, StatusCode, redirect};
 use rustix::{
     process::{Pid, Signal, kill_process},
@@ -18,7 +20,7 @@ use rustix::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
-use testkit::{Persona, TestDatabases, invariants};
+use testkit::{Persona, TestDatabases, TestObjects, invariants};
 
 /// How long a process may take to do what takes it milliseconds: a busy machine is no failure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,6 +30,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Home {
     folder: TempDir,
     databases: TestDatabases,
+    objects: TestObjects,
 }
 
 impl Home {
@@ -35,7 +38,8 @@ impl Home {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let databases = TestDatabases::new(folder.path());
-        Self { folder, databases }
+        let objects = TestObjects::new(folder.path());
+        Self { folder, databases, objects }
     }
 
     /// The same home with a further server for tenants' databases.
@@ -52,6 +56,16 @@ impl Home {
         &self.databases
     }
 
+    pub(crate) fn objects(&self) -> &TestObjects {
+        &self.objects
+    }
+
+    /// The keys of the objects of all tenants.
+    pub(crate) async fn object_keys(&self) -> BTreeSet<String> {
+        let tenants = tenants::list(&mut self.databases.open().0.read().await.unwrap()).await.unwrap();
+        self.objects.list(&tenants.iter().map(|tenant| tenant.id).collect::<Vec<_>>()).await
+    }
+
     pub(crate) fn is_sqlite(&self) -> bool {
         self.databases.engine() == "sqlite"
     }
@@ -59,7 +73,7 @@ impl Home {
     /// The program, to be run in the home with nothing else in its environment.
     pub(crate) fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tenantry"));
-        command.args(arguments).env_clear().envs(self.databases.environment());
+        command.args(arguments).env_clear().envs(self.databases.environment()).envs(self.objects.environment());
         command.env("DATA_DIR", self.path()).env("PORT", "0").env("GARBAGE_GRACE", "0").env("TRASH_RETENTION", "0");
         command.current_dir(self.path()).stdin(Stdio::null());
         command
@@ -112,7 +126,7 @@ impl Home {
 
     /// What must always hold and does not.
     pub(crate) async fn broken(&self) -> Vec<String> {
-        invariants::find_broken(&self.databases, &self.path().join("objects")).await
+        invariants::find_broken(&self.databases, &self.objects).await
     }
 }
 

@@ -1,7 +1,6 @@
 //! `tenantry tenants`: what an operator sees of tenants and does to them.
 
 use std::{
-    fs,
     io::{Read, Write},
     process::{Command, Stdio},
     sync::Arc,
@@ -34,8 +33,9 @@ fn states(home: &Home) -> Vec<Value> {
     told(home, &["list"], 0)["tenants"].as_array().unwrap().iter().map(|tenant| tenant["state"].clone()).collect()
 }
 
-fn objects_of(home: &Home, tenant: &str) -> bool {
-    home.path().join("objects/tenants").join(tenant).exists()
+async fn objects_of(home: &Home, tenant: &str) -> bool {
+    let keys = home.objects().list(&[tenant.parse().unwrap()]).await;
+    keys.iter().any(|key| key.starts_with(&format!("tenants/{tenant}/")))
 }
 
 #[tokio::test]
@@ -207,7 +207,7 @@ async fn a_deleted_tenant_leaves_a_tombstone() {
     let tombstone = tombstones::find(&mut connection, id).await.unwrap().unwrap();
     assert_eq!((tombstone.name.as_str(), tombstone.deleted_by), ("Acme", None));
     assert_eq!(tenants::find(&mut connection, id).await.unwrap(), None);
-    assert!(!directory.exists(&tombstone.place).await.unwrap() && !objects_of(&home, &tenant));
+    assert!(!directory.exists(&tombstone.place).await.unwrap() && !objects_of(&home, &tenant).await);
     let told_of = outbox::list_unpublished(&mut connection, 1_000).await.unwrap();
     let mut told_of: Vec<_> = told_of.iter().map(|event| (event.kind.as_str(), event.tenant_id, event.data.as_str())).collect();
     // Ids of the same millisecond are in no order.
@@ -246,9 +246,7 @@ async fn late_objects_of_deleted_tenants_are_collected() {
     let tenants = [alice.creates_tenant("Young").await, alice.creates_tenant("Old").await];
     for (tenant, name) in tenants.iter().zip(["Young", "Old"]) {
         home.run(["tenants", "delete", tenant, "--hard", "--confirm", name]).expect(0);
-        let folder = home.path().join(format!("objects/tenants/{tenant}/files/ab/cd"));
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("late"), "late").unwrap();
+        home.objects().leave(&format!("tenants/{tenant}/files/ab/cd/late"), b"late").await;
         let report = told(&home, &["delete", tenant, "--hard"], 1);
         assert_eq!((&report["left"]["objects"], &report["is_complete"]), (&json!(1), &json!(false)));
     }
@@ -266,7 +264,7 @@ async fn late_objects_of_deleted_tenants_are_collected() {
     backdate(24 * 3600 + 60).await;
     let collected = home.run(["gc", "--json"]).expect(0).json();
     assert_eq!(collected["objects_of_deleted_tenants"], 1, "{collected}");
-    assert!(!objects_of(&home, &tenants[0]) && objects_of(&home, &tenants[1]));
+    assert!(!objects_of(&home, &tenants[0]).await && objects_of(&home, &tenants[1]).await);
     told(&home, &["delete", &tenants[0], "--hard"], 0);
     backdate(-3600).await;
     assert!(home.run(["gc"]).expect(0).out.contains("Collected 1 objects of deleted tenants"));
@@ -329,7 +327,7 @@ async fn a_deletion_goes_on_when_the_server_is_back() {
     assert!(stopped.complaint(1).contains("the same command goes on where it stopped"), "{stopped:?}");
     assert_eq!(states(&home), ["deleting"]);
     alice.get(&format!("/api/tenants/{tenant}")).await.expect_error(404, "tenant_not_found");
-    assert!(objects_of(&home, &tenant), "nothing is deleted before the database is gone");
+    assert!(objects_of(&home, &tenant).await, "nothing is deleted before the database is gone");
     home.run(delete).expect(0);
     home.settle(server).await;
 }
@@ -379,7 +377,7 @@ async fn a_tenant_is_deleted_while_uploads_are_running() {
     assert_eq!(neighbour.await.unwrap(), alice.get(&format!("/api/tenants/{other}/documents")).await.json["data"]["pagination"]["total"]);
     println!("{uploaded} documents were uploaded before");
     home.settle(server).await;
-    assert!(!objects_of(&home, &tenant));
+    assert!(!objects_of(&home, &tenant).await);
     let report = told(&home, &["delete", &tenant, "--hard"], 0);
     assert_eq!(report["is_complete"], true);
 }

@@ -1,0 +1,148 @@
+//! Where objects are kept.
+
+use secrecy::SecretString;
+use services::S3Settings;
+
+use super::{ConfigError, Settings, values, variables};
+
+/// Where objects are kept.
+#[derive(Clone, Debug)]
+pub enum Objects {
+    /// As files in the data directory.
+    Files,
+    /// In a bucket of an S3 store.
+    S3(S3Settings),
+}
+
+impl Objects {
+    pub(super) fn read(settings: &Settings) -> Result<Self, ConfigError> {
+        let bucket = settings.find(&variables::S3_BUCKET, bucket)?;
+        let ssl = settings.find(&variables::S3_USE_SSL, values::boolean)?;
+        let endpoint = settings.find(&variables::S3_ENDPOINT_URL, |text| endpoint(text, ssl))?;
+        let public_endpoint = settings.find(&variables::S3_PUBLIC_ENDPOINT_URL, |text| self::endpoint(text, None))?;
+        let region = settings.find(&variables::S3_REGION, values::text)?;
+        let id = settings.find(&variables::S3_ACCESS_KEY_ID, values::text)?;
+        let secret = settings.find(&variables::S3_SECRET_ACCESS_KEY, values::text)?;
+        let path_style = settings.find(&variables::S3_PATH_STYLE, values::boolean)?;
+        let given = [
+            (&variables::S3_ENDPOINT_URL, endpoint.is_some()),
+            (&variables::S3_PUBLIC_ENDPOINT_URL, public_endpoint.is_some()),
+            (&variables::S3_REGION, region.is_some()),
+            (&variables::S3_ACCESS_KEY_ID, id.is_some()),
+            (&variables::S3_SECRET_ACCESS_KEY, secret.is_some()),
+            (&variables::S3_USE_SSL, ssl.is_some()),
+            (&variables::S3_PATH_STYLE, path_style.is_some()),
+        ];
+        let Some(bucket) = bucket else {
+            return match given.into_iter().find(|(_, given)| *given) {
+                None => Ok(Self::Files),
+                Some((variable, _)) => Err(ConfigError::new(
+                    variables::S3_BUCKET.name,
+                    format!("is not set, but {} is", variable.name),
+                    "name the bucket, or set no S3_* to keep objects as files in DATA_DIR",
+                )),
+            };
+        };
+        let credentials = match (id, secret) {
+            (Some(id), Some(secret)) => Some((id, SecretString::from(secret))),
+            (None, None) => None,
+            (Some(_), None) => return Err(ConfigError::of(&variables::S3_SECRET_ACCESS_KEY, "is not set, but S3_ACCESS_KEY_ID is")),
+            (None, Some(_)) => return Err(ConfigError::of(&variables::S3_ACCESS_KEY_ID, "is not set, but S3_SECRET_ACCESS_KEY is")),
+        };
+        Ok(Self::S3(S3Settings {
+            path_style: path_style.unwrap_or(endpoint.is_some()),
+            endpoint,
+            public_endpoint,
+            region: settings.get(&variables::S3_REGION, values::text)?,
+            bucket,
+            credentials,
+        }))
+    }
+
+    /// The values in effect, in the table's order; empty ones for files.
+    pub(super) fn describe(&self) -> [String; 8] {
+        let Self::S3(S3Settings { endpoint, public_endpoint, region, bucket, credentials, path_style }) = self else {
+            return Default::default();
+        };
+        let ssl = !endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
+        let (id, secret) = credentials.as_ref().map(|(id, _)| (id.clone(), "(secret)".to_owned())).unwrap_or_default();
+        let given = |text: &Option<String>| text.clone().unwrap_or_default();
+        [bucket.clone(), given(endpoint), given(public_endpoint), region.clone(), id, secret, ssl.to_string(), path_style.to_string()]
+    }
+}
+
+/// Parses the name of a bucket. What precisely is allowed, each store knows.
+fn bucket(text: &str) -> Result<String, String> {
+    let is_name = (3..=63).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if is_name { Ok(text.to_owned()) } else { Err("must be the name of a bucket".to_owned()) }
+}
+
+/// Parses the URL of a store. One without a scheme speaks TLS unless it is told not to; one with a scheme must not be told otherwise.
+fn endpoint(text: &str, ssl: Option<bool>) -> Result<String, String> {
+    let scheme = |ssl| if ssl { "https://" } else { "http://" };
+    let text = if text.contains("://") { text.to_owned() } else { format!("{}{text}", scheme(ssl.unwrap_or(true))) };
+    let url = values::base_url(&text).map_err(|_| "must be a URL like https://s3.example.com".to_owned())?;
+    match ssl {
+        Some(ssl) if !url.starts_with(scheme(ssl)) => Err(format!("must begin with {} while S3_USE_SSL is {ssl}", scheme(ssl))),
+        _ => Ok(url),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Workplace, problem};
+    use super::*;
+
+    fn s3(variables: &[(&str, &str)]) -> S3Settings {
+        let bucket = [("S3_BUCKET", "documents")];
+        match Workplace::new().load(&[&bucket, variables].concat()).unwrap().objects {
+            Objects::S3(settings) => settings,
+            Objects::Files => panic!("a bucket chooses S3"),
+        }
+    }
+
+    #[test]
+    fn objects_are_files_unless_a_bucket_is_named() {
+        assert!(matches!(Workplace::new().load(&[]).unwrap().objects, Objects::Files));
+        let amazon = s3(&[]);
+        assert_eq!((amazon.bucket.as_str(), amazon.region.as_str(), amazon.path_style), ("documents", "us-east-1", false));
+        assert!(amazon.endpoint.is_none() && amazon.credentials.is_none());
+        for name in ["S3_REGION", "S3_ENDPOINT_URL", "S3_ACCESS_KEY_ID"] {
+            assert_eq!(
+                problem(&[(name, "x")]),
+                format!("S3_BUCKET is not set, but {name} is; name the bucket, or set no S3_* to keep objects as files in DATA_DIR")
+            );
+        }
+    }
+
+    #[test]
+    fn an_endpoint_speaks_tls_unless_told_otherwise() {
+        for (endpoint, ssl, url) in [
+            ("s3.example.com", None, "https://s3.example.com"),
+            ("minio:9000", Some("false"), "http://minio:9000"),
+            ("http://minio:9000/", None, "http://minio:9000"),
+            ("http://minio:9000", Some("false"), "http://minio:9000"),
+            ("https://s3.example.com", Some("true"), "https://s3.example.com"),
+        ] {
+            let ssl: Vec<_> = ssl.into_iter().map(|ssl| ("S3_USE_SSL", ssl)).collect();
+            let settings = s3(&[&[("S3_ENDPOINT_URL", endpoint)], &ssl[..]].concat());
+            assert_eq!((settings.endpoint.as_deref(), settings.path_style), (Some(url), true));
+        }
+        let contradiction = problem(&[("S3_BUCKET", "b-1"), ("S3_ENDPOINT_URL", "http://minio:9000"), ("S3_USE_SSL", "true")]);
+        assert!(contradiction.starts_with("S3_ENDPOINT_URL must begin with https:// while S3_USE_SSL is true"), "{contradiction}");
+        assert!(problem(&[("S3_BUCKET", "b-1"), ("S3_ENDPOINT_URL", "ftp://x")]).starts_with("S3_ENDPOINT_URL must be a URL like"));
+    }
+
+    #[test]
+    fn an_access_key_has_two_halves_and_shows_one() {
+        let place = Workplace::new();
+        place.write("secret", "hush\n");
+        let config = place.load(&[("S3_BUCKET", "b-1"), ("S3_ACCESS_KEY_ID", "id"), ("S3_SECRET_ACCESS_KEY_FILE", "secret")]).unwrap();
+        let shown = format!("{config:?} {:?}", config.describe());
+        assert!(shown.contains("(secret)") && !shown.contains("hush"), "{shown}");
+        for (set, missing) in [("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"), ("S3_SECRET_ACCESS_KEY", "S3_ACCESS_KEY_ID")] {
+            assert!(problem(&[("S3_BUCKET", "b-1"), (set, "hush")]).starts_with(&format!("{missing} is not set, but {set} is")));
+        }
+        assert!(problem(&[("S3_BUCKET", "a/b")]).starts_with("S3_BUCKET must be the name of a bucket"));
+    }
+}
