@@ -249,7 +249,10 @@ async fn a_resumable_upload_goes_on_where_it_was() {
     assert_eq!(world.objects().await.len(), 1);
     // Its end is remembered.
     let head = Reply::to(world.tus(Method::HEAD, &url)).await.expect(200);
-    assert_eq!((head.header("upload-offset"), head.header("content-location")), (content.len().to_string().as_str(), last.header("content-location")));
+    assert_eq!(
+        (head.header("upload-offset"), head.header("content-location")),
+        (content.len().to_string().as_str(), last.header("content-location"))
+    );
     Reply::to(world.tus(Method::DELETE, &url)).await.expect_error(409, "upload_closed");
 }
 
@@ -319,7 +322,9 @@ async fn tus_is_spoken_as_it_is_written() {
         Reply::to(request.header("upload-metadata", metadata))
     };
     begin("101", "filename YQ==").await.expect_error(413, "payload_too_large");
-    for (length, metadata) in [("0", "filename YQ=="), ("x", "filename YQ=="), ("1", ""), ("1", "filename ???"), ("1", "filename YS9i"), ("1", "filetype YQ==")] {
+    for (length, metadata) in
+        [("0", "filename YQ=="), ("x", "filename YQ=="), ("1", ""), ("1", "filename ???"), ("1", "filename YS9i"), ("1", "filetype YQ==")]
+    {
         begin(length, metadata).await.expect_error(400, "validation_failed");
     }
     for metadata in ["filename YQ==", "name YQ==", "relativePath bnVsbA==,name YQ==,type bm9uc2Vuc2U="] {

@@ -99,6 +99,31 @@ async fn add_as(id: FileId, tenant: &TenantDatabase, n: i64, sha256: [u8; 32]) -
     id
 }
 
+/// Three former contents of each of these documents, and an upload that comes in two parts: tables whose keys have two columns.
+async fn add_parts(tenant: &TenantDatabase, documents: &[FileId]) {
+    let mut tx = tenant.begin().await.unwrap();
+    for id in documents {
+        for version in 1..=3_i64 {
+            let sql = "INSERT INTO document_versions (document_id, version, mime_type, file_id, created_at) VALUES ($1, $2, 'a/b', $1, $3)";
+            tx.execute(sql, params![*id, version, Timestamp::from_micros(version)]).await.unwrap();
+        }
+    }
+    let (id, at) = (documents[0], Timestamp::from_micros(1));
+    tx.execute(
+        "INSERT INTO staged_uploads (id, protocol, state, user_id, filename, mime_type, metadata, file_size, received_bytes, part_size,
+                                     deduplicated, created_at, updated_at, expires_at)
+         VALUES ($1, 'tus', 'open', $1, 'a', 'a/b', '', 9, 2, 0, $2, $3, $3, $3)",
+        params![id, false, at],
+    )
+    .await
+    .unwrap();
+    for offset in 0..2_i64 {
+        let sql = "INSERT INTO staged_parts (upload_id, part_offset, part_size, s3_path) VALUES ($1, $2, 1, $3)";
+        tx.execute(sql, params![id, offset, format!("parts/{offset}")]).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+}
+
 async fn change(tenant: &TenantDatabase, sql: &'static str, id: FileId) {
     let mut tx = tenant.begin().await.unwrap();
     assert_eq!(tx.execute(sql, params![id]).await.unwrap(), 1);
@@ -124,8 +149,9 @@ async fn a_copy_follows_its_original_and_is_equal_to_it() {
         for n in 0..1_100 {
             files.push(add(&original, n, digest(n)).await);
         }
+        add_parts(&original, &files[10..20]).await;
         let mut transfer = servers.databases.transfer(&servers.from, &servers.to).await.unwrap();
-        assert_eq!(transfer.copy(&|_| {}).await.unwrap(), 3_300);
+        assert_eq!(transfer.copy(&|_| {}).await.unwrap(), 3_333);
         assert_eq!(transfer.copy(&|_| {}).await.unwrap(), 0, "nothing has changed");
 
         // Deleted, and the same content once more: what is unique passes from a row that is gone to a new one.
@@ -148,7 +174,10 @@ async fn a_copy_follows_its_original_and_is_equal_to_it() {
         // Four rows deleted, two files and one document changed, three rows added three times.
         assert_eq!(changed, 4 + 3 + 9);
         let rows: BTreeMap<_, _> = sums.iter().map(|sum| (sum.table.as_str(), sum.rows)).collect();
-        assert_eq!(rows, BTreeMap::from([("documents", 1_100), ("files", 1_102), ("outbox", 0), ("uploads", 1_103)]));
+        let of_uploads = [("uploads", 1_103), ("staged_uploads", 1), ("staged_parts", 2)];
+        let of_documents = [("documents", 1_100), ("document_versions", 30), ("files", 1_102)];
+        let others = [("idempotency_keys", 0), ("outbox", 0)];
+        assert_eq!(rows, of_uploads.into_iter().chain(of_documents).chain(others).collect());
         transfer.seal().await.unwrap();
         let copy = servers.elsewhere(&servers.to);
         assert_eq!(count(&copy, "SELECT COUNT(*) FROM documents WHERE filename LIKE 'Übersicht ''%''😀.txt'").await, 1_099);

@@ -82,6 +82,8 @@ fn every_failpoint_is_tried() {
         DELETE_TENANT,
         crate::moves::MOVE,
         crate::moves::RETURN,
+        crate::uploads::ABORT,
+        crate::versions::TRASH,
     ]
     .concat()
     .into_iter()
@@ -96,9 +98,14 @@ fn every_failpoint_is_tried() {
         crate::spares::MAKE_SPARE,
         crate::migrations::MIGRATE,
         crate::moves::UNDO_MOVE,
+        crate::uploads::TUS,
+        crate::uploads::DIRECT,
+        crate::uploads::GATHERED,
+        crate::uploads::EXPIRE,
     ]
     .concat();
-    let tried: BTreeSet<String> = named.chain(others).map(str::to_owned).collect();
+    let of_versions = crate::versions::VERSIONS.iter().map(|(name, _)| (*name).to_owned());
+    let tried: BTreeSet<String> = named.chain(others).map(str::to_owned).chain(of_versions).collect();
     let mut marked = BTreeSet::new();
     find_marks(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), &mut marked);
     assert!(marked.len() > 20, "{marked:?}");

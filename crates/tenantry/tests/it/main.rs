@@ -15,3 +15,5 @@ mod process;
 mod shutdown;
 mod spares;
 mod tenants;
+mod uploads;
+mod versions;
