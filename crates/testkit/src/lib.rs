@@ -16,8 +16,10 @@ mod databases;
 mod forge;
 pub mod invariants;
 mod persona;
+mod proxy;
 
 pub use app::{Builder, SECRET, TestApp};
 pub use databases::TestDatabases;
 pub use forge::{Forge, base64url, forge};
 pub use persona::{PASSWORD, Persona, Reply};
+pub use proxy::{Answer, Behaviour, FaultyProxy, Traffic};
