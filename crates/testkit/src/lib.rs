@@ -17,9 +17,11 @@ mod forge;
 pub mod invariants;
 mod objects;
 mod persona;
+mod proxy;
 
 pub use app::{Builder, SECRET, TestApp};
 pub use databases::TestDatabases;
 pub use forge::{Forge, base64url, forge};
 pub use objects::TestObjects;
 pub use persona::{PASSWORD, Persona, Reply};
+pub use proxy::{Answer, Behaviour, FaultyProxy, Traffic};
