@@ -15,5 +15,6 @@ mod process;
 mod shutdown;
 mod spares;
 mod tenants;
+mod tus_client;
 mod uploads;
 mod versions;
