@@ -179,7 +179,8 @@ fn refusals(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
         "upload_document" => vec![conflict(Conflict::IdempotencyKeyReused), short()],
         "begin_upload" => vec![short()],
         "begin_tus" => vec![short(), Error::TooLarge { limit: 104_857_600 }.into(), Api::TusVersion],
-        "find_tus" | "end_tus" => vec![Api::TusVersion],
+        "find_tus" => vec![Api::TusVersion, failed()],
+        "end_tus" => vec![Api::TusVersion],
         "append_tus" | "override_tus" => vec![
             conflict(Conflict::UploadOffset { received: 43 }),
             failed(),

@@ -124,13 +124,19 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(direct_uploads::begin_upload))
         .routes(routes!(direct_uploads::get_upload, direct_uploads::abort_upload))
         .routes(routes!(direct_uploads::complete_upload))
-        .routes(routes!(tus::describe_tus, tus::begin_tus))
-        .routes(routes!(tus::find_tus, tus::append_tus, tus::end_tus, tus::override_tus))
+        .merge(tus_routes())
         .routes(routes!(trash::list_trash, trash::empty_trash))
         .routes(routes!(trash::purge_document))
         .routes(routes!(trash::restore_document))
         .routes(routes!(files::list_files))
         .routes(routes!(files::get_file, files::delete_file))
+}
+
+fn tus_routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(tus::describe_tus, tus::begin_tus))
+        .routes(routes!(tus::find_tus, tus::append_tus, tus::end_tus, tus::override_tus))
+        .layer(middleware::from_fn(tus::speak))
 }
 
 /// The routes whose bodies are uploads, with a limit of their own.
@@ -167,7 +173,10 @@ pub fn router(services: Services, clock: Arc<dyn Clock>, settings: Settings) -> 
         .fallback(async || ApiError::NoRoute)
         .method_not_allowed_fallback(async || ApiError::NoMethod);
     // A layer costs every request something, even one that has nothing to do.
-    let router = if let Some(cors) = cors { router.layer(cors) } else { router };
+    let router = match cors {
+        Some(cors) => router.layer(cors).layer(middleware::from_fn_with_state(app.clone(), tus::describe_beside_cors)),
+        None => router,
+    };
     router.layer(middleware::from_fn_with_state(app.clone(), requests::observe)).with_state(app)
 }
 
@@ -193,7 +202,7 @@ fn cors(settings: &Settings) -> Option<CorsLayer> {
         .allow_headers(
             [header::AUTHORIZATION, header::CONTENT_TYPE, header::RANGE, header::IF_NONE_MATCH, header::IF_MATCH]
                 .into_iter()
-                .chain(["idempotency-key"].into_iter().chain(tus::REQUEST_HEADERS).map(HeaderName::from_static))
+                .chain(["idempotency-key", "x-request-id"].into_iter().chain(tus::REQUEST_HEADERS).map(HeaderName::from_static))
                 .collect::<Vec<_>>(),
         )
         .expose_headers(

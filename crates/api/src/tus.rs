@@ -4,11 +4,14 @@
 use axum::{
     body::Body as RequestBody,
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::Next,
     response::{IntoResponse, Response},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use domain::{Document, Error, FieldErrors, Filename, MimeType, TenantId, Timestamp, UploadId, UploadState};
+use domain::{
+    Conflict, Document, Error, FieldErrors, Filename, MimeType, Noun, TenantId, Timestamp, UploadId, UploadProtocol, UploadState,
+};
 use futures_util::StreamExt;
 use services::{Append, Caller, Checksum, Services};
 use utoipa::IntoParams;
@@ -43,13 +46,43 @@ pub(crate) const ANSWER_HEADERS: [&str; 9] = [
     "upload-metadata",
 ];
 
-/// An answer's headers, to which `Tus-Resumable` always belongs.
+/// What all answers have in common, failures included.
+pub(crate) async fn speak(request: Request, next: Next) -> Response {
+    let asks_where = request.method() == Method::HEAD;
+    let mut response = next.run(request).await;
+    response.headers_mut().insert("tus-resumable", HeaderValue::from_static(VERSION));
+    if response.status() == StatusCode::PRECONDITION_FAILED {
+        response.headers_mut().insert("tus-version", HeaderValue::from_static(VERSION));
+    }
+    // Clients take any other failure for the loss of the upload and begin a new one, from the first byte on.
+    if asks_where && response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        *response.status_mut() = StatusCode::LOCKED;
+    }
+    response
+}
+
+/// Adds to the answers of CORS, which answers every OPTIONS itself, what OPTIONS means in tus.
+pub(crate) async fn describe_beside_cors(State(app): State<App>, request: Request, next: Next) -> Response {
+    let is_asked = request.method() == Method::OPTIONS && is_at(request.uri().path());
+    let mut response = next.run(request).await;
+    if is_asked && let Ok(described) = description(&app.services) {
+        response.headers_mut().extend(described.into_parts().0.headers);
+    }
+    response
+}
+
+/// Whether tus is spoken at this path.
+fn is_at(path: &str) -> bool {
+    let rest = path.strip_prefix("/api/tenants/").and_then(|path| Some(path.split_once('/')?.1));
+    rest.is_some_and(|rest| rest == "documents/tus" || rest.starts_with("documents/tus/"))
+}
+
+/// An answer's headers.
 fn tus(status: StatusCode, headers: impl IntoIterator<Item = (HeaderName, String)>) -> Result<Response, ApiError> {
     let mut response = status.into_response();
     for (name, value) in headers {
         response.headers_mut().insert(name, HeaderValue::try_from(value).map_err(Error::internal)?);
     }
-    response.headers_mut().insert("tus-resumable", HeaderValue::from_static(VERSION));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }
@@ -62,10 +95,20 @@ fn check_version(headers: &HeaderMap) -> Result<(), ApiError> {
     if headers.get("tus-resumable").is_some_and(|version| version == VERSION) { Ok(()) } else { Err(ApiError::TusVersion) }
 }
 
+/// A header that may be sent once. Of two that contradict each other, who knows which one a proxy went by.
+fn single<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>, ApiError> {
+    let mut values = headers.get_all(name).iter();
+    let (value, second) = (values.next(), values.next());
+    if second.is_some() {
+        return Err(Error::invalid(name, "must be sent once").into());
+    }
+    value.map(|value| value.to_str().map_err(|_| Error::invalid(name, "must be ASCII").into())).transpose()
+}
+
 /// A header that is a number of bytes.
 fn number(headers: &HeaderMap, name: &'static str) -> Result<u64, ApiError> {
-    let number = headers.get(name).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    number.ok_or_else(|| Error::invalid(name, "must be a whole number").into())
+    let digits = single(headers, name)?.map(str::trim).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    digits.and_then(|digits| digits.parse().ok()).ok_or_else(|| Error::invalid(name, "must be a whole number").into())
 }
 
 /// The headers that a creation has.
@@ -113,6 +156,10 @@ pub(crate) struct Appending {
 #[utoipa::path(options, path = "/api/tenants/{tenant_id}/documents/tus", tag = "uploads", security(()), params(TenantPath),
     responses((status = 204, description = "In the headers")))]
 pub(crate) async fn describe_tus(State(services): State<Services>) -> Result<Response, ApiError> {
+    description(&services)
+}
+
+fn description(services: &Services) -> Result<Response, ApiError> {
     tus(
         StatusCode::NO_CONTENT,
         [
@@ -140,10 +187,15 @@ pub(crate) async fn begin_tus(
     if size == 0 {
         return Err(Error::invalid("upload-length", "must be at least 1: documents are not empty").into());
     }
-    let metadata = headers.get("upload-metadata").map(|value| value.to_str().unwrap_or("?")).unwrap_or_default();
+    // Ignored, it would make a document of each part.
+    if headers.contains_key("upload-concat") {
+        return Err(Error::invalid("upload-concat", "belongs to the extension concatenation, which is not spoken here").into());
+    }
+    let metadata = single(&headers, "upload-metadata")?.unwrap_or_default();
     let (filename, mime_type) = parse_metadata(metadata)?;
     let upload = app.services.begin_tus(&caller, tenant_id, &filename, &mime_type, size, metadata).await?;
-    let url = format!("{}/api/tenants/{tenant_id}/documents/tus/{}", app.base_url(&headers), upload.id);
+    // Relative unless the operator says otherwise: only the client knows whether it came by https.
+    let url = format!("{}/api/tenants/{tenant_id}/documents/tus/{}", app.public_url(), upload.id);
     tus(StatusCode::CREATED, [(header::LOCATION, url), (named("upload-offset"), "0".to_owned()), expires(upload.expires_at)])
 }
 
@@ -185,8 +237,12 @@ fn expires(at: Timestamp) -> (HeaderName, String) {
 }
 
 /// Where a resumable upload is
+///
+/// While something that the answer needs is down it is 423: clients try again later, and begin no new upload.
 #[utoipa::path(head, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath, Resumable),
-    responses((status = 200, description = "Upload found: its offset is in the header Upload-Offset")))]
+    responses(
+        (status = 200, description = "Upload found: its offset is in the header Upload-Offset"),
+        (status = 423, description = "A dependency is down, or there is too much to do: try again")))]
 pub(crate) async fn find_tus(
     State(services): State<Services>,
     LoggedIn(caller): LoggedIn,
@@ -195,6 +251,13 @@ pub(crate) async fn find_tus(
 ) -> Result<Response, ApiError> {
     check_version(&headers)?;
     let (upload, document) = services.get_staged_upload(&caller, tenant_id, upload_id).await?;
+    if upload.protocol != UploadProtocol::Tus {
+        return Err(Error::NotFound(Noun::Upload).into());
+    }
+    // Whole, but no document: a client that is told the offset takes it for done.
+    if let Some(reason) = upload.failure {
+        return Err(Error::Conflict(Conflict::UploadFailed { reason }).into());
+    }
     let mut answer = vec![
         (named("upload-offset"), upload.received.to_string()),
         (named("upload-length"), upload.size.to_string()),
@@ -233,7 +296,7 @@ async fn append(services: Services, caller: Caller, tenant_id: TenantId, id: Upl
         return Err(ApiError::UnsupportedMediaType("application/offset+octet-stream"));
     }
     let offset = number(headers, "upload-offset")?;
-    let checksum = headers.get("upload-checksum").map(parse_checksum).transpose()?;
+    let checksum = single(headers, "upload-checksum")?.map(parse_checksum).transpose()?;
     let append = services.append_tus(&caller, tenant_id, id, offset, checksum).await?;
     // In a task of its own: when the client goes away, what came is kept all the same.
     let offset = tokio::spawn(receive(append, request.into_body())).await.map_err(Error::internal)??;
@@ -257,9 +320,9 @@ async fn receive(mut append: Append, body: RequestBody) -> Result<u64, ApiError>
     Ok(append.finish().await?)
 }
 
-fn parse_checksum(value: &HeaderValue) -> Result<Checksum, ApiError> {
+fn parse_checksum(text: &str) -> Result<Checksum, ApiError> {
     let problem = || ApiError::from(Error::invalid("upload-checksum", "must be sha1, md5 or sha256, and the checksum in Base64"));
-    let (algorithm, sum) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or_else(problem)?;
+    let (algorithm, sum) = text.split_once(' ').ok_or_else(problem)?;
     let sum = STANDARD.decode(sum.trim()).map_err(|_| problem())?;
     let checksum = match algorithm {
         "sha1" => sum.try_into().ok().map(Checksum::Sha1),

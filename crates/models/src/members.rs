@@ -42,9 +42,15 @@ pub async fn find(connection: &mut Connection<Main>, tenant_id: TenantId, user_i
     found.map(|mut row| membership(&mut row)).transpose()
 }
 
-/// The membership of a user in a tenant, with the tenant.
+/// The membership of a user in a tenant, with the tenant. Of a user who was deactivated, none: work goes on for those who are not
+/// there, and signed URLs ask for no session.
 pub async fn find_with_tenant(connection: &mut Connection<Main>, tenant_id: TenantId, user_id: UserId) -> Result<Option<Member<Tenant>>> {
-    let found = connection.query_opt(select_with_tenant!("WHERE m.user_id = $1 AND m.tenant_id = $2"), params![user_id, tenant_id]).await?;
+    let found = connection
+        .query_opt(
+            select_with_tenant!("JOIN users u ON u.id = m.user_id AND u.is_active WHERE m.user_id = $1 AND m.tenant_id = $2"),
+            params![user_id, tenant_id],
+        )
+        .await?;
     found.map(member_with_tenant).transpose()
 }
 

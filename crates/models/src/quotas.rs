@@ -9,7 +9,8 @@ pub async fn lock(tx: &mut TenantTx) -> Result<()> {
     Ok(())
 }
 
-/// What the tenant stores. What is condemned is nobody's any more; an upload that has expired reserves nothing.
+/// What the tenant stores. What is condemned is nobody's any more; an upload that has expired reserves nothing, unless it is
+/// becoming a document already.
 pub async fn find_use(connection: &mut Connection<Tenant>, now: Timestamp) -> Result<StorageUse> {
     let mut row = connection
         .query_one(
@@ -21,7 +22,7 @@ pub async fn find_use(connection: &mut Connection<Tenant>, now: Timestamp) -> Re
                           CAST(COALESCE(SUM(reserved_documents), 0) AS BIGINT) AS documents
                    FROM uploads WHERE condemned_at IS NULL AND expires_at > $1) u,
                   (SELECT CAST(COALESCE(SUM(file_size), 0) AS BIGINT) AS bytes, COUNT(*) AS documents
-                   FROM staged_uploads WHERE state IN ('open', 'completing') AND expires_at > $1) s",
+                   FROM staged_uploads WHERE state = 'completing' OR state = 'open' AND expires_at > $1) s",
             params![now],
         )
         .await?;

@@ -136,14 +136,24 @@ impl Services {
             updated_at: now,
             expires_at: self.staged_until(),
         };
-        let mut tx = self.begin_again(&tenant).await?;
-        self.reserve(&mut tx, tenant.quota(), upload.size).await?;
-        staged_uploads::insert(&mut tx, &upload).await?;
-        failpoint!("direct.beginning");
-        tx.commit().await?;
+        if let Err(error) = self.note_direct(&tenant, &upload).await {
+            // Whether or not a commit whose answer was lost happened: nobody was given URLs for it.
+            if let Some(gathered) = &upload.gathered {
+                self.abort_gathering(gathered).await;
+            }
+            return Err(error);
+        }
         failpoint!("direct.begun");
         let urls = self.part_urls(&tenant, &upload).await?;
         Ok(Begun::Open(upload, urls))
+    }
+
+    async fn note_direct(&self, tenant: &TenantCaller, upload: &StagedUpload) -> Result<()> {
+        let mut tx = self.begin_again(tenant).await?;
+        self.reserve(&mut tx, tenant.quota(), upload.size).await?;
+        staged_uploads::insert(&mut tx, upload).await?;
+        failpoint!("direct.beginning");
+        Ok(tx.commit().await?)
     }
 
     /// Makes a document of content that is there and that the caller may read a document of.

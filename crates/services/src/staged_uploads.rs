@@ -11,8 +11,8 @@ use std::{
 };
 
 use domain::{
-    Conflict, ContentHash, Document, Error, Filename, Gathered, MimeType, Noun, Quota, Result, Role, StagedPart, StagedUpload, TenantId,
-    Timestamp, UploadId, UploadState, failpoint, object_prefix,
+    Conflict, ContentHash, Denial, Document, Error, Filename, Gathered, MimeType, Noun, Quota, Result, Role, StagedPart, StagedUpload,
+    TenantId, Timestamp, UploadId, UploadState, failpoint, object_prefix,
 };
 use futures_util::TryStreamExt;
 use models::{TenantDatabase, TenantTx, documents, quotas, staged_uploads, uploads};
@@ -194,7 +194,10 @@ impl Services {
             Err(error) => Err(error),
         };
         match outcome {
-            Err(error @ (Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. })) => return Err(error),
+            // All bytes are here, and were acknowledged: what may be over the next time ends nothing.
+            Err(error @ (Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. } | Error::Internal(_))) => {
+                return Err(error);
+            }
             // It will never become a document.
             Err(error) => {
                 let reason = match &error {
@@ -292,7 +295,7 @@ impl Services {
     }
 
     /// Has the storage throw away the parts that it gathers, if it still does.
-    async fn abort_gathering(&self, Gathered { key, storage_upload_id }: &Gathered) {
+    pub(crate) async fn abort_gathering(&self, Gathered { key, storage_upload_id }: &Gathered) {
         let Some(storage) = self.0.parts.storage.direct_uploads() else { return };
         if let Err(error) = storage.abort(key, storage_upload_id).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "the parts of an upload are left to the collector");
@@ -304,11 +307,16 @@ impl Services {
         let now = self.clock().now();
         let stuck = staged_uploads::list_stuck(&mut database.read().await?, now.minus(STUCK_AFTER)).await?;
         for upload in stuck {
-            if let Some(task) = self.complete_in_background(Caller::of(upload.user_id), database.tenant_id(), upload.id)
-                && let Err(error) = task.await.map_err(Error::internal)?
-                && !matches!(error, Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. })
-            {
+            let Some(task) = self.complete_in_background(Caller::of(upload.user_id), database.tenant_id(), upload.id) else { continue };
+            let outcome = task.await.map_err(Error::internal).flatten();
+            let is_over = match outcome {
+                Ok(()) | Err(Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. }) => false,
+                // A tenant may become active again, a fault of ours be repaired: as long as the upload lives.
+                Err(Error::Forbidden(Denial::TenantInactive) | Error::Internal(_)) => upload.expires_at <= now,
                 // Who uploaded may not any more: nobody else will.
+                Err(_) => true,
+            };
+            if is_over {
                 self.expire(database, &upload, now).await?;
             }
         }

@@ -15,7 +15,7 @@ use sha1::{Digest, Sha1};
 
 use crate::{Caller, Services, access::TenantCaller, spool};
 
-/// The bytes after which what arrives is made durable, at the latest.
+/// The bytes after which what arrives is made durable, at the latest: more where that would make too many parts.
 const PART: u64 = 8 * 1024 * 1024;
 /// The most parts of an upload: a client that sends less at a time than it should is stopped before it costs too much.
 const MAX_PARTS: u64 = 10_000;
@@ -170,7 +170,8 @@ impl Append {
             }
             u64::MAX
         } else {
-            PART
+            // Half of the parts are for what breaks off.
+            PART.max(self.upload.size.div_ceil(MAX_PARTS / 2))
         };
         while !bytes.is_empty() {
             let fitting = usize::try_from(most - self.held).unwrap_or(usize::MAX).min(bytes.len());

@@ -51,6 +51,14 @@ impl World {
         objects.map(|object| object.unwrap().key).collect().await
     }
 
+    /// Changes the tenant's database past the API.
+    async fn changes(&self, sql: &'static str) {
+        let tenants = self.app.services().list_all_tenants().await.unwrap();
+        let mut tx = self.app.databases().open().1.open(&tenants[0].place).unwrap().begin().await.unwrap();
+        tx.execute(sql, vec![]).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
     async fn reserved(&self) -> Value {
         self.alice.get(&format!("/api/tenants/{}/storage", self.acme)).await.expect(200).data()["reserved_bytes"].clone()
     }
@@ -344,4 +352,175 @@ async fn tus_is_spoken_as_it_is_written() {
     Reply::to(world.tus(Method::POST, &url).header("x-http-method-override", "DELETE")).await.expect(204);
     Reply::to(world.tus(Method::POST, &url).header("x-http-method-override", "GET")).await.expect_error(400, "validation_failed");
     Reply::to(world.tus(Method::HEAD, &url)).await.expect(404);
+}
+
+/// What the official clients do with an answer decides whether an upload goes on or begins again.
+#[tokio::test]
+async fn only_an_upload_that_is_lost_looks_lost() {
+    let world = World::new().await;
+    let url = world.begins(10).await;
+    assert!(url.starts_with("/api/tenants/"), "relative, so that it is of the client's own scheme: {url}");
+    let set = async |provisioning: &str| {
+        let mut tx = world.app.databases().open().0.begin().await.unwrap();
+        tx.execute("UPDATE tenants SET provisioning = $1", vec![provisioning.into()]).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    let head = || Reply::to(world.tus(Method::HEAD, &url));
+    set("creating").await;
+    let locked = head().await.expect(423);
+    assert_eq!((locked.header("tus-resumable"), locked.header("retry-after")), ("1.0.0", "5"));
+    Reply::to(world.patch(&url, 0, "x")).await.expect_error(503, "service_unavailable");
+    set("active").await;
+    assert_eq!(head().await.expect(200).header("upload-offset"), "0");
+    assert_eq!(Reply::to(world.patch(&url, 1, "x")).await.expect(409).header("tus-resumable"), "1.0.0");
+    let wrong = Reply::to(world.tus(Method::HEAD, &url).header("tus-resumable", "0.2.2")).await;
+    assert_eq!(wrong.status, 200, "one of the versions is spoken here");
+    let none = Reply::to(world.alice.request(Method::HEAD, &url)).await.expect(412);
+    assert_eq!((none.header("tus-version"), none.header("tus-resumable")), ("1.0.0", "1.0.0"));
+
+    // Whole, but no document: the client has to begin again, or it would take it for done.
+    Reply::to(world.patch(&url, 0, "0123456789")).await.expect(204);
+    world.changes("UPDATE staged_uploads SET state = 'failed', failure = 'it was damaged'").await;
+    head().await.expect(409);
+    // Another protocol's is none of these.
+    let id = world.announces(b"x").await.expect(201).data()["upload"]["id"].as_str().unwrap().to_owned();
+    Reply::to(world.tus(Method::HEAD, &world.path(&format!("/tus/{id}")))).await.expect(404);
+}
+
+#[tokio::test]
+async fn browsers_of_other_origins_learn_what_is_spoken() {
+    let api = api::Settings { cors_origins: vec!["https://app.example.com".into()], ..api::Settings::default() };
+    let world = World::of(TestApp::builder().api(api).start().await).await;
+    for path in [world.path("/tus"), world.begins(10).await] {
+        let ask = || world.app.stranger().request(Method::OPTIONS, &path).header("origin", "https://app.example.com");
+        let preflight = ask().header("access-control-request-method", "PATCH").header("access-control-request-headers", "x-request-id");
+        for reply in [Reply::to(ask()).await.expect(200), Reply::to(preflight).await.expect(200)] {
+            assert_eq!((reply.header("tus-version"), reply.header("tus-checksum-algorithm")), ("1.0.0", "sha1,md5,sha256"));
+            assert_eq!(reply.header("access-control-allow-origin"), "https://app.example.com");
+            for header in ["x-request-id", "upload-offset", "upload-length", "tus-resumable"] {
+                assert!(reply.header("access-control-allow-headers").contains(header), "{header}");
+            }
+        }
+    }
+    let elsewhere = Reply::to(world.app.stranger().request(Method::OPTIONS, &world.path(""))).await;
+    assert!(elsewhere.headers.get("tus-version").is_none());
+}
+
+#[tokio::test]
+async fn headers_that_say_two_things_or_nothing_are_refused() {
+    let world = World::new().await;
+    let begin = |lengths: &[&str], metadata: &[&[u8]], more: &[(&'static str, &'static str)]| {
+        let mut request = world.tus(Method::POST, &world.path("/tus"));
+        for length in lengths {
+            request = request.header("upload-length", *length);
+        }
+        for metadata in metadata {
+            request = request.header("upload-metadata", *metadata);
+        }
+        for (name, value) in more {
+            request = request.header(*name, *value);
+        }
+        Reply::to(request)
+    };
+    let name: &[u8] = b"filename YQ==";
+    for length in ["+5", "-5", "5.0", "0x5", "", "18446744073709551616", "5, 5"] {
+        begin(&[length], &[name], &[]).await.expect_error(400, "validation_failed");
+    }
+    begin(&["18446744073709551615"], &[name], &[]).await.expect_error(413, "payload_too_large");
+    begin(&["5", "6"], &[name], &[]).await.expect_error(400, "validation_failed");
+    begin(&["5"], &[name, name], &[]).await.expect_error(400, "validation_failed");
+    begin(&["5"], &["filename YQ==,ü".as_bytes()], &[]).await.expect_error(400, "validation_failed");
+    // Ignored, these would make a document of each part of one.
+    begin(&["5"], &[name], &[("upload-concat", "partial")]).await.expect_error(400, "validation_failed");
+    begin(&[], &[name], &[("upload-defer-length", "1")]).await.expect_error(400, "validation_failed");
+
+    let url = world.begins(5).await;
+    for offset in ["+0", "-0", "18446744073709551616"] {
+        let request =
+            world.tus(Method::PATCH, &url).header("upload-offset", offset).header("content-type", "application/offset+octet-stream");
+        Reply::to(request.body("x")).await.expect_error(400, "validation_failed");
+    }
+    Reply::to(world.patch(&url, 0, "x").header("upload-offset", "1")).await.expect_error(400, "validation_failed");
+    assert_eq!(world.offset(&url).await, "0");
+}
+
+#[tokio::test]
+async fn a_refused_announcement_leaves_nothing_at_the_storage() {
+    let world = World::of(TestApp::builder().quota(Quota { bytes: Some(10), documents: None }).start().await).await;
+    world.announces(&content(11)).await.expect_error(403, "quota_exceeded");
+    let prefix = format!("tenants/{}", world.acme);
+    let unfinished = world.app.services().storage().list_unfinished(&prefix);
+    let unfinished: Vec<_> = unfinished.map(|upload| upload.unwrap().key).collect().await;
+    assert_eq!(unfinished, Vec::<String>::new());
+}
+
+/// Both instances complete the same uploads, and the collector takes them for stuck.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_instances_and_the_collector_one_makes_the_document() {
+    let world = World::of(TestApp::builder().quota(Quota { bytes: Some(1_000_000), documents: Some(1000) }).start().await).await;
+    let elsewhere = world.app.second_instance().await;
+    for round in 1..=8 {
+        let content = content(10_000);
+        let begun = world.announces(&content).await.expect(201);
+        world.sends(&begun, &content).await;
+        let path = world.path(&format!("/uploads/{}/complete", begun.data()["upload"]["id"].as_str().unwrap()));
+        let there = world.alice.at(&elsewhere);
+        let complete = |persona: &Persona| Reply::to(persona.request(Method::POST, &path));
+        let collect = async {
+            let tenants = elsewhere.services().list_all_tenants().await.unwrap();
+            elsewhere.services().collect_garbage(&tenants[0]).await.unwrap();
+        };
+        let (here, there, ()) = futures_util::join!(complete(&world.alice), complete(&there), collect);
+        let (here, there) = (here.expect(200), there.expect(200));
+        assert_eq!(here.data()["document"]["id"], there.data()["document"]["id"]);
+        assert!(world.downloads(here.data()["document"]["id"].as_str().unwrap()).await == content);
+        assert_eq!((world.count().await, world.reserved().await), (round, json!(0)));
+    }
+    world.collect().await;
+    assert_eq!(world.objects().await.len(), 8);
+}
+
+/// What is whole was acknowledged: it is not lost with the activity of a tenant, and its reservation stands.
+#[tokio::test]
+async fn what_is_becoming_a_document_outlasts_an_inactive_tenant() {
+    let world = World::of(TestApp::builder().quota(Quota { bytes: Some(10), documents: None }).start().await).await;
+    let tenant_id = world.acme.parse::<uuid::Uuid>().unwrap().into();
+    let url = world.begins(10).await;
+    Reply::to(world.patch(&url, 0, "01234567")).await.expect(204);
+    // As a crash leaves it, between the last part and the document.
+    world.changes("UPDATE staged_uploads SET state = 'completing', file_size = 8").await;
+    world.app.services().set_tenant_active(tenant_id, false).await.unwrap();
+    world.app.clock().advance(Duration::from_secs(120));
+    world.collect().await;
+    world.app.services().set_tenant_active(tenant_id, true).await.unwrap();
+    let world = World { alice: world.alice.logged_in().await, ..world };
+    assert_eq!(world.reserved().await, json!(8));
+    world.collect().await;
+    assert_eq!((world.count().await, world.reserved().await), (1, json!(0)));
+    assert!(!Reply::to(world.tus(Method::HEAD, &url)).await.expect(200).header("content-location").is_empty());
+}
+
+/// Signed URLs ask for no session, so what they allow goes by what their user may now.
+#[tokio::test]
+async fn a_part_is_taken_from_those_who_may_upload() {
+    let world = World::of(TestApp::builder().objects_as_files().start().await).await;
+    let bob = world.app.user("bob").await;
+    world.alice.invites(&bob, &world.acme, "user").await;
+    let member = format!("/api/tenants/{}/users/{}", world.acme, bob.id);
+    let content = content(100);
+    let announcement = json!({ "filename": "b.bin", "size": 100, "sha256": hex(&Sha256::digest(&content)) });
+    let begun = bob.post(&world.path("/uploads"), &announcement).await.expect(201);
+    let part = &begun.data()["parts"][0];
+    world.puts(part, &content).await.expect(200);
+    world.alice.put(&member, &json!({ "role": "viewer" })).await.expect(200);
+    world.puts(part, &content).await.expect_error(403, "insufficient_role");
+    world.alice.put(&member, &json!({ "role": "user" })).await.expect(200);
+    world.puts(part, &content).await.expect(200);
+    let bob_id = bob.id.parse::<uuid::Uuid>().unwrap().into();
+    world.app.services().set_user_active(bob_id, false).await.unwrap();
+    world.puts(part, &content).await.expect_error(404, "tenant_not_found");
+    world.app.services().set_user_active(bob_id, true).await.unwrap();
+    world.puts(part, &content).await.expect(200);
+    world.alice.delete(&member).await.expect(200);
+    world.puts(part, &content).await.expect_error(404, "tenant_not_found");
 }
