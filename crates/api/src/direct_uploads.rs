@@ -98,7 +98,7 @@ pub(crate) struct StagedUploadOut {
     #[schema(example = 0)]
     received: u64,
     /// Why it failed.
-    #[schema(required = true)]
+    #[schema(required = true, example = "its SHA-256 is d7a8fbb307d7809469ca9abcb0082e4f8d5651e46d3cdb762d02d0bf37c9e592")]
     failure: Option<String>,
     created_at: Moment,
     /// When it is given up, or forgotten.

@@ -107,6 +107,10 @@ fn example_of(schema: &Value, schemas: &Value) -> Value {
     if let Some(name) = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next()) {
         return example_of(&schemas[name], schemas);
     }
+    // What may be null, when it is not.
+    if let Some(variant) = schema["oneOf"].as_array().and_then(|variants| variants.iter().find(|variant| variant["type"] != "null")) {
+        return example_of(variant, schemas);
+    }
     let empty = (Map::new(), Vec::new());
     let parts = schema["allOf"].as_array().unwrap_or(&empty.1).iter().map(|part| example_of(part, schemas));
     let inherited = parts.filter_map(|part| part.as_object().cloned()).flatten();

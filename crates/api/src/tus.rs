@@ -185,6 +185,8 @@ fn expires(at: Timestamp) -> (HeaderName, String) {
 }
 
 /// Where a resumable upload is
+///
+/// How many of its bytes are here, how many there will be, and until when it is waited for, in the headers.
 #[utoipa::path(head, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath, Resumable),
     responses((status = 200, description = "Upload found: its offset is in the header Upload-Offset")))]
 pub(crate) async fn find_tus(
@@ -271,6 +273,8 @@ fn parse_checksum(value: &HeaderValue) -> Result<Checksum, ApiError> {
 }
 
 /// Give up a resumable upload
+///
+/// By tus 1.0. What was sent of it goes.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath, Resumable),
     responses((status = 204, description = "Upload given up")))]
 pub(crate) async fn end_tus(

@@ -54,6 +54,9 @@ const SOON: Duration = Duration::from_secs(15);
 /// How long the store may be silent: until a part has arrived there over a slow link, and it has answered.
 const SILENCE: Duration = Duration::from_secs(120);
 
+/// How long a request may take effect after another one in its stead was answered: much longer than any store keeps one.
+const SETTLING_TIME: Duration = Duration::from_secs(30 * 60);
+
 /// The longest that a signed URL may be good for, as Signature Version 4 has it.
 const LONGEST_LIFE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
@@ -306,6 +309,10 @@ impl ObjectStorage for S3Storage {
         }
         let entries = self.plain.list(Some(&Path::from(prefix)));
         entries.map_ok(|meta| ObjectEntry { key: meta.location.into(), size: meta.size }).map_err(|error| self.refused(&error)).boxed()
+    }
+
+    fn settling_time(&self) -> Duration {
+        SETTLING_TIME
     }
 
     fn list_unfinished<'a>(&'a self, prefix: &'a str) -> BoxStream<'a, Result<Unfinished>> {
