@@ -38,10 +38,10 @@ const PART: u64 = 8 << 20;
 const MOST_PARTS: u64 = 10_000;
 
 /// The most bytes of spooled content that the process holds in memory while they are being sent.
-const MOST_IN_FLIGHT: usize = 64 << 20;
+const MOST_IN_FLIGHT: usize = 32 << 20;
 
 /// How many parts of one object are sent at once: as many as the memory for them allows.
-const PARTS_AT_ONCE: usize = 8;
+const PARTS_AT_ONCE: usize = 4;
 
 /// What [`MOST_IN_FLIGHT`] is counted in. Sending holds a thread, so this bounds the threads, too.
 const IN_FLIGHT_UNIT: usize = 1 << 20;
