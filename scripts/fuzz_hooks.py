@@ -1,12 +1,13 @@
 """What schemathesis has to know of Tenantry: who may call, what there is to call for, and what a call leaves behind.
 
 Generated ids lead to nothing but 404, and a fuzzer that logs out or deletes its tenant learns nothing more. So there is a
-stage: a tenant with a member, a document and an orphaned file. Most generated ids are replaced by those of the stage, and
+stage: a tenant with a member, documents there and in the trash, an orphaned file, and uploads in parts. Most generated ids are replaced by those of the stage, and
 when a call spoils it, the next call gets a new one. Choices are made by what was generated, so a seed repeats them.
 """
 
 import atexit
 import collections
+import hashlib
 import json
 import os
 import re
@@ -47,14 +48,53 @@ def the_stage():
         token = session("admin")["access_token"]
         tenant = "/api/tenants/" + call("POST", "/api/tenants", token, json={"name": "Acme Corp"})["id"]
         upload = lambda content: call("POST", tenant + "/documents", token, files={"file": ("report.txt", content, "text/plain")})
-        orphan = upload(b"orphaned")
-        call("DELETE", f"{tenant}/documents/{orphan['id']}", token)
+        orphan, trashed = upload(b"orphaned"), upload(b"trashed")
+        for document in orphan, trashed:
+            call("DELETE", f"{tenant}/documents/{document['id']}", token)
+        call("DELETE", f"{tenant}/documents/trash/{orphan['id']}", token)
         member = call("POST", tenant + "/users", token, json={"email": EMAILS["member"], "role": "user"})
         document = upload(b"The quick brown fox jumps over the lazy dog")
         stage.update(
-            tenant_id=tenant.rsplit("/", 1)[1], user_id=member["user_id"], document_id=document["id"], file_id=orphan["file_id"]
+            tenant_id=tenant.rsplit("/", 1)[1],
+            user_id=member["user_id"],
+            document_id=document["id"],
+            trashed_id=trashed["id"],
+            file_id=orphan["file_id"],
         )
     return stage
+
+
+def direct_upload():
+    """A new one, whose only part was sent."""
+    token, content = session("admin")["access_token"], os.urandom(8)
+    announcement = {"filename": "report.txt", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    begun = call("POST", f"/api/tenants/{the_stage()['tenant_id']}/documents/uploads", token, json=announcement)
+    assert requests.put(begun["parts"][0]["url"], data=content, timeout=30).ok
+    return begun
+
+
+def tus_upload():
+    headers = {"Authorization": "Bearer " + session("admin")["access_token"], **TUS["POST"]}
+    begun = requests.post(f"{URL}/api/tenants/{the_stage()['tenant_id']}/documents/tus", headers=headers, timeout=30)
+    assert begun.status_code == 201, begun.text
+    return begun.headers["Location"].rsplit("/", 1)[1]
+
+
+def an_id(case, name):
+    path = case.operation.path
+    if name == "upload_id":
+        return tus_upload() if "/tus/" in path else direct_upload()["upload"]["id"]
+    return the_stage()["trashed_id" if name == "document_id" and "/trash/" in path else name]
+
+
+# What tus has in headers, which no schema can tell; by method.
+TUS = {
+    "OPTIONS": {},
+    "POST": {"Tus-Resumable": "1.0.0", "Upload-Length": "43", "Upload-Metadata": "filename UmVwb3J0LnR4dA=="},
+    "HEAD": {"Tus-Resumable": "1.0.0"},
+    "PATCH": {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"},
+    "DELETE": {"Tus-Resumable": "1.0.0"},
+}
 
 
 def chance(case, one_in):
@@ -110,7 +150,14 @@ def filter_body(_, body):
 def before_call(_, case, __):
     for name, value in (case.path_parameters or {}).items():
         if name != "key" and is_arbitrary_id(case, value):
-            case.path_parameters[name] = the_stage()[name]
+            case.path_parameters[name] = an_id(case, name)
+    if "/documents/tus" in case.operation.path:
+        override = {"X-HTTP-Method-Override": "DELETE"} if case.operation.label.startswith("POST") else {}
+        case.headers = {**(case.headers or {}), **TUS[case.operation.method.upper()], **override}
+    # Any other entity tag is one of a document that was changed since.
+    for name in list(case.headers or {}):
+        if name.lower() == "if-match":
+            case.headers[name] = "*"
     if is_valid(case) and (is_chained(case) or not chance(case, 4)):
         replacement = REPLACEMENTS.get(case.operation.label)
         if replacement:
@@ -143,13 +190,24 @@ def download_the_document(case):
     case.query = dict(urllib.parse.parse_qsl(url.query))
 
 
+def send_the_part(case):
+    url = urllib.parse.urlsplit(direct_upload()["parts"][0]["url"])
+    if not url.path.startswith("/api/objects/"):
+        return  # the store's own
+    tenant_id, upload_id, number = url.path.rsplit("/", 3)[1:]
+    case.path_parameters = {"tenant_id": tenant_id, "upload_id": upload_id, "number": int(number)}
+    case.query = dict(urllib.parse.parse_qsl(url.query))
+    case.body = b"8 bytes."
+
+
 REPLACEMENTS = {
+    "PUT /api/objects/parts/{tenant_id}/{upload_id}/{number}": send_the_part,
     "POST /api/auth/login": log_in_as_somebody,
     "POST /api/auth/refresh": refresh_from_the_body,
     "POST /api/tenants/{tenant_id}/users": add_the_stranger,
     "GET /api/objects/{key}": download_the_document,
 }
-SPOILING = re.compile(r"DELETE .*|PUT /api/tenants/{tenant_id}(/users/.*)?|POST /api/tenants/{tenant_id}/users")
+SPOILING = re.compile(r"DELETE .*|PUT /api/tenants/{tenant_id}(/users/.*)?|POST /api/tenants/{tenant_id}/users|POST .*/trash/.*/restore")
 
 
 @schemathesis.hook

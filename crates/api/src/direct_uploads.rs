@@ -2,7 +2,7 @@
 
 use axum::{extract::State, http::HeaderMap};
 use domain::{ContentHash, Document, FieldErrors, Filename, MimeType, StagedUpload, TenantId, TextProblem, UploadId, UploadState};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use services::{Announcement, Begun, PartAt, PartUrl};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -17,6 +17,9 @@ use crate::{
     schemas,
 };
 
+/// The most bytes of a direct upload: what S3 copies in one go.
+const LARGEST: u64 = 5 * 1024 * 1024 * 1024;
+
 /// What is to be uploaded.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -29,8 +32,8 @@ pub(crate) struct BeginUploadIn {
     #[schema(value_type = schemas::MediaType)]
     mime_type: Option<String>,
     /// Bytes.
-    #[serde(default, deserialize_with = "present")]
-    #[schema(required = true, value_type = u64, minimum = 1, example = 43)]
+    #[serde(default, deserialize_with = "whole_number")]
+    #[schema(required = true, value_type = u64, minimum = 1, maximum = 5_368_709_120_u64, example = 43)]
     size: Option<u64>,
     /// 64 hex digits.
     #[serde(default, deserialize_with = "present")]
@@ -47,13 +50,21 @@ impl BeginUploadIn {
         let mut errors = FieldErrors::default();
         let filename = required(&mut errors, "filename", self.filename.as_ref(), Filename::parse);
         let mime_type = optional(&mut errors, "mime_type", self.mime_type.as_ref(), MimeType::parse);
-        let size = errors.take("size", self.size.filter(|size| *size > 0).ok_or("is required, and at least 1"));
+        let size = self.size.filter(|size| (1..=LARGEST).contains(size)).ok_or("is required, a whole number from 1 to 5368709120");
+        let size = errors.take("size", size);
         let sha256 = required(&mut errors, "sha256", self.sha256.as_ref(), parse_sha256);
         let md5 = optional(&mut errors, "md5", self.md5.as_ref(), |text| ContentHash::parse_md5(text).ok_or("must be 32 hex digits"));
         let fields = filename.zip(size).zip(sha256);
         let ((filename, size), sha256) = all(errors, fields)?;
         Ok(Announcement { filename, mime_type: mime_type.unwrap_or_else(MimeType::octet_stream), size, sha256, md5 })
     }
+}
+
+/// A whole number, also one that is written as `43.0`: to JSON Schema it is an integer.
+fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    let written_out = || number.as_f64().filter(|number| number.fract() == 0.0).and_then(|number| format!("{number:.0}").parse().ok());
+    Ok(Some(number.as_u64().or_else(written_out).ok_or_else(|| D::Error::custom("must be a whole number from 1 to 5368709120"))?))
 }
 
 fn parse_sha256(text: &str) -> Result<[u8; 32], TextProblem> {
@@ -98,7 +109,7 @@ pub(crate) struct StagedUploadOut {
     #[schema(example = 0)]
     received: u64,
     /// Why it failed.
-    #[schema(required = true)]
+    #[schema(required = true, example = "its SHA-256 is d7a8fbb307d7809469ca9abcb0082e4f8d5651e46d3cdb762d02d0bf37c9e592")]
     failure: Option<String>,
     created_at: Moment,
     /// When it is given up, or forgotten.

@@ -54,6 +54,9 @@ pub(crate) fn complete(specification: &Specification) -> Value {
             add_examples(operation, &schemas);
             for refusal in refusals(method, path, operation) {
                 let (status, code, body) = refusal.example();
+                // What tus clients take for "try again".
+                let is_find = operation["operationId"] == "find_tus" && status == StatusCode::SERVICE_UNAVAILABLE;
+                let status = if is_find { StatusCode::LOCKED } else { status };
                 add_failure(&mut operation["responses"], status, code);
                 failures.insert(code.to_owned(), json!({ "summary": body["error"]["message"], "value": body }));
             }
@@ -106,6 +109,10 @@ fn example_of(schema: &Value, schemas: &Value) -> Value {
     }
     if let Some(name) = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next()) {
         return example_of(&schemas[name], schemas);
+    }
+    // What may be null, when it is not.
+    if let Some(variant) = schema["oneOf"].as_array().and_then(|variants| variants.iter().find(|variant| variant["type"] != "null")) {
+        return example_of(variant, schemas);
     }
     let empty = (Map::new(), Vec::new());
     let parts = schema["allOf"].as_array().unwrap_or(&empty.1).iter().map(|part| example_of(part, schemas));
@@ -239,7 +246,7 @@ fn add_headers(responses: &mut Value) {
     for (status, response) in members_of(responses, "") {
         let of_status = match status.as_str() {
             "401" => Some("WWW-Authenticate"),
-            "503" => Some("Retry-After"),
+            "423" | "503" => Some("Retry-After"),
             _ => None,
         };
         for name in of_status.into_iter().chain(["X-Request-Id"]) {

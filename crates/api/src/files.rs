@@ -96,7 +96,7 @@ pub(crate) struct StorageOut {
     #[schema(required = true, example = 10_000_000_000_u64)]
     quota_bytes: Option<u64>,
     /// How many documents it may have; null for no limit.
-    #[schema(required = true)]
+    #[schema(required = true, example = 100_000)]
     quota_documents: Option<u64>,
 }
 

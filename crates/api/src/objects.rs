@@ -151,7 +151,7 @@ pub(crate) fn part_url(part: &SignedPart, signature: &str) -> String {
 /// Of a direct upload, where the storage has no URLs of its own. Needs no token: the signature is for this part until it expires.
 #[utoipa::path(put, path = "/api/objects/parts/{tenant_id}/{upload_id}/{number}", tag = "objects", security(()),
     params(PartPath, SignedPartQuery),
-    request_body(content = schemas::Binary, content_type = "application/octet-stream"),
+    request_body(content = schemas::Content, content_type = "application/octet-stream"),
     responses((status = 200, description = "Part stored", body = Answer<Nothing>)))]
 pub(crate) async fn upload_part(
     State(services): State<Services>,

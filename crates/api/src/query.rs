@@ -50,6 +50,7 @@ pub(crate) struct Idempotency {
         required = false,
         min_length = 1,
         max_length = 255,
+        pattern = r"^[!#-\[\]-~]+$",
         example = "8e03978e-40d5-43e8-bc93-6894a57f9324"
     )]
     idempotency_key: String,

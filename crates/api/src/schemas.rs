@@ -53,6 +53,9 @@ schemas! {
     /// How many items a page has.
     PerPage = ObjectBuilder::new().schema_type(Integer).minimum(Some(1)).maximum(Some(100)).default(Some(20.into()));
 
+    /// Content that is sent: never empty.
+    Content = text("The quick brown fox jumps over the lazy dog").format(known(KnownFormat::Binary)).min_length(Some(1));
+
     /// Content, or a part of it.
     Binary = text("The quick brown fox jumps over the lazy dog").format(known(KnownFormat::Binary));
 }

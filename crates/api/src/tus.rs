@@ -14,7 +14,6 @@ use domain::{
 };
 use futures_util::StreamExt;
 use services::{Append, Caller, Checksum, Services};
-use utoipa::IntoParams;
 
 use crate::{
     App,
@@ -111,51 +110,13 @@ fn number(headers: &HeaderMap, name: &'static str) -> Result<u64, ApiError> {
     digits.and_then(|digits| digits.parse().ok()).ok_or_else(|| Error::invalid(name, "must be a whole number").into())
 }
 
-/// The headers that a creation has.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "documents the headers")]
-pub(crate) struct Creation {
-    #[param(rename = "Tus-Resumable", example = "1.0.0")]
-    tus_resumable: String,
-    /// The bytes of the whole content, at least 1.
-    #[param(rename = "Upload-Length", minimum = 1, example = 43)]
-    upload_length: u64,
-    /// `filename` (or `name`), required, and `filetype` (or `type`): each followed by its value in Base64, separated by commas.
-    #[param(rename = "Upload-Metadata", example = "filename UmVwb3J0IDIwMjYucGRm,filetype YXBwbGljYXRpb24vcGRm")]
-    upload_metadata: String,
-}
-
-/// The header that every request has.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "documents the headers")]
-pub(crate) struct Resumable {
-    #[param(rename = "Tus-Resumable", example = "1.0.0")]
-    tus_resumable: String,
-}
-
-/// The headers that bytes have.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "documents the headers")]
-pub(crate) struct Appending {
-    #[param(rename = "Tus-Resumable", example = "1.0.0")]
-    tus_resumable: String,
-    /// Where the bytes belong: where the upload is.
-    #[param(rename = "Upload-Offset", minimum = 0, example = 0)]
-    upload_offset: u64,
-    /// `sha1`, `md5` or `sha256`, followed by the checksum of the body in Base64: when it is another one, nothing is kept (460).
-    #[param(rename = "Upload-Checksum", required = false, example = "sha1 L9ThxnotKPzthJ7hu3bnORuT6xI=")]
-    upload_checksum: String,
-}
-
 /// What is spoken
 ///
-/// Version, extensions and limits of tus.
+/// Version, extensions and limits of tus (<https://tus.io/protocols/resumable-upload>), in the headers that the protocol has for
+/// them. Any tus client works; give it an access token in the Authorization header.
 #[utoipa::path(options, path = "/api/tenants/{tenant_id}/documents/tus", tag = "uploads", security(()), params(TenantPath),
     responses((status = 204, description = "In the headers")))]
-pub(crate) async fn describe_tus(State(services): State<Services>) -> Result<Response, ApiError> {
+pub(crate) async fn describe_tus(State(services): State<Services>, Ids(_): Ids<TenantId>) -> Result<Response, ApiError> {
     description(&services)
 }
 
@@ -173,8 +134,9 @@ fn description(services: &Services) -> Result<Response, ApiError> {
 
 /// Begin a resumable upload
 ///
-/// By tus 1.0. The upload is at the URL of the Location header.
-#[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/tus", tag = "uploads", params(TenantPath, Creation),
+/// By tus 1.0, in the headers: `Tus-Resumable: 1.0.0`, `Upload-Length`, and `Upload-Metadata` with `filename` (or `name`), required,
+/// and `filetype` (or `type`), each followed by its value in Base64. The upload is at the URL of the Location header.
+#[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/tus", tag = "uploads", params(TenantPath),
     responses((status = 201, description = "Upload begun")))]
 pub(crate) async fn begin_tus(
     State(app): State<App>,
@@ -238,11 +200,10 @@ fn expires(at: Timestamp) -> (HeaderName, String) {
 
 /// Where a resumable upload is
 ///
-/// While something that the answer needs is down it is 423: clients try again later, and begin no new upload.
-#[utoipa::path(head, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath, Resumable),
-    responses(
-        (status = 200, description = "Upload found: its offset is in the header Upload-Offset"),
-        (status = 423, description = "A dependency is down, or there is too much to do: try again")))]
+/// How many of its bytes are here, how many there will be, and until when it is waited for, in the headers. While something that
+/// this needs is down the answer is 423, not 503: clients try again later, and begin no new upload.
+#[utoipa::path(head, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
+    responses((status = 200, description = "Upload found: its offset is in the header Upload-Offset")))]
 pub(crate) async fn find_tus(
     State(services): State<Services>,
     LoggedIn(caller): LoggedIn,
@@ -276,9 +237,10 @@ fn location(tenant_id: TenantId, document: &Document) -> (HeaderName, String) {
 
 /// Send bytes of a resumable upload
 ///
-/// What arrives is kept, also when the connection breaks. With the last byte the document is made: Content-Location says where it is.
-#[utoipa::path(patch, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath, Appending),
-    request_body(content = crate::schemas::Binary, content_type = "application/offset+octet-stream"),
+/// By tus 1.0: the bytes as `application/offset+octet-stream`, and in the headers `Tus-Resumable: 1.0.0`, the `Upload-Offset` where they
+/// belong, and on demand an `Upload-Checksum` (sha1, md5 or sha256): when it is another one, nothing is kept (460). What arrives is
+/// kept, also when the connection breaks. With the last byte the document is made: Content-Location says where it is.
+#[utoipa::path(patch, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
     responses((status = 204, description = "Bytes kept: the new offset is in the header Upload-Offset")))]
 pub(crate) async fn append_tus(
     State(services): State<Services>,
@@ -334,7 +296,9 @@ fn parse_checksum(text: &str) -> Result<Checksum, ApiError> {
 }
 
 /// Give up a resumable upload
-#[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath, Resumable),
+///
+/// By tus 1.0. What was sent of it goes.
+#[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
     responses((status = 204, description = "Upload given up")))]
 pub(crate) async fn end_tus(
     State(services): State<Services>,
@@ -354,7 +318,7 @@ async fn end(services: &Services, caller: &Caller, tenant_id: TenantId, id: Uplo
 /// PATCH or DELETE, from where only POST gets through
 ///
 /// By the header X-HTTP-Method-Override.
-#[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath, Resumable),
+#[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
     responses((status = 204, description = "As the method that is meant")))]
 pub(crate) async fn override_tus(
     State(services): State<Services>,

@@ -69,7 +69,7 @@ pub(crate) struct VersionPath {
 /// The body is the new content, which becomes the document's next version; its Content-Type, if there is one, is that of the
 /// version. For the document's owner and admins. Sending the content that the document has already changes nothing.
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}/content", tag = "versions", params(DocumentPath, IfMatch),
-    request_body(content = schemas::Binary, content_type = "application/octet-stream"),
+    request_body(content = schemas::Content, content_type = "application/octet-stream"),
     responses((status = 200, description = "Content replaced", body = Answer<UploadOut>)))]
 pub(crate) async fn replace_content(
     State(services): State<Services>,

@@ -81,6 +81,10 @@ impl User {
         Request::get(&format!("{}/{document}", tenant.documents()), &self.token)
     }
 
+    pub(crate) fn get_download(&self, tenant: &Tenant, document: Uuid) -> Request {
+        Request::get(&format!("{}/{document}/download?redirect=false", tenant.documents()), &self.token)
+    }
+
     pub(crate) fn list_documents(&self, tenant: &Tenant) -> Request {
         Request::get(&tenant.documents(), &self.token)
     }

@@ -49,6 +49,10 @@ impl Request {
         Self { head: head("GET", path, Some(token), "").into(), content: None }
     }
 
+    pub(crate) fn get_without_token(path: &str) -> Self {
+        Self { head: head("GET", path, None, "").into(), content: None }
+    }
+
     pub(crate) fn post(path: &str, token: Option<&str>, body: &Value) -> Self {
         let body = body.to_string();
         let about_body = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
@@ -113,6 +117,29 @@ impl Connection {
         let (status, body) = self.exchange(request).await?;
         ensure!((200..300).contains(&status), "the server answered {status}: {}", String::from_utf8_lossy(body));
         Ok(serde_json::from_slice::<Value>(body)?["data"].take())
+    }
+
+    /// Sends a request that has to succeed, and answers how many bytes its answer has. They are thrown away as they come.
+    pub(crate) async fn download(&mut self, request: &Request) -> Result<usize> {
+        self.stream.write_all(&request.head).await?;
+        self.stream.flush().await?;
+        self.input.clear();
+        let body = loop {
+            match self.input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                Some(end) => break end + 4,
+                None => self.receive_more().await?,
+            }
+        };
+        let (status, length) = parse_head(&self.input[..body])?;
+        ensure!(status == 200, "the server answered {status}");
+        let mut left = length - (self.input.len() - body);
+        let mut piece = vec![0; PIECE];
+        while left > 0 {
+            let read = self.stream.get_mut().read(&mut piece).await?;
+            ensure!(read > 0, "the server closed the connection");
+            left -= read;
+        }
+        Ok(length)
     }
 
     async fn receive(&mut self) -> Result<(u16, Range<usize>)> {

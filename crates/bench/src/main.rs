@@ -6,6 +6,7 @@ mod fleet;
 mod floors;
 mod histogram;
 mod load;
+mod objects;
 mod place;
 mod process;
 mod report;
@@ -80,6 +81,13 @@ enum Part {
         #[command(flatten)]
         options: Options,
     },
+    /// Measure uploads to S3 and downloads, beside the AWS CLI, bare PUTs and nginx
+    Objects {
+        #[command(flatten)]
+        objects: objects::Options,
+        #[command(flatten)]
+        options: Options,
+    },
 }
 
 #[expect(clippy::print_stdout, reason = "the command's answer")]
@@ -92,6 +100,12 @@ fn main() -> Result<()> {
             let seconds = Duration::from_secs(options.seconds);
             let measured =
                 runtime.block_on(run(&options, async |place, tenantry| fleet::measure(&fleet, place, tenantry, seconds).await))?;
+            println!("{}", if options.json { measured.to_json()? } else { measured.to_string() });
+        }
+        Some(Part::Objects { objects, options }) => {
+            let seconds = Duration::from_secs(options.seconds);
+            let measured =
+                runtime.block_on(run(&options, async |place, tenantry| objects::measure(&objects, place, tenantry, seconds).await))?;
             println!("{}", if options.json { measured.to_json()? } else { measured.to_string() });
         }
         None => {

@@ -124,6 +124,25 @@ pub async fn list_condemned(connection: &mut Connection<Tenant>, before: Timesta
     rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?, row.take()?))).collect()
 }
 
+/// So many condemned objects are deleted before their time at most.
+pub(crate) const UNSETTLED: u32 = 10_000;
+
+/// The objects' keys and bytes of files that were condemned between two times, and when; the latest ones first.
+pub async fn list_condemned_between(
+    connection: &mut Connection<Tenant>,
+    since: Timestamp,
+    before: Timestamp,
+) -> Result<Vec<(String, u64, Timestamp)>> {
+    let rows = connection
+        .query(
+            "SELECT s3_path, file_size, condemned_at FROM files WHERE condemned_at > $1 AND condemned_at <= $2
+             ORDER BY condemned_at DESC LIMIT $3",
+            params![since, before, UNSETTLED],
+        )
+        .await?;
+    rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?, row.take()?))).collect()
+}
+
 /// Removes the row of a condemned file, after its object is gone.
 pub async fn delete_condemned(tx: &mut TenantTx, id: FileId) -> Result<()> {
     tx.execute("DELETE FROM files WHERE id = $1 AND condemned_at IS NOT NULL", params![id]).await?;

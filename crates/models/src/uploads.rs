@@ -3,7 +3,10 @@
 use database::{Connection, Result, Tenant, TenantTx, params};
 use domain::Timestamp;
 
-use crate::{files::after, single};
+use crate::{
+    files::{UNSETTLED, after},
+    single,
+};
 
 /// Notes an upload before its object is written, and what it may come to take of the tenant's quota.
 pub async fn insert(
@@ -43,10 +46,18 @@ pub async fn condemn_expired(tx: &mut TenantTx, before: Timestamp, now: Timestam
     tx.execute("UPDATE uploads SET condemned_at = $2 WHERE expires_at <= $1 AND condemned_at IS NULL", params![before, now]).await
 }
 
-/// The keys of condemned uploads.
-pub async fn list_condemned(connection: &mut Connection<Tenant>, limit: u32) -> Result<Vec<String>> {
+/// The keys of uploads that were condemned before a time.
+pub async fn list_condemned(connection: &mut Connection<Tenant>, before: Timestamp, limit: u32) -> Result<Vec<String>> {
     let rows =
-        connection.query("SELECT s3_path FROM uploads WHERE condemned_at IS NOT NULL ORDER BY s3_path LIMIT $1", params![limit]).await?;
+        connection.query("SELECT s3_path FROM uploads WHERE condemned_at <= $1 ORDER BY s3_path LIMIT $2", params![before, limit]).await?;
+    rows.into_iter().map(|mut row| row.take()).collect()
+}
+
+/// The keys of uploads that were condemned after a time, the latest ones first.
+pub async fn list_condemned_since(connection: &mut Connection<Tenant>, since: Timestamp) -> Result<Vec<String>> {
+    let rows = connection
+        .query("SELECT s3_path FROM uploads WHERE condemned_at > $1 ORDER BY condemned_at DESC LIMIT $2", params![since, UNSETTLED])
+        .await?;
     rows.into_iter().map(|mut row| row.take()).collect()
 }
 

@@ -16,8 +16,6 @@ use crate::{Caller, Services, SignedPart, Uploaded, access::TenantCaller, spool,
 const PART: u64 = 16 * 1024 * 1024;
 /// So many URLs are answered at most.
 const MOST_PARTS: u64 = 1_000;
-/// What a storage copies in one go: S3's limit.
-const LARGEST: u64 = 5 * 1024 * 1024 * 1024;
 /// How long a URL may be good for, whatever the upload's life: S3's limit.
 const LONGEST_URL: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long the request that completes an upload waits for the document.
@@ -98,7 +96,7 @@ impl Services {
     /// [`Error::Forbidden`] for viewers and when the quota does not reach; [`Error::TooLarge`].
     pub async fn begin_direct(&self, caller: &Caller, tenant_id: TenantId, announced: &Announcement) -> Result<Begun> {
         let tenant = self.enter(caller, tenant_id, Role::User).await?;
-        let limit = self.settings().max_upload_bytes.min(LARGEST);
+        let limit = self.settings().max_upload_bytes;
         if announced.size > limit {
             return Err(Error::TooLarge { limit });
         }

@@ -59,7 +59,7 @@ impl Services {
         if self.is_on_the_move(tenant_id).await? {
             return Ok(());
         }
-        if let Err(error) = self.delete_condemned(tenant.database(), id, &file.object_key).await {
+        if let Err(error) = self.delete_condemned(tenant.database(), id, &file.object_key, self.settles_at_once()).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "a deleted file's object is left to the collector");
         }
         Ok(())

@@ -1,8 +1,10 @@
 //! The collector: removes what nothing refers to, and never anything else.
 //!
 //! A file is condemned in a transaction that has locked it and seen that no document refers to it; from then on none can.
-//! Only after that commit is the object deleted, and only after the object the row. Abandoned uploads go the same way. Keys are never used twice, so an object
-//! that was found to be nobody's stays nobody's.
+//! Only after that commit is the object deleted, and only after the object the row. Abandoned uploads go the same way. Keys are
+//! never used twice, so an object that was found to be nobody's stays nobody's. Where a store may still put an object after it was
+//! deleted ([`settling_time`](crate::ObjectStorage::settling_time)), the row stays until it can't, and the object is deleted again
+//! (`tests/interleavings.rs` shows why).
 
 use std::{iter::Sum, ops::Add, time::Duration};
 
@@ -71,32 +73,65 @@ impl Services {
         tx.commit().await?;
         self.collect_staged(&database).await?;
         self.collect_unfinished(tenant.id).await?;
+        let (grace, settling) = (self.settings().garbage_grace, self.0.parts.storage.settling_time());
         loop {
             let now = self.clock().now();
-            let before = now.minus(self.settings().garbage_grace);
+            let before = now.minus(grace);
             let orphaned = files::list_orphaned(&mut database.read().await?, before, BATCH).await?;
             for id in &orphaned {
                 self.condemn_if_orphaned(&database, *id, now).await?;
             }
-            let condemned = files::list_condemned(&mut database.read().await?, before, BATCH).await?;
+            let condemned = files::list_condemned(&mut database.read().await?, now.minus(grace.max(settling)), BATCH).await?;
             for (id, key, bytes) in &condemned {
-                self.delete_condemned(&database, *id, key).await?;
-                collected.files += 1;
-                collected.bytes += bytes;
+                self.delete_condemned(&database, *id, key, true).await?;
+                if grace >= settling {
+                    collected.files += 1;
+                    collected.bytes += bytes;
+                }
             }
             let mut tx = database.begin().await?;
-            uploads::condemn_expired(&mut tx, now, now).await?;
+            let expired = uploads::condemn_expired(&mut tx, now, now).await?;
             tx.commit().await?;
             failpoint!("garbage.uploads_condemned");
-            let abandoned = uploads::list_condemned(&mut database.read().await?, BATCH).await?;
+            collected.uploads += expired;
+            let abandoned = uploads::list_condemned(&mut database.read().await?, now.minus(settling), BATCH).await?;
             for key in &abandoned {
-                self.delete_condemned_upload(&database, key).await?;
-                collected.uploads += 1;
+                self.delete_condemned_upload(&database, key, true).await?;
             }
             if orphaned.is_empty() && condemned.is_empty() && abandoned.is_empty() {
-                return Ok(collected);
+                break;
             }
         }
+        let unsettled = self.delete_unsettled(&database, now, grace, settling).await?;
+        Ok(collected + unsettled)
+    }
+
+    /// Deletes the objects of what is condemned and may still come to be stored: its rows stay for them to be deleted once more.
+    /// Answers which files have been condemned since the collection began.
+    async fn delete_unsettled(
+        &self,
+        database: &TenantDatabase,
+        began: Timestamp,
+        grace: Duration,
+        settling: Duration,
+    ) -> Result<Collected> {
+        let (mut collected, now) = (Collected::default(), self.clock().now());
+        if grace < settling {
+            let unsettled = files::list_condemned_between(&mut database.read().await?, now.minus(settling), now.minus(grace)).await?;
+            for (key, bytes, condemned_at) in unsettled {
+                self.0.parts.storage.delete(&key).await?;
+                if condemned_at >= began {
+                    collected.files += 1;
+                    collected.bytes += bytes;
+                }
+            }
+        }
+        if !settling.is_zero() {
+            for key in uploads::list_condemned_since(&mut database.read().await?, now.minus(settling)).await? {
+                self.0.parts.storage.delete(&key).await?;
+            }
+        }
+        Ok(collected)
     }
 
     /// Has the storage throw away what uploads left of which it got some parts and never the end: those that are too old to be
@@ -170,10 +205,18 @@ impl Services {
         Ok(())
     }
 
-    /// Deletes a condemned file's object, and then its row.
-    pub(crate) async fn delete_condemned(&self, database: &TenantDatabase, id: FileId, key: &str) -> Result<()> {
+    /// Whether what is condemned may be forgotten at once, since it can't come to be stored any more.
+    pub(crate) fn settles_at_once(&self) -> bool {
+        self.0.parts.storage.settling_time().is_zero()
+    }
+
+    /// Deletes a condemned file's object, and then its row, if it is settled: nothing can be stored under its key any more.
+    pub(crate) async fn delete_condemned(&self, database: &TenantDatabase, id: FileId, key: &str, is_settled: bool) -> Result<()> {
         self.0.parts.storage.delete(key).await?;
         failpoint!("garbage.object_deleted");
+        if !is_settled {
+            return Ok(());
+        }
         let mut tx = database.begin().await?;
         files::delete_condemned(&mut tx, id).await?;
         tx.commit().await?;
@@ -181,10 +224,13 @@ impl Services {
         Ok(())
     }
 
-    /// Deletes a condemned upload's object, and then its row.
-    pub(crate) async fn delete_condemned_upload(&self, database: &TenantDatabase, key: &str) -> Result<()> {
+    /// The same for a condemned upload.
+    pub(crate) async fn delete_condemned_upload(&self, database: &TenantDatabase, key: &str, is_settled: bool) -> Result<()> {
         self.0.parts.storage.delete(key).await?;
         failpoint!("garbage.upload_object_deleted");
+        if !is_settled {
+            return Ok(());
+        }
         let mut tx = database.begin().await?;
         uploads::delete_condemned(&mut tx, key).await?;
         tx.commit().await?;

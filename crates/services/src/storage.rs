@@ -55,6 +55,12 @@ pub trait ObjectStorage: Send + Sync + 'static {
     /// Fails when objects can't be stored at present.
     fn check(&self) -> BoxFuture<'_, Result<()>>;
 
+    /// How long after a failure or an answer a put may still come to effect: in a store whose client sends a request again, the first
+    /// one may arrive after the second was answered. For so long it is remembered what keys were given up.
+    fn settling_time(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// What was begun under these whole segments and never became an object, in stores that keep such parts.
     fn list_unfinished<'a>(&'a self, _prefix: &'a str) -> BoxStream<'a, Result<Unfinished>> {
         stream::empty().boxed()

@@ -490,7 +490,7 @@ impl Services {
 
     /// Removes an object that no file refers to. What fails here, the collector does.
     pub(crate) async fn discard_object(&self, tenant: &TenantCaller, key: &str) {
-        if let Err(error) = self.delete_condemned_upload(tenant.database(), key).await {
+        if let Err(error) = self.delete_condemned_upload(tenant.database(), key, self.settles_at_once()).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "an object that nobody needs is left to the collector");
         }
     }

@@ -38,10 +38,10 @@ const PART: u64 = 8 << 20;
 const MOST_PARTS: u64 = 10_000;
 
 /// The most bytes of spooled content that the process holds in memory while they are being sent.
-const MOST_IN_FLIGHT: usize = 64 << 20;
+const MOST_IN_FLIGHT: usize = 32 << 20;
 
 /// How many parts of one object are sent at once: as many as the memory for them allows.
-const PARTS_AT_ONCE: usize = 8;
+const PARTS_AT_ONCE: usize = 4;
 
 /// What [`MOST_IN_FLIGHT`] is counted in. Sending holds a thread, so this bounds the threads, too.
 const IN_FLIGHT_UNIT: usize = 1 << 20;
@@ -53,6 +53,9 @@ const SOON: Duration = Duration::from_secs(15);
 
 /// How long the store may be silent: until a part has arrived there over a slow link, and it has answered.
 const SILENCE: Duration = Duration::from_secs(120);
+
+/// How long a request may take effect after another one in its stead was answered: much longer than any store keeps one.
+const SETTLING_TIME: Duration = Duration::from_secs(30 * 60);
 
 /// The longest that a signed URL may be good for, as Signature Version 4 has it.
 const LONGEST_LIFE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -306,6 +309,10 @@ impl ObjectStorage for S3Storage {
         }
         let entries = self.plain.list(Some(&Path::from(prefix)));
         entries.map_ok(|meta| ObjectEntry { key: meta.location.into(), size: meta.size }).map_err(|error| self.refused(&error)).boxed()
+    }
+
+    fn settling_time(&self) -> Duration {
+        SETTLING_TIME
     }
 
     fn list_unfinished<'a>(&'a self, prefix: &'a str) -> BoxStream<'a, Result<Unfinished>> {

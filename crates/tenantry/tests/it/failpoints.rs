@@ -237,6 +237,10 @@ fn a_crash_in_a_deletion_loses_nothing_and_leaves_nothing() {
                 }
             };
             let path = format!("/api/tenants/{tenant}/{what}/{id}");
+            if home.objects().is_s3() && *failpoint == "garbage.file_deleted" {
+                // The row is the collector's to delete, when the store has settled.
+                continue;
+            }
             server.stop().await;
             server = doomed(&home, failpoint).await;
             assert_died(server.known(&alice).request(Method::DELETE, &path), &mut server, failpoint).await;
@@ -264,6 +268,11 @@ fn a_crash_of_the_collector_is_made_good_by_the_next_run() {
             let deleted = alice.uploads(&tenant, "deleted.txt", *failpoint).await.expect(201).id();
             alice.delete(&format!("/api/tenants/{tenant}/documents/{deleted}")).await.expect(200);
             leave_upload(&home, failpoint).await;
+            // Where a store settles late, rows go in a later collection than objects.
+            if home.objects().is_s3() && failpoint.ends_with("deleted") {
+                home.run(["gc"]).expect(0);
+                age_condemned(&home).await;
+            }
             let mut collector = home.command(["gc"]);
             let status = collector.env("FAILPOINT", failpoint).output().unwrap().status;
             assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{failpoint} was not hit");
@@ -271,6 +280,8 @@ fn a_crash_of_the_collector_is_made_good_by_the_next_run() {
 
             home.run(["gc"]).expect(0);
             assert_eq!(count_objects(&home).await, 1, "{failpoint}");
+            age_condemned(&home).await;
+            home.run(["gc"]).expect(0);
             assert_eq!(alice.downloads(&tenant, &kept).await, b"kept");
             let (main, directory) = home.databases().open();
             let place = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0).place;
@@ -380,7 +391,9 @@ fn a_crash_in_the_deletion_of_a_tenant_is_made_good() {
                 assert_eq!(tombstone.name, *failpoint);
                 let (main, directory) = home.databases().open();
                 assert!(!directory.exists(&tombstone.place).await.unwrap(), "{failpoint}, {resumed:?}: its database is there");
-                assert_eq!(count_objects(&home).await, 1, "{failpoint}, {resumed:?}");
+                let object = storage_key(&server.known(&alice), &kept, &document).await;
+                let is_there = home.objects().open().head(&object).await;
+                assert_eq!(home.object_keys().await, BTreeSet::from([object]), "{failpoint}, {resumed:?}: {is_there:?}");
                 let events = outbox::list_unpublished(&mut main.read().await.unwrap(), 1_000).await.unwrap();
                 let told = events.iter().filter(|event| event.kind == EventKind::TenantDeleted && event.tenant_id == Some(id));
                 assert_eq!(told.count(), 1, "{failpoint}, {resumed:?}: it is told of once");
@@ -393,6 +406,12 @@ fn a_crash_in_the_deletion_of_a_tenant_is_made_good() {
         }
         home.settle(server).await;
     });
+}
+
+/// The key of a document's object.
+async fn storage_key(alice: &Persona, tenant: &str, document: &str) -> String {
+    let found = alice.get(&format!("/api/tenants/{tenant}/documents/{document}")).await.expect(200);
+    found.data()["file"]["s3_path"].as_str().unwrap().to_owned()
 }
 
 /// Waits for the end of a deletion.
@@ -496,6 +515,22 @@ async fn expire_uploads(home: &Home) {
         let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
         for key in uploads::list_object_keys(&mut tx).await.unwrap() {
             uploads::condemn(&mut tx, &key, tenant.created_at).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+    }
+}
+
+/// Puts the clock of all that is condemned forward, since it is remembered for a time where the store settles late.
+async fn age_condemned(home: &Home) {
+    let (main, directory) = home.databases().open();
+    for tenant in tenants::list(&mut main.read().await.unwrap()).await.unwrap() {
+        let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
+        let long_ago = tenant.created_at.minus(Duration::from_secs(24 * 3600));
+        for age in [
+            "UPDATE files SET condemned_at = $1 WHERE condemned_at IS NOT NULL",
+            "UPDATE uploads SET condemned_at = $1 WHERE condemned_at IS NOT NULL",
+        ] {
+            tx.execute(age, vec![long_ago.into()]).await.unwrap();
         }
         tx.commit().await.unwrap();
     }

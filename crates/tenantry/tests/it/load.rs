@@ -42,7 +42,9 @@ async fn six_large_uploads_at_once_take_little_memory() {
     .await;
     let growth = peak_memory(&server) - before;
     println!("{UPLOADS} uploads of {} MiB: memory peaked {} KiB above {} KiB", UPLOAD_SIZE / MIB, growth / 1024, before / 1024);
-    assert!(growth < 64 * MIB, "the server grew by {growth} bytes");
+    // What is on its way to S3 has 32 MiB of its own, of which the allocator keeps as much again for a while.
+    let most = if home.objects().is_s3() { 128 * MIB } else { 64 * MIB };
+    assert!(growth < most, "the server grew by {growth} bytes");
     for (seed, id) in (0..).zip(ids) {
         assert_content(&alice, &tenant, &id, seed).await;
     }

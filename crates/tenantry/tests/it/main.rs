@@ -13,6 +13,7 @@ mod moves;
 mod placement;
 mod process;
 mod shutdown;
+mod silence;
 mod spares;
 mod tenants;
 mod tus_client;

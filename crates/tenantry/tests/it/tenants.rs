@@ -77,7 +77,15 @@ async fn tenants_are_made_listed_and_shown() {
     assert_eq!((ended.status.code(), ended.stderr), (Some(0), Vec::new()), "a reader who has seen enough is no failure");
 
     let shown = told(&home, &["show", &acme], 0);
-    assert_eq!(shown["contents"], json!({ "documents": 3, "files": 2, "bytes": "the same".len() + "another".len() }));
+    let contents = json!({
+        "documents": 3,
+        "trashed_documents": 0,
+        "files": 2,
+        "bytes": "the same".len() + "another".len(),
+        "reserved_documents": 0,
+        "reserved_bytes": 0,
+    });
+    assert_eq!(shown["contents"], contents);
     assert_eq!(shown["problem"], Value::Null);
     let roles: Vec<_> = shown["members"].as_array().unwrap().iter().map(|member| (&member["email"], &member["role"])).collect();
     let (alices, bobs) = (json!("alice@example.com"), json!("bob@example.com"));
@@ -86,7 +94,10 @@ async fn tenants_are_made_listed_and_shown() {
         assert_eq!(told(&home, &["show", named], 0), shown, "{named}");
     }
     let text = home.run(["tenants", "show", &acme]).expect(0).out;
-    assert!(text.contains("Contents: 3 documents, 2 files, 15 bytes") && text.contains("alice@example.com"), "{text}");
+    assert!(
+        text.contains("Contents: 3 documents and 0 in the trash\nStorage:  2 files, 15 bytes\n") && text.contains("alice@example.com"),
+        "{text}"
+    );
     home.settle(server).await;
 }
 
