@@ -21,7 +21,8 @@
 //! collections, any number of deletes, and 3 keys of which anything is left. Whatever ends may begin again. So the states are those of
 //! every history, however long and with however many repetitions (`ATTEMPTS`, the collector's loop), expiries and deaths, in which
 //! never more than that is there. Among them are all of 3 uploads, 2 deletes, 2 collections and a crash. (A fourth key, in the
-//! thorough check, lets an upload that could not delete its spent key go on beside two others.)
+//! thorough check, lets an upload that could not delete its spent key go on beside two others.) Where puts land late or twice, it is 2
+//! keys, and 3 in the thorough check.
 //!
 //! **Time.** The grace is 0, and an upload may expire at any moment.
 //!
