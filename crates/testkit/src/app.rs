@@ -23,6 +23,7 @@ pub struct Builder {
     passwords: PasswordSettings,
     api: api::Settings,
     objects_are_files: bool,
+    storage_url: Option<String>,
 }
 
 impl Default for Builder {
@@ -34,6 +35,7 @@ impl Default for Builder {
             passwords: PasswordSettings { memory_kib: 64, passes: 1, queue: 256, ..PasswordSettings::default() },
             api: api::Settings::default(),
             objects_are_files: false,
+            storage_url: None,
         }
     }
 }
@@ -95,6 +97,14 @@ impl Builder {
         self
     }
 
+    /// Reaches the bucket by this address: that of a [`FaultyProxy`](crate::FaultyProxy). What is checked when the app is dropped is
+    /// read from the bucket itself.
+    #[must_use]
+    pub fn storage_at(mut self, url: String) -> Self {
+        self.storage_url = Some(url);
+        self
+    }
+
     /// Starts the app.
     pub async fn start(self) -> TestApp {
         let home = Arc::new(tempfile::tempdir().unwrap());
@@ -151,7 +161,7 @@ impl TestApp {
         let services = Services::new(Parts {
             main,
             tenant_databases,
-            storage: objects.open(),
+            storage: builder.storage_url.clone().map_or_else(|| objects.open(), |url| objects.open_at(url)),
             spool: Spool::new(&home.path().join("spool")).unwrap(),
             passwords: Passwords::new(&builder.passwords).unwrap(),
             tokens: Tokens::new(tokens).unwrap(),
@@ -193,6 +203,12 @@ impl TestApp {
     #[must_use]
     pub fn databases(&self) -> &TestDatabases {
         &self.databases
+    }
+
+    /// Where the app's objects are.
+    #[must_use]
+    pub fn objects(&self) -> &TestObjects {
+        &self.objects
     }
 
     /// The folder of all that the app keeps on the local file system.

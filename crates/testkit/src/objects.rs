@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -47,6 +48,31 @@ impl TestObjects {
             None => Arc::new(LocalStorage::open(&self.folder.join("objects")).unwrap()),
             Some(settings) => Arc::new(S3Storage::new(settings).unwrap()),
         }
+    }
+
+    /// A fresh handle that reaches the bucket by this address, where somebody stands in between.
+    ///
+    /// # Panics
+    /// When the objects are files.
+    #[must_use]
+    pub fn open_at(&self, url: String) -> Arc<dyn ObjectStorage> {
+        let settings = self.s3.clone().expect("objects in a bucket");
+        Arc::new(S3Storage::new(&S3Settings { endpoint: Some(url), ..settings }).unwrap())
+    }
+
+    /// Where the store listens, if they are in a bucket.
+    #[must_use]
+    pub fn s3_address(&self) -> Option<SocketAddr> {
+        let endpoint = self.s3.as_ref()?.endpoint.as_ref()?;
+        let authority = endpoint.trim_start_matches("http://").trim_end_matches('/');
+        Some(authority.parse().expect("the endpoint for tests is http://ADDRESS:PORT"))
+    }
+
+    /// The access key's id and its secret, if they are in a bucket: what must never be seen.
+    #[must_use]
+    pub fn s3_credentials(&self) -> Option<(String, String)> {
+        let (id, secret) = self.s3.as_ref()?.credentials.as_ref()?;
+        Some((id.clone(), secret.expose_secret().to_owned()))
     }
 
     /// The values of S3_* for a process of its own.

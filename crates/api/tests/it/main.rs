@@ -9,6 +9,7 @@ mod quotas;
 mod races;
 mod server;
 mod sessions;
+mod storage_faults;
 mod tenants;
 mod tokens;
 mod uploads;

@@ -21,7 +21,7 @@ use tokio::{
     runtime::Handle,
     sync::Semaphore,
     task::spawn_blocking,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use url::{Position, Url};
@@ -48,14 +48,31 @@ const IN_FLIGHT_UNIT: usize = 1 << 20;
 
 static IN_FLIGHT: Semaphore = Semaphore::const_new(MOST_IN_FLIGHT / IN_FLIGHT_UNIT);
 
+/// How long is tried what fails in passing.
+const TRYING: Duration = Duration::from_secs(10);
+
 /// How long a request may take that moves no content.
 const SOON: Duration = Duration::from_secs(15);
 
-/// How long the store may be silent: until a part has arrived there over a slow link, and it has answered.
-const SILENCE: Duration = Duration::from_secs(120);
+/// How long a request may take that moves content, as long as the store is there: until a part has arrived over a slow link, or the
+/// store has put an object together.
+const AT_MOST: Duration = Duration::from_secs(600);
+
+/// How long such a request goes unanswered before the store is asked whether it is there, and how long it may take to say so.
+const DOUBT: Duration = Duration::from_secs(8);
+const SIGN_OF_LIFE: Duration = Duration::from_secs(6);
+
+/// How long the store may be silent in the middle of an answer.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// How long somebody who is to be told of a failure waits for what has to be tidied up.
+const TIDYING: Duration = Duration::from_secs(1);
 
 /// How long a request may take effect after another one in its stead was answered: much longer than any store keeps one.
 const SETTLING_TIME: Duration = Duration::from_secs(30 * 60);
+
+/// What asks for the first object.
+const FIRST_OBJECT: [(&str, &str); 3] = [("list-type", "2"), ("max-keys", "1"), ("prefix", "tenants/")];
 
 /// The longest that a signed URL may be good for, as Signature Version 4 has it.
 const LONGEST_LIFE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -78,7 +95,8 @@ pub struct S3Settings {
     pub path_style: bool,
 }
 
-/// Objects in a bucket. What fails in passing is tried again for ten seconds.
+/// Objects in a bucket. What fails in passing is tried again for ten seconds. Whoever waits for a store that is down is told so
+/// within 16 seconds; a slow one is waited for, because it says that it is there when it is asked.
 ///
 /// Content above 8 MiB is sent in parts, several at once. A put that fails or is dropped takes them back; what a crash leaves is
 /// [listed as unfinished](ObjectStorage::list_unfinished). The store checks every request by its SHA-256.
@@ -103,8 +121,9 @@ impl S3Storage {
         let options = ClientOptions::new().with_connect_timeout(Duration::from_secs(3)).with_allow_http(true);
         let retry = RetryConfig {
             backoff: BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(2), base: 2. },
-            max_retries: 8,
-            retry_timeout: Duration::from_secs(10),
+            // The time is the limit.
+            max_retries: usize::MAX,
+            retry_timeout: TRYING,
         };
         let builder = |origin: AmazonS3Builder| origin.with_bucket_name(&settings.bucket).with_region(&settings.region);
         let build = |builder: AmazonS3Builder| builder.build().map_err(Error::internal);
@@ -117,7 +136,7 @@ impl S3Storage {
             }
         };
         let base = base
-            .with_client_options(options.clone().with_timeout_disabled().with_read_timeout(SILENCE))
+            .with_client_options(options.clone().with_timeout_disabled().with_read_timeout(AT_MOST))
             .with_retry(retry)
             // What is sent is signed by its checksum; once is enough.
             .with_unsigned_payload(true)
@@ -158,37 +177,51 @@ impl S3Storage {
         }
     }
 
-    /// Asks what the client library has no question for, and asks again when that fails in passing.
-    async fn ask<T: DeserializeOwned>(&self, path: &Path, query: &[(&str, &str)]) -> object_store::Result<T> {
-        let mut pause = Duration::from_millis(100);
+    /// The answer to a request that moves content: it may take long, as long as the store is there.
+    async fn patiently<T>(&self, request: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
+        tokio::select! {
+            answer = request => answer,
+            () = self.vanished() => Err(generic("no answer, and none to a simple question either".into())),
+        }
+    }
+
+    /// Waits until the store doesn't answer even a simple question. That it refuses is an answer.
+    async fn vanished(&self) {
         loop {
-            match self.ask_once(path, query).await {
-                Err(object_store::Error::Generic { .. }) if pause < Duration::from_secs(3) => {
-                    let [jitter] = random_bytes();
-                    sleep(pause.mul_f64(0.5 + f64::from(jitter) / 255.)).await;
-                    pause *= 2;
+            sleep(DOUBT).await;
+            let answered = async {
+                while self.exchange(&Path::default(), &FIRST_OBJECT).await.is_err() {
+                    sleep(Duration::from_millis(500)).await;
                 }
-                answer => return answer,
+            };
+            if timeout(SIGN_OF_LIFE, answered).await.is_err() {
+                return;
             }
         }
     }
 
+    /// Asks what the client library has no question for, and asks again when that fails in passing.
+    async fn ask<T: DeserializeOwned>(&self, path: &Path, query: &[(&str, &str)]) -> object_store::Result<T> {
+        let asked = async {
+            let (started, mut pause) = (Instant::now(), Duration::from_millis(100));
+            loop {
+                match self.ask_once(path, query).await {
+                    Err(object_store::Error::Generic { .. }) if started.elapsed() < TRYING => {
+                        let [jitter] = random_bytes();
+                        sleep(pause.mul_f64(0.5 + f64::from(jitter) / 255.)).await;
+                        pause = Duration::from_secs(2).min(pause * 2);
+                    }
+                    answer => return answer,
+                }
+            }
+        };
+        timeout(SOON, asked).await.unwrap_or_else(|_| Err(generic("no answer in time".into())))
+    }
+
     async fn ask_once<T: DeserializeOwned>(&self, path: &Path, query: &[(&str, &str)]) -> object_store::Result<T> {
-        let generic = |source| object_store::Error::Generic { store: "S3", source };
-        let options = SignedUrlOptions::new().with_query(query.iter().copied());
-        let url = self.plain.signed_url_opts(Method::GET, path, SOON, &options).await?;
-        let mut request = HttpRequest::new(HttpRequestBody::empty());
-        *request.uri_mut() = url.as_str().parse().map_err(|error| generic(Box::new(error)))?;
-        let answer = self.http.execute(request).await.map_err(|error| generic(error.into()))?;
-        let status = answer.status();
-        let mut body = Vec::new();
-        let mut pieces = answer.into_body().bytes_stream();
-        while let Some(piece) = pieces.next().await {
-            body.extend_from_slice(&piece.map_err(|error| generic(error.into()))?);
-        }
-        let text = String::from_utf8_lossy(&body);
+        let (status, text) = self.exchange(path, query).await?;
         let (path, source) = (path.to_string(), format!("{status}: {text}").into());
-        match status.as_u16() {
+        match status {
             200..300 => quick_xml::de::from_str(&text).map_err(|error| generic(Box::new(error))),
             404 => Err(object_store::Error::NotFound { path, source }),
             429 | 500.. => Err(generic(source)),
@@ -196,18 +229,39 @@ impl S3Storage {
         }
     }
 
+    /// Sends a GET; answers status and text.
+    async fn exchange(&self, path: &Path, query: &[(&str, &str)]) -> object_store::Result<(u16, String)> {
+        let options = SignedUrlOptions::new().with_query(query.iter().copied());
+        let url = self.plain.signed_url_opts(Method::GET, path, SOON, &options).await?;
+        let mut request = HttpRequest::new(HttpRequestBody::empty());
+        *request.uri_mut() = url.as_str().parse().map_err(|error| generic(Box::new(error)))?;
+        let answer = self.http.execute(request).await.map_err(|error| generic(error.into()))?;
+        let status = answer.status().as_u16();
+        let mut body = Vec::new();
+        let mut pieces = answer.into_body().bytes_stream();
+        while let Some(piece) = pieces.next().await {
+            body.extend_from_slice(&piece.map_err(|error| generic(error.into()))?);
+        }
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    }
+
     /// Makes an object of parts that are there.
     async fn complete(&self, path: &Path, id: &String, parts: Vec<PartId>, size: u64) -> Result<()> {
-        match self.store.complete_multipart(path, id, parts).await {
-            Ok(_) => Ok(()),
-            // The answer to an attempt before this may have been lost.
-            Err(_) if self.is_there(path, size).await => Ok(()),
-            Err(error) => Err(self.failed(error).await),
+        let Err(error) = self.patiently(self.store.complete_multipart(path, id, parts)).await else { return Ok(()) };
+        // The answer to an attempt before this may have been lost: most likely when the store knows no such upload (any more).
+        let patience = if matches!(error, object_store::Error::NotFound { .. }) { SOON } else { TIDYING };
+        match timeout(patience, self.is_there(path, size)).await {
+            Ok(Ok(true)) => Ok(()),
+            _ => Err(self.failed(error).await),
         }
     }
 
-    async fn is_there(&self, path: &Path, size: u64) -> bool {
-        self.soon(self.plain.head(path)).await.is_ok_and(|meta| meta.size == size)
+    async fn is_there(&self, path: &Path, size: u64) -> Result<bool> {
+        match self.soon(self.plain.head(path)).await {
+            Ok(meta) => Ok(meta.size == size),
+            Err(Error::NotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn abort(&self, path: &Path, id: &String) -> Result<()> {
@@ -241,7 +295,7 @@ impl ObjectStorage for S3Storage {
         async move {
             let path = object_path(key)?;
             if let Some(bytes) = content.in_memory() {
-                return match self.store.put(&path, bytes.clone().into()).await {
+                return match self.patiently(self.store.put(&path, bytes.clone().into())).await {
                     Ok(_) => Ok(()),
                     Err(error) => Err(self.failed(error).await),
                 };
@@ -266,15 +320,12 @@ impl ObjectStorage for S3Storage {
                 return if nothing.end <= size { Ok(object) } else { Err(beyond(size)) };
             }
             let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
-            let found = match self.store.get_opts(&path, options).await {
-                Ok(found) => found,
-                Err(error) => return Err(self.failed(error).await),
-            };
+            let found = self.soon(self.store.get_opts(&path, options)).await?;
             let (size, found_range) = (found.meta.size, found.range.clone());
             if range.as_ref().is_some_and(|range| *range != found_range) {
                 return Err(beyond(size));
             }
-            Ok(Object { size, bytes: exactly(found_range.end - found_range.start, found.into_stream()) })
+            Ok(Object { size, bytes: exactly(found_range.end - found_range.start, in_time(found.into_stream())) })
         }
         .boxed()
     }
@@ -295,7 +346,7 @@ impl ObjectStorage for S3Storage {
 
     fn copy<'a>(&'a self, from: &'a str, to: &'a str) -> BoxFuture<'a, Result<()>> {
         async move {
-            match self.plain.copy(&object_path(from)?, &object_path(to)?).await {
+            match self.patiently(self.plain.copy(&object_path(from)?, &object_path(to)?)).await {
                 Ok(()) => Ok(()),
                 Err(error) => Err(self.failed(error).await),
             }
@@ -307,7 +358,7 @@ impl ObjectStorage for S3Storage {
         if !is_prefix(prefix) {
             return stream::once(async move { Err(bad_key(prefix)) }).boxed();
         }
-        let entries = self.plain.list(Some(&Path::from(prefix)));
+        let entries = in_time(self.plain.list(Some(&Path::from(prefix))));
         entries.map_ok(|meta| ObjectEntry { key: meta.location.into(), size: meta.size }).map_err(|error| self.refused(&error)).boxed()
     }
 
@@ -358,8 +409,7 @@ impl ObjectStorage for S3Storage {
     /// Asks for the first object. That needs the bucket, and credentials that may list it.
     fn check(&self) -> BoxFuture<'_, Result<()>> {
         async move {
-            let query = [("list-type", "2"), ("max-keys", "1"), ("prefix", "tenants/")];
-            let _: Anything = self.ask_once(&Path::default(), &query).await.map_err(|error| self.refused(&error))?;
+            let _: Anything = self.ask_once(&Path::default(), &FIRST_OBJECT).await.map_err(|error| self.refused(&error))?;
             Ok(())
         }
         .boxed()
@@ -393,11 +443,11 @@ impl DirectUploads for S3Storage {
             let parts = match self.list_parts(&path, id).await {
                 Ok(parts) => parts,
                 // It is complete already, or there is no such upload.
-                Err(Error::NotFound(_)) if self.is_there(&path, size).await => return Ok(()),
+                Err(error @ Error::NotFound(_)) => return if self.is_there(&path, size).await? { Ok(()) } else { Err(error) },
                 Err(error) => return Err(error),
             };
             if let Some(problem) = difference(&parts, sizes) {
-                return if self.is_there(&path, size).await { Ok(()) } else { Err(Error::invalid("parts", problem)) };
+                return if self.is_there(&path, size).await? { Ok(()) } else { Err(Error::invalid("parts", problem)) };
             }
             let parts = parts.into_iter().map(|part| PartId { content_id: part.e_tag }).collect();
             self.complete(&path, &id.to_owned(), parts, size).await
@@ -427,10 +477,7 @@ impl Sending {
             let (store, path) = (storage.store.clone(), path.clone());
             return self.send(0..size, |payload| async move { store.put(&path, payload).await }).await?.map(drop).ok_or_else(given_up);
         }
-        let id = match storage.store.create_multipart(path).await {
-            Ok(id) => id,
-            Err(error) => return Err(storage.failed(error).await),
-        };
+        let id = storage.soon(storage.store.create_multipart(path)).await?;
         // All are waited for, failed or not: after an abort none may arrive.
         let starts = (0..size).step_by(usize::try_from(part).map_err(Error::internal)?);
         let parts: Vec<Result<Option<PartId>>> = stream::iter(starts.enumerate())
@@ -449,12 +496,18 @@ impl Sending {
             Ok(None) => Err(given_up()),
             Err(error) => Err(error),
         };
-        if stored.is_err()
-            && let Err(error) = storage.abort(path, &id).await
-        {
-            tracing::warn!(error = &error as &dyn error::Error, "the parts of a failed upload are left to the collector");
+        if stored.is_err() {
+            let (storage, path) = (storage.clone(), path.clone());
+            let aborting = tokio::spawn(async move {
+                if let Err(error) = storage.abort(&path, &id).await {
+                    tracing::warn!(error = &error as &dyn error::Error, "the parts of a failed upload are left to the collector");
+                }
+            });
+            // It goes on when nobody waits for it any more.
+            let _ = timeout(TIDYING, aborting).await;
         }
-        stored
+        // That the upload was not found is nothing to whoever sent the content.
+        stored.map_err(|error| if matches!(error, Error::NotFound(_)) { unavailable("the parts of an upload are gone") } else { error })
     }
 
     /// Reads, hashes and sends these bytes, on a thread that may block. Nothing when it was stopped.
@@ -468,10 +521,10 @@ impl Sending {
         if self.stop.is_cancelled() {
             return Ok(None);
         }
-        let (content, stop, runtime) = (self.content.clone(), self.stop.clone(), Handle::current());
+        let (storage, content, stop, runtime) = (self.storage.clone(), self.content.clone(), self.stop.clone(), Handle::current());
         let sending = spawn_blocking(move || {
             let payload = content.read(range).map_err(failed)?;
-            let sent = runtime.block_on(stop.run_until_cancelled(pin!(request(payload.into()))));
+            let sent = runtime.block_on(stop.run_until_cancelled(pin!(storage.patiently(request(payload.into())))));
             drop(memory);
             Ok(sent)
         });
@@ -522,6 +575,15 @@ fn part_size(size: u64) -> Result<u64> {
 
 fn given_up() -> Error {
     Error::internal("the upload was given up")
+}
+
+/// What a stream has, and an error when the next of it is too long in coming.
+fn in_time<T: Send + 'static>(stream: BoxStream<'static, object_store::Result<T>>) -> BoxStream<'static, object_store::Result<T>> {
+    let next = |mut stream: BoxStream<'static, object_store::Result<T>>| async move {
+        let next = timeout(SILENCE, stream.try_next()).await.unwrap_or_else(|_| Err(generic("the answer breaks off".into())))?;
+        Ok(next.map(|next| (next, stream)))
+    };
+    stream::try_unfold(stream, next).boxed()
 }
 
 /// The bytes that a stream has, in pieces; an error when it has fewer.
@@ -579,6 +641,10 @@ fn bucket_endpoint(endpoint: &str, settings: &S3Settings) -> Result<String> {
         url.set_host(Some(&host)).map_err(Error::internal)?;
     }
     Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+fn generic(source: Box<dyn error::Error + Send + Sync>) -> object_store::Error {
+    object_store::Error::Generic { store: "S3", source }
 }
 
 fn unavailable(reason: impl Into<String>) -> Error {
