@@ -157,7 +157,7 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
 }
 
 fn write_file(path: &Path, size: usize) -> Result<()> {
-    let piece: Vec<u8> = (0..1 << 20).map(|n: usize| (n * n / 7 % 251) as u8).collect();
+    let piece: Vec<u8> = (0..1_usize << 20).map(|n| (n * n / 7).to_le_bytes()[0]).collect();
     let mut file = File::create(path)?;
     let mut left = size;
     while left > 0 {
