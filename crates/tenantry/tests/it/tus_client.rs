@@ -152,7 +152,7 @@ impl World {
     }
 
     /// What a client has to do, and more of it.
-    fn task(&self, server: &Server, more: Value) -> Value {
+    fn task(&self, server: &Server, more: &Value) -> Value {
         let mut task = json!({
             "endpoint": format!("{}{}/tus", server.base, self.documents()),
             "token": self.alice.access_token,
@@ -164,7 +164,7 @@ impl World {
     }
 
     /// The document is there, once and byte for byte, and nothing else is.
-    async fn is_whole(self, server: Server, said: &[Value]) {
+    async fn finds_it_whole(self, server: Server, said: &[Value]) {
         let path = said.iter().find_map(|said| said["document"].as_str()).expect("a document");
         let alice = server.known(&self.alice);
         let found = alice.get(&self.documents()).await.expect(200);
@@ -238,7 +238,7 @@ fn count_sent(said: &[Value]) -> u64 {
 async fn the_official_client_goes_on_through_three_kills_of_the_server() {
     let began = Instant::now();
     let (world, mut server) = World::new(200 * MB).await;
-    let mut client = Client::start(&world.task(&server, json!({})));
+    let mut client = Client::start(&world.task(&server, &json!({})));
     let mut sent = Vec::new();
     // The last is within the last third.
     for moment in [35..=65, 80..=120, 135..=165] {
@@ -261,7 +261,7 @@ async fn the_official_client_goes_on_through_three_kills_of_the_server() {
         world.size,
         began.elapsed()
     );
-    world.is_whole(server, &said).await;
+    world.finds_it_whole(server, &said).await;
     println!("{:?} in all", began.elapsed());
 }
 
@@ -269,7 +269,7 @@ async fn the_official_client_goes_on_through_three_kills_of_the_server() {
 async fn the_official_client_goes_on_after_its_own_death() {
     let (world, server) = World::new(60 * MB).await;
     let urls = world.home.path().join("urls.json");
-    let task = world.task(&server, json!({ "urls": urls }));
+    let task = world.task(&server, &json!({ "urls": urls }));
     let mut client = Client::start(&task);
     let sent = client.sent(random(30..=45) * MB).await;
     drop(client);
@@ -281,13 +281,13 @@ async fn the_official_client_goes_on_after_its_own_death() {
     println!("killed after {sent} bytes, resumed at {resumed:?}");
     let stored: Value = serde_json::from_slice(&fs::read(&urls).unwrap()).unwrap();
     assert_eq!(stored, json!({}), "the client has forgotten the upload");
-    world.is_whole(server, &said).await;
+    world.finds_it_whole(server, &said).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_client_takes_an_upload_back() {
     let (world, server) = World::new(60 * MB).await;
-    let said = Client::start(&world.task(&server, json!({ "abortAt": random(20..=45) * MB }))).done().await;
+    let said = Client::start(&world.task(&server, &json!({ "abortAt": random(20..=45) * MB }))).done().await;
     let deleted = said.iter().find(|said| said["method"] == "DELETE").expect("a DELETE");
     assert_eq!((&deleted["status"], said.last().unwrap()), (&json!(204), &json!({ "aborted": true })), "{said:?}");
     let url = said.iter().find_map(|said| said["url"].as_str()).unwrap();
