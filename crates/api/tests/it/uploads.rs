@@ -72,7 +72,7 @@ impl World {
     /// Sends the parts of an upload.
     async fn sends(&self, begun: &Reply, content: &[u8]) {
         for part in begun.data()["parts"].as_array().unwrap() {
-            let (offset, size) = (part["offset"].as_u64().unwrap() as usize, part["size"].as_u64().unwrap() as usize);
+            let [offset, size] = ["offset", "size"].map(|name| usize::try_from(part[name].as_u64().unwrap()).unwrap());
             self.puts(part, &content[offset..offset + size]).await.expect(200);
         }
     }
