@@ -369,6 +369,8 @@ async fn only_an_upload_that_is_lost_looks_lost() {
         let mut tx = world.app.databases().open().0.begin().await.unwrap();
         tx.execute("UPDATE tenants SET provisioning = $1", vec![provisioning.into()]).await.unwrap();
         tx.commit().await.unwrap();
+        // Something of the member changed: what the instance remembers is read again.
+        world.app.services().set_user_active(world.alice.id.parse::<uuid::Uuid>().unwrap().into(), true).await.unwrap();
     };
     let head = || Reply::to(world.tus(Method::HEAD, &url));
     set("creating").await;
