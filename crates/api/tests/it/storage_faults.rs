@@ -3,6 +3,7 @@
 //! Between the app and the S3 store of `TEST_S3_ENDPOINT_URL` stands a proxy that fails as it is told to. Without that store, files are
 //! tried in its place, as far as files can fail, and the tests of S3 say that they did nothing.
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![expect(clippy::print_stdout, reason = "how long users wait is what the tests have to say")]
 
 use std::{
     fs,
@@ -80,7 +81,8 @@ impl World {
 
     async fn sends(&self, begun: &Reply, content: &[u8]) {
         for part in begun.data()["parts"].as_array().unwrap() {
-            let (offset, size) = (part["offset"].as_u64().unwrap() as usize, part["size"].as_u64().unwrap() as usize);
+            let number = |name: &str| usize::try_from(part[name].as_u64().unwrap()).unwrap();
+            let (offset, size) = (number("offset"), number("size"));
             let bytes = content[offset..offset + size].to_vec();
             let sent = self.app.stranger().request(Method::PUT, part["url"].as_str().unwrap()).body(bytes);
             Reply::to(sent).await.expect(200);
@@ -202,7 +204,8 @@ impl<'a> MakeWriter<'a> for ToLog {
 fn listen() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing_subscriber::filter::LevelFilter::INFO).with_writer(ToLog).init()
+        let level = tracing_subscriber::filter::LevelFilter::INFO;
+        tracing_subscriber::fmt().with_ansi(false).with_max_level(level).with_writer(ToLog).init();
     });
 }
 
@@ -254,12 +257,12 @@ async fn while_it_fails(behaviour: Behaviour) {
         },
     );
     for told in [small, in_parts, version, beginning, completing] {
-        eprintln!("{}: told after {:.1?}", std::thread::current().name().unwrap_or_default(), told.took);
+        println!("{}: told after {:.1?}", std::thread::current().name().unwrap_or_default(), told.took);
         world.assert_told(told);
     }
     let not_ready = ready.reply.expect_error(503, "not_ready");
     assert_eq!(not_ready.json["error"]["details"]["object storage"], "down", "{}", not_ready.json);
-    assert!(ready.took < SERVED_WITHIN && not_ready.header("retry-after") != "", "{:?}", ready.took);
+    assert!(ready.took < SERVED_WITHIN && !not_ready.header("retry-after").is_empty(), "{:?}", ready.took);
     assert_eq!(world.names().await, ["copy", "kept"]);
     world.app.clock().advance(Duration::from_secs(2 * 3600));
     let collected = world.app.services().collect_garbage(&world.tenant().await).await;
