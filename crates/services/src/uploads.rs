@@ -110,7 +110,7 @@ impl Content {
 /// What a transaction of an upload came to, when it did not fail.
 enum Step {
     /// The content is a document's.
-    Done(Uploaded),
+    Done(Box<Uploaded>),
     /// The same request was done before, and answered this.
     DoneBefore(String),
     /// The same request is being done at the same time by somebody else, who has just noted it.
@@ -221,7 +221,7 @@ impl Services {
             match self.refer_or_note(tenant, &file, becomes, origin).await? {
                 Step::Done(uploaded) => {
                     failpoint!("upload.referred");
-                    return Ok(Answered::Now(uploaded));
+                    return Ok(Answered::Now(*uploaded));
                 }
                 Step::DoneBefore(answer) => return Ok(Answered::Before(answer)),
                 Step::Overtaken => continue,
@@ -236,7 +236,7 @@ impl Services {
                     if uploaded.deduplicated {
                         self.discard_object(tenant, &file.object_key).await;
                     }
-                    return Ok(Answered::Now(uploaded));
+                    return Ok(Answered::Now(*uploaded));
                 }
                 // Its key is spent: the object may be gone, or may not have been there when it was deleted.
                 Ok(_) => self.give_up(tenant, &file.object_key).await,
@@ -323,7 +323,7 @@ impl Services {
                     return Ok(Step::Overtaken);
                 }
                 tx.commit().await?;
-                Ok(Step::Done(uploaded))
+                Ok(Step::Done(Box::new(uploaded)))
             }
             None => {
                 let expires_at = self.clock().now().plus(UPLOAD_LIFE);
@@ -354,7 +354,7 @@ impl Services {
                 failpoint!("upload.committing");
                 tx.commit().await?;
                 failpoint!("upload.committed");
-                return Ok(Step::Done(uploaded));
+                return Ok(Step::Done(Box::new(uploaded)));
             }
             // Absent when it was condemned between the two statements: then the content may be added after all.
             if let Some(there) = files::lock_by_content(&mut tx, &file.hash, file.size).await? {
@@ -366,7 +366,7 @@ impl Services {
                 failpoint!("upload.condemning");
                 tx.commit().await?;
                 failpoint!("upload.condemned");
-                return Ok(Step::Done(uploaded));
+                return Ok(Step::Done(Box::new(uploaded)));
             }
         }
         Err(Error::Unavailable { dependency: "database", source: "the same content comes and goes too fast".into() })

@@ -64,7 +64,8 @@ impl World {
     /// Sends the parts of an upload.
     async fn sends(&self, begun: &Reply, content: &[u8]) {
         for part in begun.data()["parts"].as_array().unwrap() {
-            let (offset, size) = (part["offset"].as_u64().unwrap() as usize, part["size"].as_u64().unwrap() as usize);
+            let number = |name: &str| usize::try_from(part[name].as_u64().unwrap()).unwrap();
+            let (offset, size) = (number("offset"), number("size"));
             self.puts(part, &content[offset..offset + size]).await.expect(200);
         }
     }
