@@ -263,6 +263,7 @@ async fn while_it_fails(behaviour: Behaviour) {
     let not_ready = ready.reply.expect_error(503, "not_ready");
     assert_eq!(not_ready.json["error"]["details"]["object storage"], "down", "{}", not_ready.json);
     assert!(ready.took < SERVED_WITHIN && !not_ready.header("retry-after").is_empty(), "{:?}", ready.took);
+    assert!(LOG.lock().unwrap().contains("a dependency is unavailable"), "the log is read at all");
     assert_eq!(world.names().await, ["copy", "kept"]);
     world.app.clock().advance(Duration::from_secs(2 * 3600));
     let collected = world.app.services().collect_garbage(&world.tenant().await).await;
