@@ -3,6 +3,7 @@
 //! Between the app and the S3 store of `TEST_S3_ENDPOINT_URL` stands a proxy that fails as it is told to. Without that store, files are
 //! tried in its place, as far as files can fail, and the tests of S3 say that they did nothing.
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![expect(clippy::print_stdout, reason = "how long users wait is what the tests have to say")]
 
 use std::{
     fs,
@@ -203,7 +204,8 @@ impl<'a> MakeWriter<'a> for ToLog {
 fn listen() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing_subscriber::filter::LevelFilter::INFO).with_writer(ToLog).init();
+        let level = tracing_subscriber::filter::LevelFilter::INFO;
+        tracing_subscriber::fmt().with_ansi(false).with_max_level(level).with_writer(ToLog).init();
     });
 }
 
@@ -255,11 +257,13 @@ async fn while_it_fails(behaviour: Behaviour) {
         },
     );
     for told in [small, in_parts, version, beginning, completing] {
+        println!("{}: told after {:.1?}", std::thread::current().name().unwrap_or_default(), told.took);
         world.assert_told(told);
     }
     let not_ready = ready.reply.expect_error(503, "not_ready");
     assert_eq!(not_ready.json["error"]["details"]["object storage"], "down", "{}", not_ready.json);
     assert!(ready.took < SERVED_WITHIN && !not_ready.header("retry-after").is_empty(), "{:?}", ready.took);
+    assert!(LOG.lock().unwrap().contains("a dependency is unavailable"), "the log is read at all");
     assert_eq!(world.names().await, ["copy", "kept"]);
     world.app.clock().advance(Duration::from_secs(2 * 3600));
     let collected = world.app.services().collect_garbage(&world.tenant().await).await;
