@@ -11,7 +11,6 @@ use domain::{
     PastRequest, Provisioning, QuotaLimits, Result, Role, StorageUse, Tenant, TenantId, TenantName, TenantPlace, Timestamp, User, UserId,
     failpoint,
 };
-use futures_util::StreamExt;
 use models::{
     TenantDatabase, idempotency, members, moves, outbox, quotas, spares, tenant_schema_digest, tenant_schema_version, tenants, users,
 };
@@ -442,8 +441,8 @@ impl Services {
         Ok(tenant)
     }
 
-    /// Drops every tenant's database and every object, for an operator who wants to begin anew. Answers how many tenants
-    /// there were.
+    /// Drops every tenant's database and objects, for an operator who wants to begin anew. Answers how many tenants there were.
+    /// Objects of others, who have their tenants in the same bucket, are not touched.
     ///
     /// # Errors
     /// When a server or the storage is down. What was dropped until then is gone.
@@ -451,12 +450,9 @@ impl Services {
         let tenants = self.list_all_tenants().await?;
         for tenant in &tenants {
             self.drop_databases_of(tenant).await?;
+            self.delete_objects(tenant.id).await?;
         }
-        let storage = &self.0.parts.storage;
-        let mut objects = storage.list("tenants");
-        while let Some(object) = objects.next().await {
-            storage.delete(&object?.key).await?;
-        }
+        self.collect_late_objects().await?;
         Ok(tenants.len())
     }
 }

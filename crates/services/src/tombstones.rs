@@ -89,7 +89,7 @@ impl Services {
     }
 
     /// Deletes all objects of a tenant, and answers how many there were.
-    async fn delete_objects(&self, tenant_id: TenantId) -> Result<u64> {
+    pub(crate) async fn delete_objects(&self, tenant_id: TenantId) -> Result<u64> {
         let (storage, prefix) = (&self.0.parts.storage, object_prefix(tenant_id));
         let mut deleted = 0;
         loop {

@@ -85,9 +85,19 @@ async fn nothing_is_dropped_without_the_words() {
         assert_eq!(count().await, 1);
     }
     home.run(["init", "--confirm", "DELETE EVERYTHING"]).expect(2);
+    // One object is the tenant's, the other one somebody else's, whose objects are in the same bucket.
+    let ours = tenants::list(&mut home.databases().open().0.read().await.unwrap()).await.unwrap()[0].id;
+    let theirs = domain::TenantId::generate(&domain::SystemClock);
+    let [ours, theirs] = [ours, theirs].map(|tenant| format!("tenants/{tenant}/files/00/00/object"));
+    home.objects().leave(&ours, b"ours").await;
+    home.objects().leave(&theirs, b"theirs").await;
     let dropped = home.run(["init", "--drop-all", "--confirm", "DELETE EVERYTHING"]).expect(0).out;
     assert!(dropped.contains("Dropped 1 tenants"), "{dropped}");
     assert_eq!(count().await, 0);
+    let storage = home.objects().open();
+    assert!(storage.head(&ours).await.is_err());
+    assert_eq!(storage.head(&theirs).await.unwrap(), 6);
+    storage.delete(&theirs).await.unwrap();
     if home.is_sqlite() {
         assert_eq!(fs::read_dir(home.path().join("tenants")).unwrap().count(), 0);
     }
