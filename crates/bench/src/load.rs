@@ -123,14 +123,7 @@ impl Connection {
     pub(crate) async fn download(&mut self, request: &Request) -> Result<usize> {
         self.stream.write_all(&request.head).await?;
         self.stream.flush().await?;
-        self.input.clear();
-        let body = loop {
-            match self.input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-                Some(end) => break end + 4,
-                None => self.receive_more().await?,
-            }
-        };
-        let (status, length) = parse_head(&self.input[..body])?;
+        let (status, length, body) = self.receive_head().await?;
         ensure!(status == 200, "the server answered {status}");
         let mut left = length - (self.input.len() - body);
         let mut piece = vec![0; PIECE];
@@ -143,6 +136,15 @@ impl Connection {
     }
 
     async fn receive(&mut self) -> Result<(u16, Range<usize>)> {
+        let (status, length, body) = self.receive_head().await?;
+        while self.input.len() < body + length {
+            self.receive_more().await?;
+        }
+        Ok((status, body..body + length))
+    }
+
+    /// Receives an answer up to where its body begins: its status, the length of the body, and that place in the input.
+    async fn receive_head(&mut self) -> Result<(u16, usize, usize)> {
         self.input.clear();
         let body = loop {
             match self.input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
@@ -151,10 +153,7 @@ impl Connection {
             }
         };
         let (status, length) = parse_head(&self.input[..body])?;
-        while self.input.len() < body + length {
-            self.receive_more().await?;
-        }
-        Ok((status, body..body + length))
+        Ok((status, length, body))
     }
 
     async fn receive_more(&mut self) -> Result<()> {

@@ -6,7 +6,7 @@
 //! deleted ([`settling_time`](crate::ObjectStorage::settling_time)), the row stays until it can't, and the object is deleted again
 //! (`tests/interleavings.rs` shows why).
 
-use std::{iter::Sum, ops::Add, time::Duration};
+use std::{ops::Add, time::Duration};
 
 use domain::{FileId, Result, Tenant, TenantId, Timestamp, failpoint, object_prefix};
 use futures_util::TryStreamExt;
@@ -44,12 +44,6 @@ impl Add for Collected {
             bytes: self.bytes + other.bytes,
             uploads: self.uploads + other.uploads,
         }
-    }
-}
-
-impl Sum for Collected {
-    fn sum<I: Iterator<Item = Self>>(each: I) -> Self {
-        each.fold(Self::default(), Add::add)
     }
 }
 
