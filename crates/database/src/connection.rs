@@ -62,6 +62,8 @@ pub struct Outcome {
 pub struct Connection<S> {
     engine: Engine,
     transaction: Transaction,
+    /// What goes out before the next statement, or with the commit.
+    deferred: Vec<Statement>,
     scope: PhantomData<fn() -> S>,
 }
 
@@ -85,7 +87,7 @@ pub(crate) enum Engine {
 
 impl<S: Scope> Connection<S> {
     pub(crate) fn new(engine: Engine) -> Self {
-        Self { engine, transaction: Transaction::None, scope: PhantomData }
+        Self { engine, transaction: Transaction::None, deferred: Vec::new(), scope: PhantomData }
     }
 
     /// Runs statements in order, sent together: one trip to a PostgreSQL server, one hop to an SQLite thread. Stops at the
@@ -101,13 +103,15 @@ impl<S: Scope> Connection<S> {
             Transaction::Whole => self.transaction = Transaction::Broken,
             Transaction::Broken => return Err(Error::internal("a statement of this transaction has failed before")),
         }
-        let outcomes = match &mut self.engine {
-            Engine::Sqlite(connection) => connection.run(statements).await,
-            Engine::Postgres(connection) => connection.run(statements).await,
-            Engine::PostgresReader(reader) => reader.run(&statements).await,
+        let deferred = self.deferred.len();
+        let all = if deferred == 0 { statements } else { self.deferred.drain(..).chain(statements).collect() };
+        let mut outcomes = match &mut self.engine {
+            Engine::Sqlite(connection) => connection.run(all).await,
+            Engine::Postgres(connection) => connection.run(all).await,
+            Engine::PostgresReader(reader) => reader.run(&all).await,
         }?;
         self.transaction = before;
-        Ok(outcomes)
+        Ok(outcomes.split_off(deferred))
     }
 
     /// Runs a statement that answers rows.
@@ -162,18 +166,25 @@ impl<S: Scope> Tx<S> {
         Ok(self.0.one(sql, params).await?.affected)
     }
 
+    /// Adds a statement whose outcome nobody asks for. It goes out together with the next one, or with the commit, which spares a
+    /// hop or a trip; if it fails, that fails.
+    pub fn defer(&mut self, sql: &'static str, params: Vec<Value>) {
+        self.0.deferred.push(Statement::new(sql, params));
+    }
+
     /// Makes everything durable that the transaction did. When this returns, it survives a crash.
     ///
     /// # Errors
-    /// When the database could not commit. What it did is then undone, unless the connection was lost in the middle of the
+    /// When a deferred statement fails, or the database could not commit. What it did is then undone, unless the connection was lost in the middle of the
     /// commit: then nobody here can know.
     pub async fn commit(mut self) -> Result<()> {
         if self.0.transaction == Transaction::Broken {
             return Err(Error::internal("a transaction in which a statement failed can't be committed"));
         }
+        let deferred = std::mem::take(&mut self.0.deferred);
         match &mut self.0.engine {
-            Engine::Sqlite(connection) => connection.commit().await,
-            Engine::Postgres(connection) => connection.commit().await,
+            Engine::Sqlite(connection) => connection.commit(deferred).await,
+            Engine::Postgres(connection) => connection.commit(deferred).await,
             Engine::PostgresReader(_) => Err(Error::internal("a reader has no transaction")),
         }
     }

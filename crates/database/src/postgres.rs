@@ -15,7 +15,7 @@ use std::{
 
 use bytes::{BufMut, BytesMut};
 use domain::{TenantId, Timestamp};
-use futures_util::future::{try_join, try_join_all};
+use futures_util::future::{try_join_all, try_join3};
 use tokio::{runtime::Handle, sync::oneshot, task::JoinHandle, time::timeout};
 use tokio_postgres::{
     Client, Config, GenericClient, SimpleQueryMessage,
@@ -448,26 +448,33 @@ impl PostgresConnection {
         if begin {
             self.in_transaction = InTransaction::Yes;
         }
-        self.with_session(async |session| {
-            session.prepare(&statements).await?;
-            let run_all = try_join_all(statements.iter().map(|statement| session.run(statement)));
-            if begin {
-                // Polled in this order, the two are sent in this order.
-                let begin = async { session.wired.client.batch_execute("BEGIN READ WRITE").await.map_err(from_postgres) };
-                let ((), outcomes) = try_join(begin, run_all).await?;
-                Ok(outcomes)
-            } else {
-                run_all.await
-            }
-        })
-        .await
+        self.send(begin, statements, false).await
     }
 
-    pub(crate) async fn commit(&mut self) -> Result<()> {
-        if std::mem::replace(&mut self.in_transaction, InTransaction::No) != InTransaction::Yes {
-            return Ok(());
+    /// Runs what is left to do, and commits.
+    pub(crate) async fn commit(&mut self, statements: Vec<Statement>) -> Result<()> {
+        match std::mem::replace(&mut self.in_transaction, InTransaction::No) {
+            InTransaction::WithFirstStatement if !statements.is_empty() => self.send(true, statements, true).await.map(drop),
+            InTransaction::Yes => self.send(false, statements, true).await.map(drop),
+            _ => Ok(()),
         }
-        self.with_session(async |session| session.wired.client.batch_execute("COMMIT").await.map_err(from_postgres)).await
+    }
+
+    /// Sends statements all at once, in a transaction that begins before or ends after them. When one fails, the server makes of
+    /// the commit behind it a rollback.
+    async fn send(&mut self, begin: bool, statements: Vec<Statement>, commit: bool) -> Result<Vec<Outcome>> {
+        self.with_session(async |session| {
+            session.prepare(&statements).await?;
+            let execute = async |wanted: bool, sql| match wanted {
+                true => session.wired.client.batch_execute(sql).await.map_err(from_postgres),
+                false => Ok(()),
+            };
+            // Polled in this order, they are sent in this order.
+            let run_all = try_join_all(statements.iter().map(|statement| session.run(statement)));
+            let ((), outcomes, ()) = try_join3(execute(begin, "BEGIN READ WRITE"), run_all, execute(commit, "COMMIT")).await?;
+            Ok(outcomes)
+        })
+        .await
     }
 
     async fn with_session<T>(&mut self, work: impl AsyncFnOnce(&Session) -> Result<T>) -> Result<T> {

@@ -378,14 +378,7 @@ impl SqliteConnection {
             return Ok(vec![outcome?]);
         }
         let begin = self.begun == Begun::WithFirstStatement;
-        let outcomes = self
-            .with_connection(move |connection| {
-                if begin {
-                    connection.execute_batch("BEGIN IMMEDIATE").map_err(from_rusqlite)?;
-                }
-                statements.iter().map(|statement| run_statement(connection, statement)).collect()
-            })
-            .await;
+        let outcomes = self.with_connection(move |connection| run_statements(connection, begin, &statements)).await;
         if begin && outcomes.is_ok() {
             self.begun = Begun::Yes;
         }
@@ -407,11 +400,17 @@ impl SqliteConnection {
         }
     }
 
-    pub(crate) async fn commit(&mut self) -> Result<()> {
-        if self.begun != Begun::Yes {
+    /// Runs what is left to do, and commits.
+    pub(crate) async fn commit(&mut self, statements: Vec<Statement>) -> Result<()> {
+        let begin = self.begun == Begun::WithFirstStatement;
+        if begin && statements.is_empty() {
             return Ok(());
         }
-        self.with_connection(|connection| connection.execute_batch("COMMIT").map_err(from_rusqlite)).await
+        self.with_connection(move |connection| {
+            run_statements(connection, begin, &statements)?;
+            connection.execute_batch("COMMIT").map_err(from_rusqlite)
+        })
+        .await
     }
 
     async fn with_connection<T: Send + 'static>(&mut self, job: impl FnOnce(&Connection) -> Result<T> + Send + 'static) -> Result<T> {
@@ -480,6 +479,13 @@ impl Drop for SqliteConnection {
             let _threads_have_ended = self.threads.send(Box::new(move || drop(lease)));
         }
     }
+}
+
+fn run_statements(connection: &Connection, begin: bool, statements: &[Statement]) -> Result<Vec<Outcome>> {
+    if begin {
+        connection.execute_batch("BEGIN IMMEDIATE").map_err(from_rusqlite)?;
+    }
+    statements.iter().map(|statement| run_statement(connection, statement)).collect()
 }
 
 fn run_statement(connection: &Connection, Statement { sql, params }: &Statement) -> Result<Outcome> {
@@ -633,6 +639,6 @@ mod tests {
         let mut connection = file.write().await.unwrap();
         connection.begin();
         connection.run(vec![Statement::new("CREATE TABLE a (b)", Vec::new())]).await.unwrap();
-        connection.commit().await.unwrap();
+        connection.commit(Vec::new()).await.unwrap();
     }
 }

@@ -24,8 +24,8 @@ pub(crate) use select_documents;
 pub const FIND: &str = select_documents!("WHERE d.id = $1 AND d.deleted_at IS NULL");
 
 /// Adds a document. Its file's row must be locked or new.
-pub async fn insert(tx: &mut TenantTx, document: &Document) -> Result<()> {
-    tx.execute(
+pub fn insert(tx: &mut TenantTx, document: &Document) {
+    tx.defer(
         "INSERT INTO documents (id, filename, filename_folded, mime_type, file_id, user_id, created_at, updated_at, created_by)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         params![
@@ -39,9 +39,7 @@ pub async fn insert(tx: &mut TenantTx, document: &Document) -> Result<()> {
             document.updated_at,
             document.created_by
         ],
-    )
-    .await?;
-    Ok(())
+    );
 }
 
 /// The document with this id; one in the trash is not there.

@@ -15,26 +15,55 @@ macro_rules! select {
     };
 }
 
-/// Adds a file, unless the same content is already there. Answers whether it did.
-pub async fn insert_if_new(tx: &mut TenantTx, file: &File) -> Result<bool> {
-    let added = tx
-        .execute(
-            "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-             ON CONFLICT (sha256, file_size) WHERE condemned_at IS NULL DO NOTHING",
-            params![
-                file.id,
-                file.hash.md5_hex(),
-                &file.hash.sha256[..],
-                file.object_key.as_str(),
-                i64::try_from(file.size).unwrap_or(i64::MAX),
-                file.created_at,
-                file.updated_at,
-                file.created_by
-            ],
+/// What came of adding a file whose object is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addition {
+    /// The file is there, and its upload is forgotten.
+    Added,
+    /// The same content is there already; the upload is as it was.
+    AlreadyThere,
+    /// The upload was condemned meanwhile, so its object can't become a file's. Nothing is to be committed.
+    Expired,
+}
+
+/// Adds a file, unless the same content is already there, and forgets the upload of its object.
+pub async fn add(tx: &mut TenantTx, file: &File) -> Result<Addition> {
+    let insert = Statement::new(
+        "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+         ON CONFLICT (sha256, file_size) WHERE condemned_at IS NULL DO NOTHING",
+        params![
+            file.id,
+            file.hash.md5_hex(),
+            &file.hash.sha256[..],
+            file.object_key.as_str(),
+            i64::try_from(file.size).unwrap_or(i64::MAX),
+            file.created_at,
+            file.updated_at,
+            file.created_by
+        ],
+    );
+    let forget = Statement::new(
+        "DELETE FROM uploads WHERE s3_path = $1 AND condemned_at IS NULL AND EXISTS (SELECT 1 FROM files WHERE id = $2)",
+        params![file.object_key.as_str(), file.id],
+    );
+    let affected: Vec<u64> = tx.batch(vec![insert, forget]).await?.into_iter().map(|outcome| outcome.affected).collect();
+    Ok(match affected[..] {
+        [1, 1] => Addition::Added,
+        [1, _] => Addition::Expired,
+        _ => Addition::AlreadyThere,
+    })
+}
+
+/// Whether there is a living file with this content.
+pub async fn is_there(connection: &mut Connection<Tenant>, hash: &ContentHash, size: u64) -> Result<bool> {
+    let found = connection
+        .query_opt(
+            "SELECT 1 FROM files WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL",
+            params![&hash.sha256[..], i64::try_from(size).unwrap_or(i64::MAX)],
         )
         .await?;
-    Ok(added == 1)
+    Ok(found.is_some())
 }
 
 /// The living file with this content, locked until the end of the transaction.

@@ -6,13 +6,11 @@ use domain::{Event, EventKind, TenantId};
 use crate::word;
 
 /// Adds an event.
-pub async fn push<S: Scope>(tx: &mut Tx<S>, event: &Event) -> Result<()> {
-    tx.execute(
+pub fn push<S: Scope>(tx: &mut Tx<S>, event: &Event) {
+    tx.defer(
         "INSERT INTO outbox (id, event_type, tenant_id, user_id, occurred_at, data) VALUES ($1, $2, $3, $4, $5, $6)",
         params![event.id, event.kind.as_str(), event.tenant_id, event.user_id, event.at, event.data.as_str()],
-    )
-    .await?;
-    Ok(())
+    );
 }
 
 /// Events that were not published yet, in the order of their ids.

@@ -9,14 +9,8 @@ use crate::{
 };
 
 /// Notes an upload before its object is written, and what it may come to take of the tenant's quota.
-pub async fn insert(
-    tx: &mut TenantTx,
-    object_key: &str,
-    reserved_bytes: u64,
-    reserved_documents: u64,
-    expires_at: Timestamp,
-) -> Result<()> {
-    tx.execute(
+pub fn insert(tx: &mut TenantTx, object_key: &str, reserved_bytes: u64, reserved_documents: u64, expires_at: Timestamp) {
+    tx.defer(
         "INSERT INTO uploads (s3_path, expires_at, reserved_bytes, reserved_documents) VALUES ($1, $2, $3, $4)",
         params![
             object_key,
@@ -24,9 +18,7 @@ pub async fn insert(
             i64::try_from(reserved_bytes).unwrap_or(i64::MAX),
             i64::try_from(reserved_documents).unwrap_or(i64::MAX)
         ],
-    )
-    .await?;
-    Ok(())
+    );
 }
 
 /// Forgets an upload, because a file refers to its object now. Answers whether that may be: not when the upload was condemned.

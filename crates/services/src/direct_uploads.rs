@@ -168,7 +168,7 @@ impl Services {
             return Ok(None);
         }
         self.reserve(&mut tx, quota, 0).await?;
-        let document = self.insert_document(&mut tx, tenant, file, &announced.filename, &announced.mime_type).await?;
+        let document = self.insert_document(&mut tx, tenant, file, &announced.filename, &announced.mime_type);
         tx.commit().await?;
         Ok(Some(Uploaded { document, deduplicated: true }))
     }
@@ -255,7 +255,7 @@ impl Services {
         }
         let replaced = staged_uploads::replace_part(&mut tx, id, part).await?;
         if let Some(replaced) = &replaced {
-            uploads::insert(&mut tx, replaced, 0, 0, now).await?;
+            uploads::insert(&mut tx, replaced, 0, 0, now);
             uploads::condemn(&mut tx, replaced, now).await?;
         }
         staged_uploads::set_received(&mut tx, id, upload.received, now, until).await?;

@@ -110,7 +110,7 @@ impl Services {
         require_precondition(&lock_own(&mut tx, &tenant, id).await?, precondition)?;
         documents::update(&mut tx, id, filename.as_ref(), mime_type.as_ref(), self.clock().now()).await?;
         let document = documents::find(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
-        outbox::push(&mut tx, &self.audit("document.updated", Some(tenant_id), Some(caller.user_id()), facts(&document))).await?;
+        outbox::push(&mut tx, &self.audit("document.updated", Some(tenant_id), Some(caller.user_id()), facts(&document)));
         tx.commit().await?;
         Ok(document)
     }

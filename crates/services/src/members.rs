@@ -82,7 +82,7 @@ impl Services {
         role: Option<Role>,
     ) -> Result<()> {
         let data = json!({ "member_id": user_id.to_string(), "role": role.map(Role::as_str) });
-        outbox::push(&mut tx, &self.audit(action, Some(tenant_id), Some(caller.user_id()), data)).await?;
+        outbox::push(&mut tx, &self.audit(action, Some(tenant_id), Some(caller.user_id()), data));
         self.commit_access_change(tx, user_id).await
     }
 }

@@ -68,7 +68,7 @@ impl Services {
             users::replace_password_hash(&mut tx, user.id, &hash, &new).await?;
         }
         sessions::insert(&mut tx, &session, now.plus(self.0.parts.tokens.life(TokenKind::Refresh))).await?;
-        outbox::push(&mut tx, &self.audit("session.started", None, Some(user.id), json!({ "session_id": session.id.to_string() }))).await?;
+        outbox::push(&mut tx, &self.audit("session.started", None, Some(user.id), json!({ "session_id": session.id.to_string() })));
         failpoint!("login.committing");
         tx.commit().await?;
         failpoint!("login.committed");
@@ -129,7 +129,7 @@ impl Services {
         if !sessions::end(&mut tx, id, now).await? {
             return Ok(());
         }
-        outbox::push(&mut tx, &self.audit(action, None, Some(user_id), json!({ "session_id": id.to_string() }))).await?;
+        outbox::push(&mut tx, &self.audit(action, None, Some(user_id), json!({ "session_id": id.to_string() })));
         self.commit_access_change(tx, id).await
     }
 

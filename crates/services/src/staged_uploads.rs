@@ -122,7 +122,7 @@ impl Services {
     pub(crate) async fn store_part(&self, tenant: &TenantCaller, id: UploadId, content: SpooledContent) -> Result<String> {
         let key = format!("{}/{}", staged_key(tenant.tenant_id(), id), self.clock().new_uuid().simple());
         let mut tx = self.begin_again(tenant).await?;
-        uploads::insert(&mut tx, &key, 0, 0, self.clock().now().plus(UPLOAD_LIFE)).await?;
+        uploads::insert(&mut tx, &key, 0, 0, self.clock().now().plus(UPLOAD_LIFE));
         tx.commit().await?;
         failpoint!("staged.part_noted");
         self.put(&key, &Content::Spooled(content)).await?;

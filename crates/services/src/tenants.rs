@@ -212,7 +212,7 @@ impl Services {
         let mut tx = self.main().begin().await?;
         if tenants::set_provisioning(&mut tx, tenant.id, Provisioning::Active, schema_version, now).await? {
             let data = json!({ "name": tenant.name, "database_name": tenant.place.database.as_str() });
-            outbox::push(&mut tx, &self.event(EventKind::TenantCreated, Some(tenant.id), tenant.created_by, &data)).await?;
+            outbox::push(&mut tx, &self.event(EventKind::TenantCreated, Some(tenant.id), tenant.created_by, &data));
         } else if tenants::find(&mut tx, tenant.id).await?.is_none_or(|settled| settled.provisioning != Provisioning::Active) {
             // Whoever gave it up may have dropped the database before it was made here again.
             databases.drop_database(&tenant.place).await?;
@@ -343,9 +343,9 @@ impl Services {
         let tenant = tenants::update(&mut tx, tenant_id, name, is_active, now).await?.ok_or(Error::NotFound(Noun::Tenant))?;
         let data = json!({ "name": tenant.name, "is_active": tenant.is_active });
         if before.is_active && !tenant.is_active {
-            outbox::push(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), user_id, &json!({ "name": tenant.name }))).await?;
+            outbox::push(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), user_id, &json!({ "name": tenant.name })));
         }
-        outbox::push(&mut tx, &self.audit("tenant.updated", Some(tenant_id), user_id, data)).await?;
+        outbox::push(&mut tx, &self.audit("tenant.updated", Some(tenant_id), user_id, data));
         self.commit_access_change(tx, tenant_id).await?;
         Ok(tenant)
     }
@@ -435,7 +435,7 @@ impl Services {
         let mut tx = self.main().begin().await?;
         let tenant = tenants::set_limits(&mut tx, tenant_id, limits, self.clock().now()).await?.ok_or(Error::NotFound(Noun::Tenant))?;
         let data = json!({ "name": tenant.name, "max_bytes": limits.bytes.stored(), "max_documents": limits.documents.stored() });
-        outbox::push(&mut tx, &self.audit("tenant.quota_set", Some(tenant_id), None, data)).await?;
+        outbox::push(&mut tx, &self.audit("tenant.quota_set", Some(tenant_id), None, data));
         self.commit_access_change(tx, tenant_id).await?;
         tokio::time::sleep(NOTICED_AFTER).await;
         Ok(tenant)

@@ -71,8 +71,8 @@ impl Services {
             return Err(being_moved());
         }
         let data = json!({ "name": tenant.name, "hard": true });
-        outbox::push(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), None, &data)).await?;
-        outbox::push(&mut tx, &self.audit("tenant.deleted", Some(tenant_id), None, data)).await?;
+        outbox::push(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), None, &data));
+        outbox::push(&mut tx, &self.audit("tenant.deleted", Some(tenant_id), None, data));
         failpoint!("tenant.deletion_marking");
         self.commit_access_change(tx, tenant_id).await?;
         failpoint!("tenant.deletion_marked");

@@ -33,7 +33,7 @@ impl Services {
         } else {
             trash::insert(&mut tx, id, caller.user_id(), self.clock().now()).await?;
         }
-        outbox::push(&mut tx, &self.event(EventKind::DocumentDeleted, Some(tenant_id), Some(caller.user_id()), &facts(&document))).await?;
+        outbox::push(&mut tx, &self.event(EventKind::DocumentDeleted, Some(tenant_id), Some(caller.user_id()), &facts(&document)));
         failpoint!("document.deleting");
         tx.commit().await?;
         failpoint!("document.deleted");
@@ -60,7 +60,7 @@ impl Services {
         require_own(&tenant, &document)?;
         trash::restore(&mut tx, id, self.clock().now()).await?;
         let document = documents::find(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
-        outbox::push(&mut tx, &self.audit("document.restored", Some(tenant_id), Some(caller.user_id()), facts(&document))).await?;
+        outbox::push(&mut tx, &self.audit("document.restored", Some(tenant_id), Some(caller.user_id()), facts(&document)));
         failpoint!("document.restoring");
         tx.commit().await?;
         failpoint!("document.restored");
@@ -123,7 +123,7 @@ impl Services {
 
     async fn purge(&self, mut tx: TenantTx, document: &Document, by: Option<UserId>, tenant_id: TenantId) -> Result<()> {
         self.remove(&mut tx, document).await?;
-        outbox::push(&mut tx, &self.audit("document.purged", Some(tenant_id), by, facts(document))).await?;
+        outbox::push(&mut tx, &self.audit("document.purged", Some(tenant_id), by, facts(document)));
         failpoint!("document.purging");
         tx.commit().await?;
         failpoint!("document.purged");

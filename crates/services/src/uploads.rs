@@ -7,7 +7,7 @@ use domain::{
     ContentHash, Document, DocumentId, Error, EventKind, File, FileId, Filename, MimeType, Noun, Quota, Result, Role, StagedUpload,
     TenantId, UploadId, UploadState, failpoint, object_key,
 };
-use models::{TenantTx, documents, files, outbox, quotas, staged_uploads, uploads, versions};
+use models::{TenantTx, documents, files, files::Addition, outbox, quotas, staged_uploads, uploads, versions};
 
 use crate::{
     Answered, Caller, Once, Services, SpooledContent,
@@ -301,17 +301,20 @@ impl Services {
 
     /// Step (a). What is locked, here and everywhere: the upload in parts, the document, the quota, the files, in this order.
     async fn refer_or_note(&self, tenant: &TenantCaller, file: &File, becomes: Becomes<'_>, origin: Origin<'_>) -> Result<Step> {
+        let reserves = !matches!(origin, Origin::Staged(_));
+        let quota = if reserves { tenant.quota() } else { Quota::default() };
+        // Most uploads are of new content and nothing else is to be decided: then only the note needs the writer. Step (c) looks again.
+        let is_plain = quota.is_unlimited() && matches!((becomes, origin), (Becomes::Document { .. }, Origin::Request));
+        let is_new = is_plain && !files::is_there(&mut tenant.read().await?, &file.hash, file.size).await?;
         let mut tx = self.begin_again(tenant).await?;
         if let Some(done) = self.find_done(&mut tx, tenant, origin).await? {
             return Ok(done);
         }
         let replaced = self.lock_replaced(&mut tx, tenant, becomes).await?;
-        let reserves = !matches!(origin, Origin::Staged(_));
-        let quota = if reserves { tenant.quota() } else { Quota::default() };
         if !quota.is_unlimited() {
             quotas::lock(&mut tx).await?;
         }
-        let there = files::lock_by_content(&mut tx, &file.hash, file.size).await?;
+        let there = if is_new { None } else { files::lock_by_content(&mut tx, &file.hash, file.size).await? };
         if !quota.is_unlimited() {
             let used = quotas::find_use(&mut tx, self.clock().now()).await?;
             refuse(used.shortage(quota, if there.is_some() { 0 } else { file.size }, becomes.documents()))?;
@@ -328,7 +331,7 @@ impl Services {
             None => {
                 let expires_at = self.clock().now().plus(UPLOAD_LIFE);
                 let (bytes, documents) = if reserves { (file.size, becomes.documents()) } else { (0, 0) };
-                uploads::insert(&mut tx, &file.object_key, bytes, documents, expires_at).await?;
+                uploads::insert(&mut tx, &file.object_key, bytes, documents, expires_at);
                 tx.commit().await?;
                 Ok(Step::Noted)
             }
@@ -343,18 +346,19 @@ impl Services {
                 return Ok(done);
             }
             let replaced = self.lock_replaced(&mut tx, tenant, becomes).await?;
-            if files::insert_if_new(&mut tx, file).await? {
-                if !uploads::complete(&mut tx, &file.object_key).await? {
-                    return Ok(Step::Expired);
+            match files::add(&mut tx, file).await? {
+                Addition::Expired => return Ok(Step::Expired),
+                Addition::Added => {
+                    let uploaded = self.apply(&mut tx, tenant, file.clone(), false, becomes, replaced).await?;
+                    if !self.note_done(&mut tx, tenant, &uploaded, origin).await? {
+                        return Ok(Step::Overtaken);
+                    }
+                    failpoint!("upload.committing");
+                    tx.commit().await?;
+                    failpoint!("upload.committed");
+                    return Ok(Step::Done(Box::new(uploaded)));
                 }
-                let uploaded = self.apply(&mut tx, tenant, file.clone(), false, becomes, replaced).await?;
-                if !self.note_done(&mut tx, tenant, &uploaded, origin).await? {
-                    return Ok(Step::Overtaken);
-                }
-                failpoint!("upload.committing");
-                tx.commit().await?;
-                failpoint!("upload.committed");
-                return Ok(Step::Done(Box::new(uploaded)));
+                Addition::AlreadyThere => {}
             }
             // Absent when it was condemned between the two statements: then the content may be added after all.
             if let Some(there) = files::lock_by_content(&mut tx, &file.hash, file.size).await? {
@@ -395,7 +399,7 @@ impl Services {
                 let mime_type = mime_type.map_or(document.mime_type.clone(), ToString::to_string);
                 self.replace_content(tx, tenant, document, file, mime_type).await?
             }
-            (Becomes::Document { filename, mime_type }, _) => self.insert_document(tx, tenant, file, filename, mime_type).await?,
+            (Becomes::Document { filename, mime_type }, _) => self.insert_document(tx, tenant, file, filename, mime_type),
             (Becomes::Version { .. }, None) => return Err(Error::internal("a version of no document")),
         };
         Ok(Uploaded { document, deduplicated })
@@ -413,14 +417,14 @@ impl Services {
         }
     }
 
-    pub(crate) async fn insert_document(
+    pub(crate) fn insert_document(
         &self,
         tx: &mut TenantTx,
         tenant: &TenantCaller,
         file: File,
         filename: &Filename,
         mime_type: &MimeType,
-    ) -> Result<Document> {
+    ) -> Document {
         let now = self.clock().now();
         let document = Document {
             id: DocumentId::generate(self.clock()),
@@ -437,9 +441,9 @@ impl Services {
             deleted_at: None,
             deleted_by: None,
         };
-        documents::insert(tx, &document).await?;
-        self.push_uploaded(tx, tenant, &document).await?;
-        Ok(document)
+        documents::insert(tx, &document);
+        self.push_uploaded(tx, tenant, &document);
+        document
     }
 
     /// Gives a document, which is locked, another content, unless it is the one that it has.
@@ -466,13 +470,12 @@ impl Services {
             ..document
         };
         documents::set_content(tx, document.id, document.version, document.file.id, &document.mime_type, tenant.user_id(), now).await?;
-        self.push_uploaded(tx, tenant, &document).await?;
+        self.push_uploaded(tx, tenant, &document);
         Ok(document)
     }
 
-    async fn push_uploaded(&self, tx: &mut TenantTx, tenant: &TenantCaller, document: &Document) -> Result<()> {
-        let event = self.event(EventKind::DocumentUploaded, Some(tenant.tenant_id()), Some(tenant.user_id()), &facts(document));
-        Ok(outbox::push(tx, &event).await?)
+    fn push_uploaded(&self, tx: &mut TenantTx, tenant: &TenantCaller, document: &Document) {
+        outbox::push(tx, &self.event(EventKind::DocumentUploaded, Some(tenant.tenant_id()), Some(tenant.user_id()), &facts(document)));
     }
 
     /// Gives up an upload whose object may be there. What fails here, the collector does.

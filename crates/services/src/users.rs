@@ -45,7 +45,7 @@ impl Services {
         users::insert(&mut tx, &user, &password)
             .await
             .map_err(|error| if error.violates(users::EMAIL_KEY) { Error::Conflict(Conflict::EmailTaken) } else { error.into() })?;
-        outbox::push(&mut tx, &self.audit("user.registered", None, Some(user.id), json!({}))).await?;
+        outbox::push(&mut tx, &self.audit("user.registered", None, Some(user.id), json!({})));
         tx.commit().await?;
         Ok(user)
     }
@@ -98,7 +98,7 @@ impl Services {
             return Err(Error::NotFound(Noun::User));
         }
         let action = if is_active { "user.activated" } else { "user.deactivated" };
-        outbox::push(&mut tx, &self.audit(action, None, Some(user_id), json!({}))).await?;
+        outbox::push(&mut tx, &self.audit(action, None, Some(user_id), json!({})));
         if !is_active {
             sessions::end_all_of(&mut tx, user_id, now).await?;
         }

@@ -7,8 +7,8 @@
 //! **The steps.** What others can't come between is one step: a transaction, or the moment a call takes effect at the store. A
 //! transaction is one step because of its locks. Whoever refers to a file, or condemns it, locks the file's row and looks again; a
 //! statement that waited for a lock sees what was committed meanwhile, under READ COMMITTED too. Two uploads that add the same
-//! content wait for each other at the unique index. `complete` and `condemn_expired` write the same row of `uploads`. The one
-//! gap that this leaves, between `insert_if_new` and `lock_by_content`, is two steps here. So is a list of the collector's and what
+//! content wait for each other at the unique index. `files::add` and `condemn_expired` write the same row of `uploads`. The one
+//! gap that this leaves, between `files::add` and `lock_by_content`, is two steps here. So is a list of the collector's and what
 //! comes of it.
 //!
 //! A delete is one step, with its lock or without: what it looked at before is looked at again by the statement that deletes,
@@ -121,9 +121,9 @@ enum Next {
     Begin,
     /// `put`, under way.
     Put,
-    /// `insert_if_new` of `add_document`.
+    /// `files::add`.
     Add,
-    /// `lock_by_content` of `add_document`, after a conflict.
+    /// `lock_by_content`, after a conflict.
     Lock,
     /// `delete` of `delete_condemned_upload`, under way.
     Discard,

@@ -70,6 +70,52 @@ async fn a_transaction_with_a_failed_statement_keeps_nothing() {
     .await;
 }
 
+#[tokio::test]
+async fn what_is_deferred_goes_out_in_its_turn_or_with_the_commit() {
+    on_every_engine(async |engine| {
+        let mut tx = engine.main.begin().await.unwrap();
+        tx.defer(INSERT, change(1));
+        assert_eq!(tx.execute("UPDATE access_changes SET version = 2 WHERE version = 1", params![]).await.unwrap(), 1);
+        tx.defer(INSERT, change(3));
+        tx.commit().await.unwrap();
+        let mut tx = engine.main.begin().await.unwrap();
+        tx.defer(INSERT, change(4));
+        tx.commit().await.unwrap();
+        assert_eq!(kept(&engine.main).await, [2, 3, 4]);
+
+        let mut tx = engine.main.begin().await.unwrap();
+        tx.defer(INSERT, change(5));
+        drop(tx);
+        assert_eq!(kept(&engine.main).await, [2, 3, 4], "nothing went out");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_deferred_and_fails_undoes_the_transaction() {
+    on_every_engine(async |engine| {
+        for _ in 0..20 {
+            let mut tx = engine.main.begin().await.unwrap();
+            tx.execute(INSERT, change(1)).await.unwrap();
+            tx.defer(INSERT, change(1));
+            tx.defer(INSERT, change(2));
+            assert!(matches!(tx.commit().await, Err(Error::Violated(_))));
+            assert!(kept(&engine.main).await.is_empty());
+
+            let mut tx = engine.main.begin().await.unwrap();
+            tx.defer(INSERT, change(1));
+            tx.defer(INSERT, change(1));
+            assert!(tx.query("SELECT 1", params![]).await.is_err(), "it fails with the next statement");
+            assert!(tx.commit().await.is_err());
+        }
+        let mut tx = engine.main.begin().await.unwrap();
+        tx.defer(INSERT, change(3));
+        tx.commit().await.unwrap();
+        assert_eq!(kept(&engine.main).await, [3], "the next one works");
+    })
+    .await;
+}
+
 /// PostgreSQL would answer the commit with success, whatever became of the statement.
 #[tokio::test]
 async fn a_transaction_with_an_abandoned_statement_keeps_nothing() {

@@ -2,19 +2,27 @@
 
 use std::{
     fs::{self, DirBuilder, File},
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, IoSliceMut},
+    mem,
     ops::Range,
     os::unix::fs::{DirBuilderExt, FileExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
 use domain::{Error, Noun, Result, failpoint};
-use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream, stream::BoxStream};
+use futures_util::{
+    FutureExt, StreamExt, TryStreamExt,
+    future::{self, BoxFuture, Either},
+    stream::{self, BoxStream},
+};
 use object_store::{ObjectStore, local::LocalFileSystem};
-use rustix::fs::{Access, access, statvfs};
+use rustix::{
+    fs::{Access, access, statvfs},
+    io::{ReadWriteFlags, preadv2},
+};
 
 use super::{
     DownloadUrl, Object, ObjectEntry, ObjectStorage, PIECE, Presentation, bad_key, blocking, check_key, failed, is_prefix, unavailable,
@@ -205,22 +213,57 @@ fn open(path: &Path) -> io::Result<Option<(File, u64)>> {
     }
 }
 
-/// Reads these bytes of a file, one piece ahead of what is asked for.
+/// Reads these bytes of a file, one piece ahead of what is asked for. What is in the kernel's memory is read right here; only for
+/// the disk is another thread made to wait.
 fn read(file: File, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
-    let file = Arc::new(file);
+    let (file, buffers) = (Arc::new(file), Arc::<Buffers>::default());
     let pieces = range.clone().step_by(PIECE);
     stream::iter(pieces)
         .map(move |start| {
-            let file = file.clone();
             let length = usize::try_from(range.end - start).map_or(PIECE, |left| left.min(PIECE));
-            blocking(move || {
-                let mut piece = vec![0; length];
-                file.read_exact_at(&mut piece, start)?;
-                Ok(Bytes::from(piece))
-            })
+            let mut piece = buffers.lend(length);
+            let read = preadv2(&file, &mut [IoSliceMut::new(&mut piece.bytes)], start, ReadWriteFlags::NOWAIT);
+            if read == Ok(length) {
+                return Either::Left(future::ready(Ok(Bytes::from_owner(piece))));
+            }
+            let file = file.clone();
+            Either::Right(blocking(move || {
+                file.read_exact_at(&mut piece.bytes, start)?;
+                Ok(Bytes::from_owner(piece))
+            }))
         })
         .buffered(2)
         .boxed()
+}
+
+/// The buffers of one download, used again and again: what was just sent is still in the processor's cache.
+#[derive(Default)]
+struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+/// A buffer that goes back when nobody needs it any more.
+struct Lent {
+    bytes: Vec<u8>,
+    home: Arc<Buffers>,
+}
+
+impl Buffers {
+    fn lend(self: &Arc<Self>, length: usize) -> Lent {
+        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        bytes.resize(length, 0);
+        Lent { bytes, home: Arc::clone(self) }
+    }
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.home.0.lock().unwrap_or_else(PoisonError::into_inner).push(mem::take(&mut self.bytes));
+    }
 }
 
 #[cfg(test)]
