@@ -22,8 +22,10 @@ use crate::{
 const CLIENTS: usize = 32;
 /// Tenants in constant use, and connections that use them.
 const HOT: usize = 10;
-const HOT_CLIENTS: [(usize, &str); 2] =
-    [(8, "p99 of hot tenants beside cold ones / alone, 8 clients"), (CLIENTS, "p99 of hot tenants beside cold ones / alone, 32 clients")];
+const HOT_CLIENTS: [(usize, [&str; 2]); 2] = [
+    (8, ["p99 of hot tenants beside cold ones / alone, 8 clients", "bare connections: the same, 8 clients"]),
+    (CLIENTS, ["p99 of hot tenants beside cold ones / alone, 32 clients", "bare connections: the same, 32 clients"]),
+];
 /// How often what is compared is measured, for the median.
 const ROUNDS: usize = 3;
 /// Bytes of each tenant's document.
@@ -149,10 +151,25 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
         progress("bare connections");
         let databases: Vec<_> = gets.iter().map(|(tenant, document)| (tenant.database.as_str(), *document)).collect();
         let finders = sessions.finders(&databases).await?;
-        let alone = finders.found_per_second(&[0], CLIENTS, seconds).await?;
-        let many = finders.found_per_second(&self::uniform(gets.len()), CLIENTS, seconds).await?;
+        let found = async |order: &[usize]| anyhow::Ok(finders.find(order, CLIENTS, seconds).await?.total() as f64 / seconds.as_secs_f64());
+        let (alone, many) = (found(&[0]).await?, found(&self::uniform(gets.len())).await?);
         note("bare connections: uniform / one tenant", many / alone);
         note("uniform / bare connections, uniform", rate_of_uniform / many);
+        let hot: Vec<usize> = (0..HOT).collect();
+        let (cold, other_cold) = databases[HOT..].split_at((databases.len() - HOT) / 2);
+        for (clients, [_, name]) in HOT_CLIENTS {
+            let mut ratios = Vec::new();
+            for _ in 0..ROUNDS {
+                let alone = finders.find(&hot, clients, seconds).await?;
+                let (beside, (), ()) = tokio::try_join!(
+                    finders.find(&hot, clients, seconds),
+                    sessions.open_and_find(cold, seconds),
+                    sessions.open_and_find(other_cold, seconds)
+                )?;
+                ratios.push(ratio(beside.percentile(99), alone.percentile(99)));
+            }
+            note(name, median(ratios.into_iter()));
+        }
     }
 
     if let Some(sessions) = place.sessions() {
@@ -182,7 +199,7 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
         }
         let hot = requests(&(0..HOT).collect::<Vec<_>>());
         let cold = requests(&(HOT..gets.len()).collect::<Vec<_>>());
-        for (clients, name) in HOT_CLIENTS {
+        for (clients, [name, _]) in HOT_CLIENTS {
             let mut ratios = Vec::new();
             for _ in 0..ROUNDS {
                 let alone = run(&server, &hot, clients, seconds).await?;

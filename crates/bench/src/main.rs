@@ -104,8 +104,9 @@ fn main() -> Result<()> {
         }
         Some(Part::Objects { objects, options }) => {
             let seconds = Duration::from_secs(options.seconds);
-            let measured =
-                runtime.block_on(run(&options, async |place, tenantry| objects::measure(&objects, place, tenantry, seconds).await))?;
+            let measuring =
+                run(&options, async |place, tenantry| objects::measure(&objects, place, tenantry, seconds, options.rounds).await);
+            let measured = runtime.block_on(measuring)?;
             println!("{}", if options.json { measured.to_json()? } else { measured.to_string() });
         }
         None => {

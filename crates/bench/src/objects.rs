@@ -38,8 +38,6 @@ const CLIENTS: usize = 32;
 const AT_ONCE: usize = 8;
 /// Bytes of a download.
 const DOWNLOAD: usize = 100_000_000;
-/// How often what is compared is measured, for the median.
-const ROUNDS: usize = 3;
 /// The variables of the server that the S3 store is named by.
 const VARIABLES: [&str; 4] = ["S3_ENDPOINT_URL", "S3_BUCKET", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"];
 
@@ -76,8 +74,8 @@ pub(crate) struct Objects {
     findings: Vec<(&'static str, f64)>,
 }
 
-/// Measures in an empty place.
-pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantry, seconds: Duration) -> Result<Objects> {
+/// Measures in an empty place; what is compared so many times, for the median.
+pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantry, seconds: Duration, repeat: u16) -> Result<Objects> {
     let mut findings = Vec::new();
     let values = [&options.endpoint, &options.bucket, &options.key_id, &options.secret];
     let mut variables: Vec<_> = VARIABLES.into_iter().zip(values.map(String::as_str)).collect();
@@ -92,7 +90,7 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
             tenants.push(Tenant::create(&mut api, &writer).await?);
         }
         let mut rounds = Vec::new();
-        for _ in 0..ROUNDS {
+        for _ in 0..usize::from(repeat) {
             let bare = bare_puts(options, seconds).await?;
             let over_all = small_uploads(server.address, &writer, &tenants, seconds).await?;
             let over_one = small_uploads(server.address, &writer, &tenants[..1], seconds).await?;
@@ -114,7 +112,7 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
             progress(what[1]);
             let megabytes = (size * at_once) as f64 / 1e6;
             let mut rounds = Vec::new();
-            for round in 0..ROUNDS {
+            for round in 0..usize::from(repeat) {
                 let cli = megabytes / aws_uploads(options, &file, round, at_once)?.as_secs_f64();
                 let before = server.memory()?;
                 server.forget_peak_memory()?;
@@ -144,7 +142,7 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
     let ours = Request::get_without_token(&url[url::Position::BeforePath..]);
     let theirs = Request::get_without_token("/download");
     let mut rounds = Vec::new();
-    for _ in 0..ROUNDS {
+    for _ in 0..usize::from(repeat) {
         rounds.push((downloads(nginx.address, &theirs, seconds).await?, downloads(server.address, &ours, seconds).await?));
     }
     findings.push(("downloads by nginx, MB/s", median(rounds.iter().map(|(nginx, _)| *nginx))));

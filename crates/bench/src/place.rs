@@ -13,7 +13,7 @@ use tokio_postgres::NoTls;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{fixture::Fixture, floors::DatabaseFloor, process::Tenantry, report::median};
+use crate::{fixture::Fixture, floors::DatabaseFloor, histogram::Histogram, process::Tenantry, report::median};
 
 /// A place that is empty at first and gone at the end.
 pub(crate) struct Place {
@@ -153,11 +153,25 @@ impl Sessions<'_> {
     pub(crate) async fn finders(&self, databases: &[(&str, Uuid)]) -> Result<Finders> {
         let mut finders = Vec::new();
         for (database, document) in databases {
-            let client = connect(&self.0.url_of(database)).await?;
-            let statement = client.prepare(&documents::FIND.replace("$1", &format!("'{document}'"))).await?;
-            finders.push((client, statement));
+            finders.push(self.finder(database, *document).await?);
         }
         Ok(Finders(finders))
+    }
+
+    /// Finds one document after the other, each over a connection that is opened for it, until the time is over.
+    pub(crate) async fn open_and_find(&self, databases: &[(&str, Uuid)], duration: Duration) -> Result<()> {
+        let began = Instant::now();
+        for (database, document) in databases.iter().cycle().take_while(|_| began.elapsed() < duration) {
+            let (client, statement) = self.finder(database, *document).await?;
+            client.query_one(&statement, &[]).await?;
+        }
+        Ok(())
+    }
+
+    async fn finder(&self, database: &str, document: Uuid) -> Result<(tokio_postgres::Client, tokio_postgres::Statement)> {
+        let client = connect(&self.0.url_of(database)).await?;
+        let statement = client.prepare(&documents::FIND.replace("$1", &format!("'{document}'"))).await?;
+        Ok((client, statement))
     }
 
     /// The outcome of some work, and how many were open at most meanwhile.
@@ -189,22 +203,26 @@ fn private_memory_of(pid: i32) -> Option<f64> {
 pub(crate) struct Finders(Vec<(tokio_postgres::Client, tokio_postgres::Statement)>);
 
 impl Finders {
-    /// Documents found per second by so many who ask at the same time, in an order of databases. Several who ask one database
+    /// Finds documents, so many at the same time, in an order of databases, until the time is over. Several who ask one database
     /// share its connection, as in the product.
-    pub(crate) async fn found_per_second(&self, order: &[usize], askers: usize, duration: Duration) -> Result<f64> {
+    pub(crate) async fn find(&self, order: &[usize], askers: usize, duration: Duration) -> Result<Histogram> {
         let began = Instant::now();
-        let ask = async |asker: usize| -> Result<u64> {
-            let mut found = 0;
+        let ask = async |asker: usize| -> Result<Histogram> {
+            let mut latencies = Histogram::default();
             let from_here = order.iter().cycle().skip(asker * order.len() / askers);
             for n in from_here.take_while(|_| began.elapsed() < duration) {
                 let (client, statement) = &self.0[*n];
+                let asked = Instant::now();
                 client.query_one(statement, &[]).await?;
-                found += 1;
+                latencies.record(asked.elapsed());
             }
-            Ok(found)
+            Ok(latencies)
         };
         let found = try_join_all((0..askers).map(ask)).await?;
-        Ok(found.iter().sum::<u64>() as f64 / began.elapsed().as_secs_f64())
+        Ok(found.into_iter().fold(Histogram::default(), |mut all, one| {
+            all.merge(&one);
+            all
+        }))
     }
 }
 
