@@ -416,7 +416,7 @@ impl TenantDatabase {
     /// As [`TenantDatabase::read`].
     pub async fn begin(&self) -> Result<TenantTx> {
         let engine = match &self.at {
-            At::Sqlite(file) => Engine::Sqlite(file.write().await?),
+            At::Sqlite(file) => Engine::Sqlite(file.write()),
             At::Postgres(database) => Engine::Postgres(database.write().await?),
         };
         Ok(Tx::begin(engine))

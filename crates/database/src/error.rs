@@ -61,6 +61,12 @@ impl Error {
         matches!(self, Self::Violated(Constraint::Unique(name)) if name == unique)
     }
 
+    /// Whether a check or a not-null column forbids it.
+    #[must_use]
+    pub fn violates_check(&self) -> bool {
+        matches!(self, Self::Violated(Constraint::Check))
+    }
+
     /// Whether a foreign key forbids it.
     #[must_use]
     pub fn violates_foreign_key(&self) -> bool {

@@ -74,7 +74,7 @@ impl MainDatabase {
     /// When the database is down or every connection in use for too long.
     pub async fn begin(&self) -> Result<MainTx> {
         let engine = match &self.at {
-            At::Sqlite(file) => Engine::Sqlite(file.write().await?),
+            At::Sqlite(file) => Engine::Sqlite(file.write()),
             At::Postgres(database) => Engine::Postgres(database.write().await?),
         };
         Ok(Tx::begin(engine))

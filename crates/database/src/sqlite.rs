@@ -54,6 +54,8 @@ const SLOW_LASTS: Duration = Duration::from_millis(100);
 const SAME_FILE: Duration = Duration::from_millis(250);
 /// Read connections per file. More than there are read threads would only wait for each other.
 const READERS_PER_FILE: usize = 4;
+/// How many transactions share a commit at most.
+const MOST_TOGETHER: usize = 64;
 /// Prepared statements kept per connection: more than the models have.
 const STATEMENTS_PER_CONNECTION: usize = 64;
 
@@ -113,6 +115,15 @@ pub(crate) struct SqliteFile {
     /// Which file was last found under the path, and when.
     found: Mutex<Option<(Inode, Instant)>>,
     reader_permits: Arc<Semaphore>,
+    /// Transactions that wait for the writer and need nothing answered before their commit.
+    whole: Mutex<Vec<Whole>>,
+}
+
+/// A transaction of which everything is known.
+#[derive(Debug)]
+struct Whole {
+    statements: Vec<Statement>,
+    answer: oneshot::Sender<Result<()>>,
 }
 
 impl SqliteFile {
@@ -127,6 +138,7 @@ impl SqliteFile {
             readers: Mutex::default(),
             found: Mutex::default(),
             reader_permits: Arc::new(Semaphore::new(READERS_PER_FILE)),
+            whole: Mutex::default(),
         })
     }
 
@@ -144,18 +156,42 @@ impl SqliteFile {
             None => self.open(Access::Read).await?,
         };
         let lease = Lease { connection: Some(connection), home: Home::Reader(Arc::clone(self), permit) };
-        Ok(SqliteConnection { lease: Some(lease), threads: self.threads.reads.clone(), begun: Begun::No })
+        Ok(SqliteConnection { lease: Some(lease), unleased: None, threads: self.threads.reads.clone(), begun: Begun::No })
     }
 
-    pub(crate) async fn write(self: &Arc<Self>) -> Result<SqliteConnection> {
+    /// A connection for writing. It takes the writer, and waits for it, with the first statement.
+    pub(crate) fn write(self: &Arc<Self>) -> SqliteConnection {
+        SqliteConnection { lease: None, unleased: Some(Arc::clone(self)), threads: self.threads.writes.clone(), begun: Begun::No }
+    }
+
+    async fn lease_writer(self: &Arc<Self>) -> Result<Lease> {
         let mut writer = self.lock_writer().await?;
         let inode = Inode::of(&self.path)?;
         let connection = match writer.take_if(|open| open.inode == inode) {
             Some(connection) => connection,
             None => self.open(Access::Write).await?,
         };
-        let lease = Lease { connection: Some(connection), home: Home::Writer(writer, Arc::clone(self)) };
-        Ok(SqliteConnection { lease: Some(lease), threads: self.threads.writes.clone(), begun: Begun::No })
+        Ok(Lease { connection: Some(connection), home: Home::Writer(writer, Arc::clone(self)) })
+    }
+
+    /// Runs a transaction that needs nothing answered before its commit, together with others that wait for the writer, too: one
+    /// commit, and so one wait for the disk, for all of them. One that fails takes nothing of the others with it.
+    async fn commit_whole(self: &Arc<Self>, statements: Vec<Statement>) -> Result<()> {
+        let (answer, mut result) = oneshot::channel();
+        let lock = || self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        lock().push(Whole { statements, answer });
+        tokio::select! {
+            biased;
+            result = &mut result => return result.map_err(|_| Error::internal("an SQLite job panicked"))?,
+            lease = self.lease_writer() => {
+                let (lease, mut all) = (lease?, lock());
+                let together = all.len().min(MOST_TOGETHER);
+                let together: Vec<_> = all.drain(..together).collect();
+                let job: Job = Box::new(move || commit_together(lease, together));
+                self.threads.writes.send(job).map_err(|_| Error::unavailable("the SQLite threads have ended"))?;
+            }
+        }
+        result.await.map_err(|_| Error::internal("an SQLite job panicked"))?
     }
 
     /// A reader of this file. Those of another one are closed, on a thread, since that may wait for the disk.
@@ -354,6 +390,8 @@ impl Drop for Lease {
 pub(crate) struct SqliteConnection {
     /// Absent while a statement runs, and for good when its future was dropped.
     lease: Option<Lease>,
+    /// Whose writer is to be taken, until it is.
+    unleased: Option<Arc<SqliteFile>>,
     threads: Sender<Job>,
     begun: Begun,
 }
@@ -402,19 +440,26 @@ impl SqliteConnection {
 
     /// Runs what is left to do, and commits.
     pub(crate) async fn commit(&mut self, statements: Vec<Statement>) -> Result<()> {
-        let begin = self.begun == Begun::WithFirstStatement;
-        if begin && statements.is_empty() {
-            return Ok(());
+        if self.begun == Begun::Yes {
+            let job = move |connection: &Connection| {
+                run_statements(connection, false, &statements)?;
+                connection.execute_batch("COMMIT").map_err(from_rusqlite)
+            };
+            return self.with_connection(job).await;
         }
-        self.with_connection(move |connection| {
-            run_statements(connection, begin, &statements)?;
-            connection.execute_batch("COMMIT").map_err(from_rusqlite)
-        })
-        .await
+        match self.unleased.take() {
+            Some(file) if !statements.is_empty() => file.commit_whole(statements).await,
+            _ => Ok(()),
+        }
     }
 
     async fn with_connection<T: Send + 'static>(&mut self, job: impl FnOnce(&Connection) -> Result<T> + Send + 'static) -> Result<T> {
-        let mut lease = self.lease.take().ok_or_else(|| Error::internal("the connection was lost"))?;
+        let mut lease = match (self.lease.take(), &self.unleased) {
+            (Some(lease), _) => lease,
+            (None, Some(file)) => file.lease_writer().await?,
+            (None, None) => return Err(Error::internal("the connection was lost")),
+        };
+        self.unleased = None;
         let wanted = Wanted::default();
         let still_wanted = Arc::clone(&wanted.0);
         let (lease, result) = on_thread(&self.threads, move || {
@@ -478,6 +523,36 @@ impl Drop for SqliteConnection {
         if let Some(lease) = self.lease.take_if(|lease| lease.in_transaction()) {
             let _threads_have_ended = self.threads.send(Box::new(move || drop(lease)));
         }
+    }
+}
+
+/// Runs transactions in one, each in a savepoint of its own, and answers what became of them.
+fn commit_together(mut lease: Lease, mut all: Vec<Whole>) {
+    // Whom nobody waits for any more was told to have failed, or to have been cut off before it began.
+    all.retain(|whole| !whole.answer.is_closed());
+    let job = |connection: &Connection| {
+        connection.execute_batch("BEGIN IMMEDIATE").map_err(from_rusqlite)?;
+        let mut outcomes = Vec::new();
+        for Whole { statements, .. } in &all {
+            connection.execute_batch("SAVEPOINT whole").map_err(from_rusqlite)?;
+            let outcome = run_statements(connection, false, statements).map(drop);
+            // Some failures (of the disk above all) undo all of it. Then this fails, too.
+            let end = if outcome.is_ok() { "RELEASE whole" } else { "ROLLBACK TO whole; RELEASE whole" };
+            connection.execute_batch(end).map_err(|error| outcome.as_ref().err().map_or_else(|| from_rusqlite(error), Error::again))?;
+            outcomes.push(outcome);
+        }
+        connection.execute_batch("COMMIT").map_err(from_rusqlite)?;
+        Ok(outcomes)
+    };
+    let outcomes = match &mut lease.connection {
+        Some(open) if !all.is_empty() => interruptible(&mut open.connection, Arc::new(AtomicBool::new(true)), job),
+        _ => Ok(Vec::new()),
+    };
+    // The next may write while these are told.
+    drop(lease);
+    match outcomes {
+        Ok(outcomes) => all.into_iter().zip(outcomes).for_each(|(whole, outcome)| drop(whole.answer.send(outcome))),
+        Err(error) => all.into_iter().for_each(|whole| drop(whole.answer.send(Err(error.again())))),
     }
 }
 
@@ -629,14 +704,14 @@ mod tests {
         open_file(&path, Access::Create, None).unwrap();
         let file = SqliteFile::new(path, None, SqliteThreads::start(1, 1).unwrap());
         for _ in 0..3 {
-            let mut connection = file.write().await.unwrap();
+            let mut connection = file.write();
             let panicking = connection.with_connection(|connection| -> Result<()> {
                 connection.execute_batch("BEGIN IMMEDIATE; CREATE TABLE a (b)").unwrap();
                 panic!("a bug")
             });
             assert!(matches!(panicking.await, Err(Error::Internal(_))));
         }
-        let mut connection = file.write().await.unwrap();
+        let mut connection = file.write();
         connection.begin();
         connection.run(vec![Statement::new("CREATE TABLE a (b)", Vec::new())]).await.unwrap();
         connection.commit(Vec::new()).await.unwrap();

@@ -3,7 +3,7 @@
 //! A file lives until it is condemned. Whoever makes a document refer to a file, or looks whether one does, locks the file's
 //! row first, so that the two can't pass each other.
 
-use database::{Connection, Result, Row, Statement, Tenant, TenantTx, params};
+use database::{Connection, Error, Result, Row, Statement, Tenant, TenantTx, Value, params};
 use domain::{ContentHash, File, FileId, FileUsage, Page, PageRequest, Timestamp};
 
 use crate::page;
@@ -32,16 +32,7 @@ pub async fn add(tx: &mut TenantTx, file: &File) -> Result<Addition> {
         "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
          ON CONFLICT (sha256, file_size) WHERE condemned_at IS NULL DO NOTHING",
-        params![
-            file.id,
-            file.hash.md5_hex(),
-            &file.hash.sha256[..],
-            file.object_key.as_str(),
-            i64::try_from(file.size).unwrap_or(i64::MAX),
-            file.created_at,
-            file.updated_at,
-            file.created_by
-        ],
+        values(file),
     );
     let forget = Statement::new(
         "DELETE FROM uploads WHERE s3_path = $1 AND condemned_at IS NULL AND EXISTS (SELECT 1 FROM files WHERE id = $2)",
@@ -53,6 +44,39 @@ pub async fn add(tx: &mut TenantTx, file: &File) -> Result<Addition> {
         [1, _] => Addition::Expired,
         _ => Addition::AlreadyThere,
     })
+}
+
+/// The same for a transaction that waits for no answer: unless the file can be added, the commit fails, as
+/// [`could_not_be_added`] tells.
+pub fn add_or_fail(tx: &mut TenantTx, file: &File) {
+    let key = file.object_key.as_str();
+    tx.defer("SELECT 1 FROM uploads WHERE s3_path = $1 FOR UPDATE", params![key]);
+    // Without a key, if the upload was condemned: the schema forbids that.
+    tx.defer(
+        "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by)
+         VALUES ($1, $2, $3, (SELECT s3_path FROM uploads WHERE s3_path = $4 AND condemned_at IS NULL), $5, $6, $7, $8)",
+        values(file),
+    );
+    tx.defer("DELETE FROM uploads WHERE s3_path = $1", params![key]);
+}
+
+/// Whether a commit failed because the same content is there already, or the upload was condemned.
+#[must_use]
+pub fn could_not_be_added(error: &Error) -> bool {
+    error.violates("files_sha256_file_size_key") || error.violates_check()
+}
+
+fn values(file: &File) -> Vec<Value> {
+    params![
+        file.id,
+        file.hash.md5_hex(),
+        &file.hash.sha256[..],
+        file.object_key.as_str(),
+        i64::try_from(file.size).unwrap_or(i64::MAX),
+        file.created_at,
+        file.updated_at,
+        file.created_by
+    ]
 }
 
 /// Whether there is a living file with this content.
@@ -218,7 +242,7 @@ pub async fn list_object_keys(connection: &mut Connection<Tenant>) -> Result<Vec
 pub(crate) fn file(row: &mut Row) -> Result<File> {
     let id = row.take()?;
     let md5: String = row.take()?;
-    let md5 = ContentHash::parse_md5(&md5).ok_or_else(|| database::Error::Internal("a file's MD5 is damaged".into()))?;
+    let md5 = ContentHash::parse_md5(&md5).ok_or_else(|| Error::Internal("a file's MD5 is damaged".into()))?;
     Ok(File {
         id,
         hash: ContentHash { md5, sha256: row.take()? },

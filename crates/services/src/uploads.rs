@@ -338,8 +338,29 @@ impl Services {
         }
     }
 
+    /// Step (c) where nothing is to be decided. Nothing when the content is there already, or the upload has expired.
+    async fn add_plain(&self, tenant: &TenantCaller, file: &File, filename: &Filename, mime_type: &MimeType) -> Result<Option<Uploaded>> {
+        let mut tx = self.begin_again(tenant).await?;
+        files::add_or_fail(&mut tx, file);
+        let document = self.insert_document(&mut tx, tenant, file.clone(), filename, mime_type);
+        failpoint!("upload.committing");
+        match tx.commit().await {
+            Ok(()) => {
+                failpoint!("upload.committed");
+                Ok(Some(Uploaded { document, deduplicated: false }))
+            }
+            Err(error) if files::could_not_be_added(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Step (c).
     async fn add(&self, tenant: &TenantCaller, file: &File, becomes: Becomes<'_>, origin: Origin<'_>) -> Result<Step> {
+        if let (Becomes::Document { filename, mime_type }, Origin::Request) = (becomes, origin)
+            && let Some(uploaded) = self.add_plain(tenant, file, filename, mime_type).await?
+        {
+            return Ok(Step::Done(Box::new(uploaded)));
+        }
         for _ in 0..ATTEMPTS {
             let mut tx = self.begin_again(tenant).await?;
             if let Some(done) = self.find_done(&mut tx, tenant, origin).await? {

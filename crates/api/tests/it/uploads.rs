@@ -161,6 +161,26 @@ async fn a_direct_upload_becomes_a_document_once_it_was_checked() {
     assert_eq!(world.count().await, 2);
 }
 
+/// Clients repeat what they had no answer to.
+#[tokio::test]
+async fn a_part_that_was_sent_twice_makes_a_document_or_is_refused_for_good() {
+    let world = World::new().await;
+    let content = content(16 * 1024 * 1024 + 5);
+    let begun = world.announces(&content).await.expect(201);
+    world.sends(&begun, &content).await;
+    world.puts(&begun.data()["parts"][1], &content[16 * 1024 * 1024..]).await.expect(200);
+    let completed = world.completes(&begun).await;
+    if completed.status == 200 {
+        assert!(world.downloads(completed.data()["document"]["id"].as_str().unwrap()).await == content);
+        return;
+    }
+    let told = completed.expect_error(400, "validation_failed").json["error"]["details"]["parts"][0].to_string();
+    assert!(told.contains("begin another upload"), "{told}");
+    let begun = world.announces(&content).await.expect(201);
+    world.sends(&begun, &content).await;
+    world.completes(&begun).await.expect(200);
+}
+
 #[tokio::test]
 async fn what_was_announced_is_never_believed() {
     let world = World::new().await;

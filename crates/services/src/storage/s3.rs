@@ -252,6 +252,10 @@ impl S3Storage {
         let patience = if matches!(error, object_store::Error::NotFound { .. }) { SOON } else { TIDYING };
         match timeout(patience, self.is_there(path, size)).await {
             Ok(Ok(true)) => Ok(()),
+            // It will not help to ask again. SeaweedFS 4.48 does so when the last part, being small, was sent twice.
+            _ if ["EntityTooSmall", "InvalidPart"].iter().any(|code| reason(&error).starts_with(code)) => {
+                Err(Error::invalid("parts", format!("the storage can't put them together ({}): begin another upload", reason(&error))))
+            }
             _ => Err(self.failed(error).await),
         }
     }
@@ -506,8 +510,11 @@ impl Sending {
             // It goes on when nobody waits for it any more.
             let _ = timeout(TIDYING, aborting).await;
         }
-        // That the upload was not found is nothing to whoever sent the content.
-        stored.map_err(|error| if matches!(error, Error::NotFound(_)) { unavailable("the parts of an upload are gone") } else { error })
+        // What became of the parts is nothing to whoever sent the content.
+        stored.map_err(|error| match error {
+            Error::NotFound(_) | Error::Invalid(_) => unavailable("the parts of an upload are gone"),
+            error => error,
+        })
     }
 
     /// Reads, hashes and sends these bytes, on a thread that may block. Nothing when it was stopped.
