@@ -116,6 +116,43 @@ async fn what_is_deferred_and_fails_undoes_the_transaction() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn of_transactions_that_share_a_commit_each_stands_for_itself() {
+    on_every_engine(async |engine| {
+        let commit = |versions: &[i64]| {
+            let (main, versions) = (engine.main.clone(), versions.to_vec());
+            async move {
+                let mut tx = main.begin().await.unwrap();
+                versions.into_iter().for_each(|version| tx.defer(INSERT, change(version)));
+                tx.commit().await
+            }
+        };
+        // They come while another has the writer.
+        let mut first = engine.main.begin().await.unwrap();
+        first.execute(INSERT, change(0)).await.unwrap();
+        let good: Vec<_> = (1..=20).map(|n| tokio::spawn(commit(&[n, n + 100]))).collect();
+        let bad: Vec<_> = (1..=20).map(|n| tokio::spawn(commit(&[n + 200, n + 200]))).collect();
+        let abandoned = tokio::spawn(commit(&[300]));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if !engine.is_postgres() {
+            abandoned.abort();
+            assert!(abandoned.await.unwrap_err().is_cancelled());
+        }
+        first.commit().await.unwrap();
+        for committed in good {
+            committed.await.unwrap().unwrap();
+        }
+        for refused in bad {
+            assert!(matches!(refused.await.unwrap(), Err(Error::Violated(_))));
+        }
+        let expected: Vec<i64> = (0..=20).chain(101..=120).collect();
+        let kept = kept(&engine.main).await;
+        assert_eq!(kept.iter().copied().filter(|version| *version < 300).collect::<Vec<_>>(), expected);
+        assert!(engine.is_postgres() || !kept.contains(&300), "nobody waited for it any more");
+    })
+    .await;
+}
+
 /// PostgreSQL would answer the commit with success, whatever became of the statement.
 #[tokio::test]
 async fn a_transaction_with_an_abandoned_statement_keeps_nothing() {
