@@ -305,7 +305,11 @@ impl Services {
         let quota = if reserves { tenant.quota() } else { Quota::default() };
         // Most uploads are of new content and nothing else is to be decided: then only the note needs the writer. Step (c) looks again.
         let is_plain = quota.is_unlimited() && matches!((becomes, origin), (Becomes::Document { .. }, Origin::Request));
-        let is_new = is_plain && !files::is_there(&mut tenant.read().await?, &file.hash, file.size).await?;
+        let is_new = is_plain && {
+            // Receiving the content may have taken long, as `begin_again` has it.
+            let tenant = self.enter(tenant.caller(), tenant.tenant_id(), Role::User).await?;
+            !files::is_there(&mut tenant.read().await?, &file.hash, file.size).await?
+        };
         let mut tx = self.begin_again(tenant).await?;
         if let Some(done) = self.find_done(&mut tx, tenant, origin).await? {
             return Ok(done);
