@@ -5,8 +5,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use testkit::{Persona, Reply};
