@@ -2,6 +2,7 @@
 //! begins and commits.
 
 mod access;
+mod buffers;
 mod content_disposition;
 mod direct_uploads;
 mod documents;

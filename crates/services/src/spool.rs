@@ -4,7 +4,6 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write},
     mem,
-    ops::Range,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -125,19 +124,15 @@ impl SpooledContent {
         }
     }
 
-    /// These bytes of the content, which must lie within it. Blocks.
-    pub(crate) fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
-        let size = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+    /// Fills `bytes` with what is at `start`; it must lie within the content. Blocks.
+    pub(crate) fn read(&self, start: u64, bytes: &mut [u8]) -> io::Result<()> {
         match &self.place {
-            Place::Memory(bytes, _) => {
-                let start = usize::try_from(range.start).map_err(io::Error::other)?;
-                Ok(bytes.slice(start..start + size))
+            Place::Memory(content, _) => {
+                let start = usize::try_from(start).map_err(io::Error::other)?;
+                bytes.copy_from_slice(&content[start..start + bytes.len()]);
+                Ok(())
             }
-            Place::File(file) => {
-                let mut bytes = vec![0; size];
-                file.file.read_exact_at(&mut bytes, range.start)?;
-                Ok(bytes.into())
-            }
+            Place::File(file) => file.file.read_exact_at(bytes, start),
         }
     }
 

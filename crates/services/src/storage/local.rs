@@ -3,11 +3,10 @@
 use std::{
     fs::{self, DirBuilder, File},
     io::{self, ErrorKind, IoSliceMut},
-    mem,
     ops::Range,
     os::unix::fs::{DirBuilderExt, FileExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,7 +26,7 @@ use rustix::{
 use super::{
     DownloadUrl, Object, ObjectEntry, ObjectStorage, PIECE, Presentation, bad_key, blocking, check_key, failed, is_prefix, unavailable,
 };
-use crate::spool::SpooledContent;
+use crate::{buffers::Buffers, spool::SpooledContent};
 
 /// Objects as files, under a directory of the local file system. The key is the path.
 ///
@@ -216,6 +215,7 @@ fn open(path: &Path) -> io::Result<Option<(File, u64)>> {
 /// Reads these bytes of a file, one piece ahead of what is asked for. What is in the kernel's memory is read right here; only for
 /// the disk is another thread made to wait.
 fn read(file: File, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
+    // Used again and again: what was just sent is still in the processor's cache.
     let (file, buffers) = (Arc::new(file), Arc::<Buffers>::default());
     let pieces = range.clone().step_by(PIECE);
     stream::iter(pieces)
@@ -234,36 +234,6 @@ fn read(file: File, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
         })
         .buffered(2)
         .boxed()
-}
-
-/// The buffers of one download, used again and again: what was just sent is still in the processor's cache.
-#[derive(Default)]
-struct Buffers(Mutex<Vec<Vec<u8>>>);
-
-/// A buffer that goes back when nobody needs it any more.
-struct Lent {
-    bytes: Vec<u8>,
-    home: Arc<Buffers>,
-}
-
-impl Buffers {
-    fn lend(self: &Arc<Self>, length: usize) -> Lent {
-        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        bytes.resize(length, 0);
-        Lent { bytes, home: Arc::clone(self) }
-    }
-}
-
-impl AsRef<[u8]> for Lent {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        self.home.0.lock().unwrap_or_else(PoisonError::into_inner).push(mem::take(&mut self.bytes));
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,12 @@
 //! Objects in a bucket of an S3-compatible store.
 
-use std::{cmp, error, ops::Range, pin::pin, time::Duration};
+use std::{
+    cmp, error,
+    ops::Range,
+    pin::pin,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use domain::{Error, Noun, Result, Timestamp, failpoint, random_bytes};
@@ -29,7 +35,7 @@ use url::{Position, Url};
 use super::{
     DirectUploads, DownloadUrl, Object, ObjectEntry, ObjectStorage, PIECE, Presentation, Unfinished, bad_key, check_key, failed, is_prefix,
 };
-use crate::spool::SpooledContent;
+use crate::{buffers::Buffers, spool::SpooledContent};
 
 /// The least bytes of a part. What is smaller is stored by one request.
 const PART: u64 = 8 << 20;
@@ -47,6 +53,9 @@ const PARTS_AT_ONCE: usize = 4;
 const IN_FLIGHT_UNIT: usize = 1 << 20;
 
 static IN_FLIGHT: Semaphore = Semaphore::const_new(MOST_IN_FLIGHT / IN_FLIGHT_UNIT);
+
+/// What content is read into to be sent: as many as are in flight, while any are.
+static BUFFERS: LazyLock<Arc<Buffers>> = LazyLock::new(Arc::default);
 
 /// How long is tried what fails in passing.
 const TRYING: Duration = Duration::from_secs(10);
@@ -523,16 +532,22 @@ impl Sending {
         range: Range<u64>,
         request: impl FnOnce(PutPayload) -> F + Send + 'static,
     ) -> Result<Option<T>> {
-        let units = u32::try_from((range.end - range.start).div_ceil(IN_FLIGHT_UNIT as u64)).map_err(Error::internal)?;
+        let length = usize::try_from(range.end - range.start).map_err(Error::internal)?;
+        let units = u32::try_from(length.div_ceil(IN_FLIGHT_UNIT)).map_err(Error::internal)?;
         let memory = IN_FLIGHT.acquire_many(units).await.map_err(Error::internal)?;
         if self.stop.is_cancelled() {
             return Ok(None);
         }
         let (storage, content, stop, runtime) = (self.storage.clone(), self.content.clone(), self.stop.clone(), Handle::current());
         let sending = spawn_blocking(move || {
-            let payload = content.read(range).map_err(failed)?;
-            let sent = runtime.block_on(stop.run_until_cancelled(pin!(storage.patiently(request(payload.into())))));
+            let mut buffer = BUFFERS.lend(length);
+            content.read(range.start, &mut buffer.bytes).map_err(failed)?;
+            let payload = Bytes::from_owner(buffer).into();
+            let sent = runtime.block_on(stop.run_until_cancelled(pin!(storage.patiently(request(payload)))));
             drop(memory);
+            if IN_FLIGHT.available_permits() == MOST_IN_FLIGHT / IN_FLIGHT_UNIT {
+                BUFFERS.clear();
+            }
             Ok(sent)
         });
         let sent = match sending.await.map_err(Error::internal)? {
