@@ -82,13 +82,7 @@ postgresql_url() {
 }
 
 postgresql_status() {
-    local port
-    if port=$(postgresql_port "$1" 2>/dev/null); then
-        echo "PostgreSQL ($1) runs on 127.0.0.1:$port"
-    else
-        echo "PostgreSQL ($1) doesn't run"
-        return 1
-    fi
+    say_status "PostgreSQL ($1)" postgresql_port "$1"
 }
 
 # The port that it answers on. (Whether its process exists says little: a killed one stays for as long as nobody reaps it.)
@@ -191,13 +185,7 @@ pgbouncer_url() {
 }
 
 pgbouncer_status() {
-    local port
-    if port=$(pgbouncer_port 2>/dev/null); then
-        echo "PgBouncer runs on 127.0.0.1:$port"
-    else
-        echo "PgBouncer doesn't run"
-        return 1
-    fi
+    say_status PgBouncer pgbouncer_port
 }
 
 pgbouncer_port() {
@@ -274,13 +262,7 @@ seaweedfs_url() {
 }
 
 seaweedfs_status() {
-    local port
-    if port=$(seaweedfs_port 2>/dev/null); then
-        echo "SeaweedFS runs on 127.0.0.1:$port"
-    else
-        echo "SeaweedFS doesn't run"
-        return 1
-    fi
+    say_status SeaweedFS seaweedfs_port
 }
 
 seaweedfs_port() {
@@ -381,13 +363,7 @@ kafka_down() {
 }
 
 kafka_status() {
-    local port
-    if port=$(kafka_port 2>/dev/null); then
-        echo "Kafka runs on 127.0.0.1:$port"
-    else
-        echo "Kafka doesn't run"
-        return 1
-    fi
+    say_status Kafka kafka_port
 }
 
 kafka_port() {
@@ -427,6 +403,17 @@ free_port_pair() {
         port=$((10000 + RANDOM % 10000))
     done
     echo "$port"
+}
+
+# Says whether a service runs: by its name and what finds its port.
+say_status() {
+    local port
+    if port=$("${@:2}" 2>/dev/null); then
+        echo "$1 runs on 127.0.0.1:$port"
+    else
+        echo "$1 doesn't run"
+        return 1
+    fi
 }
 
 # The port that a service noted, if it answers there: by the name of its note and its own.

@@ -175,8 +175,8 @@ impl<S: Scope> Tx<S> {
     /// Makes everything durable that the transaction did. When this returns, it survives a crash.
     ///
     /// # Errors
-    /// When a deferred statement fails, or the database could not commit. What it did is then undone, unless the connection was lost in the middle of the
-    /// commit: then nobody here can know.
+    /// When a deferred statement fails, or the database could not commit. What it did is then undone, unless the connection was
+    /// lost in the middle of the commit: then nobody here can know.
     pub async fn commit(mut self) -> Result<()> {
         if self.0.transaction == Transaction::Broken {
             return Err(Error::internal("a transaction in which a statement failed can't be committed"));
