@@ -20,6 +20,9 @@ use crate::{Services, access::NOTICED_AFTER};
 /// How long a move's lease is held without being prolonged, and how often it is prolonged.
 const LEASE_TIME: Duration = Duration::from_secs(15);
 const PROLONG_INTERVAL: Duration = Duration::from_secs(3);
+/// How long is waited for a lease that somebody has only in passing, and how often it is asked for.
+const PASSING: Duration = Duration::from_secs(2);
+const GLANCE: Duration = Duration::from_millis(50);
 /// Before writes pause, changes are copied until so few came meanwhile, but not more often than this.
 const FEW_CHANGES: u64 = 1_000;
 const ROUNDS: usize = 5;
@@ -179,6 +182,10 @@ impl Services {
 
     /// Ends what an earlier move left to do, unless its maker lives.
     async fn end_earlier_move(&self, tenant_id: TenantId) -> Result<(), MoveError> {
+        let found = moves::find(&mut self.main().read().await?, tenant_id).await?;
+        if found.is_none_or(|found| found.state == MoveState::Kept) {
+            return Ok(());
+        }
         match self.settle_move(tenant_id).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(MoveError::UnderWay),
@@ -206,7 +213,7 @@ impl Services {
         if databases.exists(&on(&tenant, to_server)).await? {
             return Err(MoveError::NameTaken(to_server.to_owned()));
         }
-        let mut tx = self.main().begin().await?;
+        let mut tx = self.begin_with_lease(tenant_id).await?;
         let tenant = may_move(tenants::lock(&mut tx, tenant_id).await?, to_server)?;
         let the_move = Move {
             tenant_id,
@@ -215,7 +222,7 @@ impl Services {
             state: MoveState::Copying,
             began_at: self.clock().now(),
         };
-        if moves::find(&mut tx, tenant_id).await?.is_some() || !self.hold_move(&mut tx, tenant_id).await? {
+        if moves::find(&mut tx, tenant_id).await?.is_some() {
             return Err(MoveError::UnderWay);
         }
         moves::insert(&mut tx, &the_move).await?;
@@ -438,9 +445,8 @@ impl Services {
         let former = on(&tenant, &the_move.from_server);
         // It was left behind by every migration since.
         let schema_version = self.0.parts.tenant_databases.schema_version_of(&former).await?;
-        let mut tx = self.main().begin().await?;
-        let is_ours = self.hold_move(&mut tx, tenant.id).await?
-            && moves::set_state(&mut tx, &the_move, MoveState::Kept, MoveState::Abandoned).await?
+        let mut tx = self.begin_with_lease(tenant.id).await?;
+        let is_ours = moves::set_state(&mut tx, &the_move, MoveState::Kept, MoveState::Abandoned).await?
             && tenants::relocate(&mut tx, tenant.id, &the_move.to_server, &the_move.from_server, schema_version).await?;
         if !is_ours {
             return Err(MoveError::UnderWay);
@@ -516,6 +522,23 @@ impl Services {
             databases.drop_database(&on(tenant, &to_server)).await?;
         }
         Ok(())
+    }
+
+    /// Begins a transaction in which this instance takes the lease of a tenant that is not on the move. Waits for another that
+    /// has it: who looks for moves to end may find that this one has ended meanwhile, and gives it up at once.
+    async fn begin_with_lease(&self, tenant_id: TenantId) -> Result<MainTx, MoveError> {
+        let deadline = Instant::now() + PASSING;
+        loop {
+            let mut tx = self.main().begin().await?;
+            if self.hold_move(&mut tx, tenant_id).await? {
+                return Ok(tx);
+            }
+            drop(tx);
+            if Instant::now() > deadline {
+                return Err(MoveError::UnderWay);
+            }
+            sleep(GLANCE).await;
+        }
     }
 
     /// Takes a move's lease, or prolongs it.

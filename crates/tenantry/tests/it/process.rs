@@ -215,11 +215,15 @@ pub(crate) fn repeatedly(test: impl AsyncFn() + Sync) {
             runtime.block_on(test());
         }
     };
-    std::thread::scope(|scope| {
-        for _ in 0..CRASHES_AT_ONCE.min(crash_runs()) {
-            scope.spawn(run);
-        }
+    // The failure once more, at the end, where whoever reads the tail of a long output finds it.
+    let failure = std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..CRASHES_AT_ONCE.min(crash_runs())).map(|_| scope.spawn(run)).collect();
+        runs.into_iter().filter_map(|run| run.join().err()).next_back()
     });
+    if let Some(failure) = failure {
+        let told = failure.downcast_ref::<String>().map(String::as_str).or_else(|| failure.downcast_ref::<&str>().copied());
+        panic!("one of the runs failed: {}", told.unwrap_or("it said nothing"));
+    }
 }
 
 const CRASHES_AT_ONCE: usize = 8;
