@@ -72,6 +72,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
     };
     let _flush = logging::init(&config.log)?;
+    // The allocator asks for huge pages: then one small block that is left of many takes 2 MiB. Whoever can't be spared them
+    // (an old kernel) goes on with them.
+    let _disabled = rustix::thread::disable_transparent_huge_pages(true);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = match command {
         Command::Serve => runtime.block_on(serve::run(&config)),
