@@ -297,6 +297,7 @@ const LINKS: &[(&str, &str, &str, &[&str])] = &[
             "list_files",
             "list_trash",
             "get_storage",
+            "list_audit",
             "documents_health",
         ],
     ),

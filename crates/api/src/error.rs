@@ -209,6 +209,7 @@ fn describe(error: &Error) -> Described {
                 Noun::Object => ("object_not_found", "There is no such object."),
                 Noun::Version => ("version_not_found", "The document has no such version."),
                 Noun::Upload => ("upload_not_found", "There is no such upload."),
+                Noun::DeadLetter => ("dead_letter_not_found", "There is no such dead letter."),
             };
             Described::new(S::NOT_FOUND, code, message)
         }
@@ -282,6 +283,21 @@ fn by_field(fields: &FieldErrors) -> Value {
     json!(fields.by_field())
 }
 
+/// Goes with the answer to somebody who wanted what they may not, for the audit log: the error's code.
+#[derive(Clone, Copy)]
+pub(crate) struct Denied(pub(crate) &'static str);
+
+impl ApiError {
+    fn is_denial(&self) -> bool {
+        let Self::Refused(error) = self else { return false };
+        match error {
+            Error::Forbidden(denial) => !matches!(denial, Denial::QuotaExceeded(_) | Denial::BadSignature),
+            Error::NotFound(noun) => *noun == Noun::Tenant,
+            _ => false,
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         // Logged here and nowhere else, inside the request's span.
@@ -295,6 +311,9 @@ impl IntoResponse for ApiError {
         let described = self.describe();
         let Described { status, code, retry_after, .. } = described;
         let mut response = (status, Json(Failure::from(described))).into_response();
+        if self.is_denial() {
+            response.extensions_mut().insert(Denied(code));
+        }
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(after) = retry_after {

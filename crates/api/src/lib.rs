@@ -1,6 +1,7 @@
 //! The REST API: one file per resource, wire types beside their handlers. The table of contents is [`routes`].
 
 mod answer;
+mod audit;
 mod direct_uploads;
 mod docs;
 mod documents;
@@ -125,6 +126,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(direct_uploads::get_upload, direct_uploads::abort_upload))
         .routes(routes!(direct_uploads::complete_upload))
         .merge(tus_routes())
+        .routes(routes!(audit::list_audit))
         .routes(routes!(trash::list_trash, trash::empty_trash))
         .routes(routes!(trash::purge_document))
         .routes(routes!(trash::restore_document))

@@ -1,10 +1,11 @@
 //! The schemas of values that obey a rule of `domain`: each rule as JSON Schema says it, in one place.
 
+use serde_json::json;
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
         KnownFormat, ObjectBuilder, RefOr, Schema, SchemaFormat,
-        schema::Type::{Integer, String},
+        schema::Type::{Integer, Object, String},
     },
 };
 
@@ -46,6 +47,15 @@ schemas! {
 
     /// A media type without parameters (RFC 6838). Kept in lower case.
     MediaType = text("application/pdf").min_length(Some(3)).max_length(Some(100)).pattern(Some(MEDIA_TYPE));
+
+    /// What was done: words in lower case with points between them.
+    AuditAction = text("member.added").max_length(Some(64)).pattern(Some(r"^[a-z_]+(\.[a-z_]+)+$"));
+
+    /// The particulars.
+    Particulars = ObjectBuilder::new().schema_type(Object).examples([json!({ "member_id": "01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a", "role": "user" })]);
+
+    /// A moment, as RFC 3339 has it.
+    Moment = text("2026-11-24T09:30:00Z").format(known(KnownFormat::DateTime));
 
     /// The page's number, from 1.
     PageNumber = ObjectBuilder::new().schema_type(Integer).minimum(Some(1)).maximum(Some(u32::MAX)).default(Some(1.into()));

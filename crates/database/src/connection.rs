@@ -1,6 +1,7 @@
 //! Statements and transactions, the same on both engines.
 
 use std::{
+    fmt,
     marker::PhantomData,
     ops::{Deref, DerefMut},
 };
@@ -64,7 +65,17 @@ pub struct Connection<S> {
     transaction: Transaction,
     /// What goes out before the next statement, or with the commit.
     deferred: Vec<Statement>,
+    after_commit: Option<Hook>,
     scope: PhantomData<fn() -> S>,
+}
+
+/// What is done after a commit.
+struct Hook(Box<dyn FnOnce() + Send + Sync>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +98,7 @@ pub(crate) enum Engine {
 
 impl<S: Scope> Connection<S> {
     pub(crate) fn new(engine: Engine) -> Self {
-        Self { engine, transaction: Transaction::None, deferred: Vec::new(), scope: PhantomData }
+        Self { engine, transaction: Transaction::None, deferred: Vec::new(), after_commit: None, scope: PhantomData }
     }
 
     /// Runs statements in order, sent together: one trip to a PostgreSQL server, one hop to an SQLite thread. Stops at the
@@ -172,6 +183,12 @@ impl<S: Scope> Tx<S> {
         self.0.deferred.push(Statement::new(sql, params));
     }
 
+    /// Has something done after the commit, in the place of what was to be done before. It must not take long. It is done, too,
+    /// when nobody can know whether the transaction was committed, but not when it was not.
+    pub fn after_commit(&mut self, hook: impl FnOnce() + Send + Sync + 'static) {
+        self.0.after_commit = Some(Hook(Box::new(hook)));
+    }
+
     /// Makes everything durable that the transaction did. When this returns, it survives a crash.
     ///
     /// # Errors
@@ -182,11 +199,15 @@ impl<S: Scope> Tx<S> {
             return Err(Error::internal("a transaction in which a statement failed can't be committed"));
         }
         let deferred = std::mem::take(&mut self.0.deferred);
-        match &mut self.0.engine {
+        let committed = match &mut self.0.engine {
             Engine::Sqlite(connection) => connection.commit(deferred).await,
             Engine::Postgres(connection) => connection.commit(deferred).await,
             Engine::PostgresReader(_) => Err(Error::internal("a reader has no transaction")),
+        };
+        if let (Ok(()) | Err(Error::Unavailable(_)), Some(Hook(hook))) = (&committed, self.0.after_commit.take()) {
+            hook();
         }
+        committed
     }
 }
 

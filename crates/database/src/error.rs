@@ -44,7 +44,8 @@ impl Error {
     }
 
     /// The same, for another who waited for the same.
-    pub(crate) fn again(&self) -> Self {
+    #[must_use]
+    pub fn again(&self) -> Self {
         let causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
         let told = causes.skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ");
         match self {

@@ -14,6 +14,10 @@ use crate::{
 /// The tables of the main database, in an order in which they can be dropped.
 const TABLES: &[&str] = &[
     "outbox",
+    "dirty_tenants",
+    "handled_events",
+    "dead_letters",
+    "audit_log",
     "idempotency_keys",
     "access_changes",
     "access_version",

@@ -1,6 +1,7 @@
 //! Schema migrations: numbered, in one transaction under a lock of the database, refused when an applied one was edited.
 //!
-//! The text is PostgreSQL's. SQLite gets the same text with its own names of types, and its tables strict.
+//! The text is PostgreSQL's. SQLite gets the same text with its own names of types, and its tables strict. What the two can't
+//! share stands below a line of its own, `--- SQLite` or `--- PostgreSQL`, up to the next of them.
 
 use std::sync::LazyLock;
 
@@ -28,12 +29,19 @@ macro_rules! migrations {
     };
 }
 
-const MAIN: &[Migration] = migrations! { 1 => "main/0001_accounts.sql", 2 => "main/0002_moves.sql", 3 => "main/0003_quotas.sql" };
+const MAIN: &[Migration] = migrations! {
+    1 => "main/0001_accounts.sql",
+    2 => "main/0002_moves.sql",
+    3 => "main/0003_quotas.sql",
+    4 => "main/0004_events.sql",
+};
 static TENANT: LazyLock<Vec<Migration>> = LazyLock::new(|| {
     let released: &[Migration] = migrations! {
         1 => "tenant/0001_documents.sql",
         2 => "tenant/0002_versions.sql",
         3 => "tenant/0003_trash_by_owner.sql",
+        4 => "tenant/0004_events.sql",
+        5 => "tenant/0005_audit_by_user.sql",
     };
     [released, &injected(latest(released))].concat()
 });
@@ -269,11 +277,24 @@ pub(crate) async fn migrate_postgres(client: &mut tokio_postgres::Client, schema
 }
 
 fn for_postgres(sql: &str) -> String {
-    sql.replace(") STRICT;", ");")
+    only_for("PostgreSQL", sql).replace(") STRICT;", ");")
+}
+
+/// Leaves out what is for the other engine.
+fn only_for(engine: &str, sql: &str) -> String {
+    let mut is_ours = true;
+    let ours = sql.split_inclusive('\n').filter(|line| {
+        if let Some(named) = line.strip_prefix("--- ") {
+            is_ours = named.trim_end() == engine;
+        }
+        is_ours
+    });
+    ours.collect()
 }
 
 /// Translates the names of types, as whole words.
 fn for_sqlite(sql: &str) -> String {
+    let sql = only_for("SQLite", sql);
     let mut translated = String::with_capacity(sql.len());
     for piece in sql.split_inclusive(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
         let word = piece.trim_end_matches(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -298,6 +319,12 @@ mod tests {
             for_sqlite("CREATE TABLE a (id UUID, BIGINT_x BIGINT, t TIMESTAMPTZ) STRICT;"),
             "CREATE TABLE a (id BLOB, BIGINT_x INTEGER, t INTEGER) STRICT;"
         );
+    }
+
+    #[test]
+    fn each_engine_gets_its_own_part() {
+        let sql = "A;\n--- SQLite\nB;\n--- PostgreSQL\nC;\n";
+        assert_eq!((for_sqlite(sql), for_postgres(sql)), ("A;\n--- SQLite\nB;\n".to_owned(), "A;\n--- PostgreSQL\nC;\n".to_owned()));
     }
 
     #[test]

@@ -146,6 +146,12 @@ impl FromValue for i64 {
     }
 }
 
+impl FromValue for u32 {
+    fn from_value(value: Value) -> Result<Self> {
+        Self::try_from(i64::from_value(value)?).map_err(Error::internal)
+    }
+}
+
 impl FromValue for u64 {
     fn from_value(value: Value) -> Result<Self> {
         Self::try_from(i64::from_value(value)?).map_err(Error::internal)

@@ -37,6 +37,12 @@ impl Timestamp {
         self.0.div_euclid(1_000_000)
     }
 
+    /// The moment that this text tells, with a time zone's offset, as RFC 3339 has it; what is finer than microseconds is cut off.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        text.parse().ok().map(|moment: jiff::Timestamp| Self(moment.as_microsecond()))
+    }
+
     /// The moment as HTTP writes dates (RFC 9110, section 5.6.7): in whole seconds, rounded down.
     #[must_use]
     pub fn http_date(self) -> String {

@@ -184,6 +184,8 @@ pub enum Noun {
     Version,
     /// An upload in parts.
     Upload,
+    /// An event that could not be handled.
+    DeadLetter,
 }
 
 /// What is already there.

@@ -17,6 +17,21 @@ pub struct Event {
     pub at: Timestamp,
     /// The particulars, a JSON object as text.
     pub data: String,
+    /// Which request it came of, as W3C Trace Context has it.
+    pub traceparent: Option<String>,
+}
+
+/// An event that could not be handled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The event.
+    pub event: Event,
+    /// What went wrong the last time.
+    pub error: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it was given up.
+    pub parked_at: Timestamp,
 }
 
 /// The types of events.
@@ -37,6 +52,10 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::TenantCreated, Self::TenantDeleted, Self::DocumentUploaded, Self::DocumentDeleted, Self::FileProcess, Self::AuditLog];
+
     /// The type's name, which is also its topic.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -53,8 +72,6 @@ impl EventKind {
     /// The type with this name.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let kinds =
-            [Self::TenantCreated, Self::TenantDeleted, Self::DocumentUploaded, Self::DocumentDeleted, Self::FileProcess, Self::AuditLog];
-        kinds.into_iter().find(|kind| kind.as_str() == text)
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
     }
 }

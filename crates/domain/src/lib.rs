@@ -4,6 +4,7 @@
 //! from outside are parsed into types that can only hold what is valid ([`Email`], [`Filename`], …), so a rule is checked
 //! once, where the value enters.
 
+mod audit;
 mod clock;
 mod document;
 mod error;
@@ -23,10 +24,11 @@ mod tenant;
 mod text;
 mod user;
 
+pub use audit::{AuditEntry, AuditFilter};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp, random_bytes};
 pub use document::{Document, DocumentFilter, DocumentVersion, Filename, MimeType};
 pub use error::{Closure, Conflict, Denial, Error, FieldErrors, Noun, Result, TokenProblem};
-pub use event::{Event, EventKind};
+pub use event::{DeadLetter, Event, EventKind};
 #[cfg(feature = "failpoints")]
 pub use failpoint::failpoint_reached;
 pub use file::{ContentHash, File, FileUsage, object_key, object_prefix};

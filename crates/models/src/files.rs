@@ -6,7 +6,7 @@
 use database::{Connection, Error, Result, Row, Statement, Tenant, TenantTx, Value, params};
 use domain::{ContentHash, File, FileId, FileUsage, Page, PageRequest, Timestamp};
 
-use crate::page;
+use crate::{page, single};
 
 /// Selects what [`file`] reads.
 macro_rules! select {
@@ -77,6 +77,24 @@ fn values(file: &File) -> Vec<Value> {
         file.updated_at,
         file.created_by
     ]
+}
+
+/// The object of a living file, and its size, unless it was processed.
+pub async fn find_unprocessed(connection: &mut Connection<Tenant>, id: FileId) -> Result<Option<(String, u64)>> {
+    let sql = "SELECT s3_path, file_size FROM files WHERE id = $1 AND condemned_at IS NULL AND processed_at IS NULL";
+    let found = connection.query_opt(sql, params![id]).await?;
+    found.map(|mut row| Ok((row.take()?, row.take()?))).transpose()
+}
+
+/// The object of a condemned file.
+pub async fn find_condemned(connection: &mut Connection<Tenant>, id: FileId) -> Result<Option<String>> {
+    let found = connection.query_opt("SELECT s3_path FROM files WHERE id = $1 AND condemned_at IS NOT NULL", params![id]).await?;
+    found.map(single).transpose()
+}
+
+/// Notes what a file was found to be.
+pub fn set_processed(tx: &mut TenantTx, id: FileId, detected_mime_type: &str, now: Timestamp) {
+    tx.defer("UPDATE files SET detected_mime_type = $2, processed_at = $3 WHERE id = $1", params![id, detected_mime_type, now]);
 }
 
 /// Whether there is a living file with this content.

@@ -4,8 +4,12 @@
 //! function here decides whether somebody may: that is done where transactions begin, in the services.
 
 pub mod access_changes;
+pub mod audit_log;
+pub mod dead_letters;
+pub mod dirty_tenants;
 pub mod documents;
 pub mod files;
+pub mod handled_events;
 pub mod idempotency;
 pub mod leases;
 pub mod members;
@@ -27,6 +31,8 @@ pub use database::{
     Connection, Connections, DatabaseUrl, Error, Main, MainDatabase, MainTx, Migrated, Result, Scope, TableSum, Tenant, TenantDatabase,
     TenantDatabases, TenantTx, Transfer, Tx, main_schema_version, tenant_schema_digest, tenant_schema_version,
 };
+
+pub use dirty_tenants::Mark;
 
 use database::{FromValue, Row, Statement};
 use domain::{Page, PageRequest};

@@ -1,33 +1,113 @@
-//! The outbox: events, in the database and the transaction of what they tell of.
+//! The outbox: events, in the database and the transaction of what they tell of, until they are published and for a while after.
+//!
+//! An event's number is greater than those of all unpublished ones that its transaction can see. It is given as late as can be,
+//! with the commit: so what came after another event, knowing of it or waiting for its locks, has a greater number. Those that
+//! knew nothing of each other may have the same. Nobody may read what is "greater than the last": commits come in any order.
 
-use database::{Connection, MainTx, Result, Row, Scope, Tx, params};
-use domain::{Event, EventKind, TenantId};
+use database::{Connection, Main, MainTx, Result, Row, Scope, Tenant, Tx, Value, params};
+use domain::{Event, EventId, EventKind, TenantId, Timestamp};
 
-use crate::word;
+use crate::{single, word};
+
+/// Selects what [`event`] reads.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!("SELECT id, event_type, tenant_id, user_id, occurred_at, data, traceparent FROM outbox ", $rest)
+    };
+}
 
 /// Adds an event.
 pub fn push<S: Scope>(tx: &mut Tx<S>, event: &Event) {
     tx.defer(
-        "INSERT INTO outbox (id, event_type, tenant_id, user_id, occurred_at, data) VALUES ($1, $2, $3, $4, $5, $6)",
-        params![event.id, event.kind.as_str(), event.tenant_id, event.user_id, event.at, event.data.as_str()],
+        "INSERT INTO outbox (id, event_type, tenant_id, user_id, occurred_at, data, traceparent, seq)
+         SELECT $1, $2, $3, $4, $5, $6, $7, coalesce(max(seq), 0) + 1 FROM outbox WHERE published_at IS NULL",
+        insertion(event),
     );
 }
 
-/// Events that were not published yet, in the order of their ids.
-pub async fn list_unpublished<S: Scope>(connection: &mut Connection<S>, limit: u32) -> Result<Vec<Event>> {
-    let rows = connection
-        .query(
-            "SELECT id, event_type, tenant_id, user_id, occurred_at, data FROM outbox
-             WHERE published_at IS NULL ORDER BY id LIMIT $1",
-            params![limit],
-        )
-        .await?;
+/// Adds events from a tenant's outbox to the main one, before all that it has of that tenant, unless they are there already.
+pub fn take_over(tx: &mut MainTx, events: &[Event]) {
+    for event in events {
+        // Numbers below zero are for what is taken over, from the least one on.
+        tx.defer(
+            "INSERT INTO outbox (id, event_type, tenant_id, user_id, occurred_at, data, traceparent, seq)
+             SELECT $1, $2, $3, $4, $5, $6, $7, coalesce(max(seq), -1000000000000) + 1 FROM outbox
+             WHERE tenant_id = $3 AND published_at IS NULL AND seq < 0
+             ON CONFLICT (id) DO NOTHING",
+            insertion(event),
+        );
+    }
+}
+
+/// Events, published or not, the latest first.
+pub async fn list<S: Scope>(connection: &mut Connection<S>, limit: u32) -> Result<Vec<Event>> {
+    let rows = connection.query(select!("ORDER BY occurred_at DESC, id DESC LIMIT $1"), params![limit]).await?;
     rows.into_iter().map(event).collect()
+}
+
+/// The first unpublished events of a tenant's database, in order.
+pub async fn list_unpublished(connection: &mut Connection<Tenant>, limit: u32) -> Result<Vec<Event>> {
+    let rows = connection.query(select!("WHERE published_at IS NULL ORDER BY seq, id LIMIT $1"), params![limit]).await?;
+    rows.into_iter().map(event).collect()
+}
+
+/// The first unpublished events of the main database that concern this tenant, or none at all, in order.
+pub async fn list_unpublished_of(connection: &mut Connection<Main>, tenant_id: Option<TenantId>, limit: u32) -> Result<Vec<Event>> {
+    // An index can't be asked for what is not distinct from a parameter.
+    let of_tenant = select!("WHERE published_at IS NULL AND tenant_id = $1 ORDER BY seq, id LIMIT $2");
+    let of_nobody = select!("WHERE published_at IS NULL AND tenant_id IS NULL ORDER BY seq, id LIMIT $1");
+    let rows = match tenant_id {
+        Some(tenant_id) => connection.query(of_tenant, params![tenant_id, limit]).await?,
+        None => connection.query(of_nobody, params![limit]).await?,
+    };
+    rows.into_iter().map(event).collect()
+}
+
+/// The tenants that unpublished events of the main database concern; absent stands for those that concern none.
+pub async fn list_unpublished_tenants(connection: &mut Connection<Main>) -> Result<Vec<Option<TenantId>>> {
+    let rows = connection.query("SELECT DISTINCT tenant_id FROM outbox WHERE published_at IS NULL", params![]).await?;
+    rows.into_iter().map(single).collect()
+}
+
+/// How many events are unpublished, and when the oldest of them happened.
+pub async fn count_unpublished<S: Scope>(connection: &mut Connection<S>) -> Result<(u64, Option<Timestamp>)> {
+    let sql = "SELECT COUNT(*), min(occurred_at) FROM outbox WHERE published_at IS NULL";
+    let mut row = connection.query_one(sql, params![]).await?;
+    Ok((row.take()?, row.take()?))
+}
+
+/// The same of the main database, for each tenant that they concern, and for none.
+pub async fn count_unpublished_by_tenant(connection: &mut Connection<Main>) -> Result<Vec<(Option<TenantId>, u64, Option<Timestamp>)>> {
+    let sql = "SELECT tenant_id, COUNT(*), min(occurred_at) FROM outbox WHERE published_at IS NULL GROUP BY tenant_id";
+    let rows = connection.query(sql, params![]).await?;
+    rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?, row.take()?))).collect()
+}
+
+/// Notes that an event is published.
+pub fn mark_published<S: Scope>(tx: &mut Tx<S>, id: EventId, at: Timestamp) {
+    tx.defer("UPDATE outbox SET published_at = $2 WHERE id = $1", params![id, at]);
+}
+
+/// Removes an event, published or not.
+pub fn delete(tx: &mut MainTx, id: EventId) {
+    tx.defer("DELETE FROM outbox WHERE id = $1", params![id]);
+}
+
+/// Removes some of the events that were published before a time. Answers how many.
+pub async fn delete_published_before<S: Scope>(tx: &mut Tx<S>, before: Timestamp, limit: u32) -> Result<u64> {
+    let sql = "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE published_at < $1 ORDER BY published_at LIMIT $2)";
+    tx.execute(sql, params![before, limit]).await
 }
 
 /// Removes the events of a tenant that were published; others stay, so that they are told.
 pub async fn delete_published_of(tx: &mut MainTx, tenant_id: TenantId) -> Result<u64> {
     tx.execute("DELETE FROM outbox WHERE tenant_id = $1 AND published_at IS NOT NULL", params![tenant_id]).await
+}
+
+/// `$1` to `$7` of a statement that adds an event.
+fn insertion(event: &Event) -> Vec<Value> {
+    let Event { id, kind, tenant_id, user_id, at, data, traceparent } = event;
+    params![*id, kind.as_str(), *tenant_id, *user_id, *at, data.as_str(), traceparent.as_deref()]
 }
 
 fn event(mut row: Row) -> Result<Event> {
@@ -38,5 +118,6 @@ fn event(mut row: Row) -> Result<Event> {
         user_id: row.take()?,
         at: row.take()?,
         data: row.take()?,
+        traceparent: row.take()?,
     })
 }

@@ -16,6 +16,7 @@ use domain::{
 };
 use models::{Connection, MainDatabase, MainTx, TenantDatabase, TenantTx, access_changes, members, sessions};
 use moka::sync::Cache;
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::Services;
@@ -65,6 +66,8 @@ pub(crate) struct TenantCaller {
     role: Role,
     quota: Quota,
     database: TenantDatabase,
+    /// Whether it takes writes; not while it moves to another server.
+    may_write: bool,
 }
 
 impl TenantCaller {
@@ -118,27 +121,6 @@ impl Services {
 
     /// Lets a caller into an active tenant, as far as the role reaches.
     pub(crate) async fn enter(&self, caller: &Caller, tenant_id: TenantId, needed: Role) -> Result<TenantCaller> {
-        Ok(self.enter_to_read_or_write(caller, tenant_id, needed).await?.0)
-    }
-
-    /// Lets a caller in and begins a transaction in the tenant's database. Waits while that moves to another server.
-    pub(crate) async fn begin(&self, caller: &Caller, tenant_id: TenantId, needed: Role) -> Result<(TenantCaller, TenantTx)> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let (tenant, may_write) = self.enter_to_read_or_write(caller, tenant_id, needed).await?;
-            if may_write {
-                let tx = tenant.database.begin().await?;
-                return Ok((tenant, tx));
-            }
-            if Instant::now() > deadline {
-                return Err(Error::Closed(Closure::Moving));
-            }
-            tokio::time::sleep(GLANCE).await;
-        }
-    }
-
-    /// Lets a caller in, and tells whether the database takes writes.
-    async fn enter_to_read_or_write(&self, caller: &Caller, tenant_id: TenantId, needed: Role) -> Result<(TenantCaller, bool)> {
         let member = self.membership(caller, tenant_id).await?;
         if !member.of.is_active {
             return Err(Error::Forbidden(Denial::TenantInactive));
@@ -148,7 +130,37 @@ impl Services {
         let database = self.0.parts.tenant_databases.open(&member.of.place)?;
         let may_write = member.of.writes_paused_at.is_none();
         let quota = member.of.limits.or(self.settings().quota);
-        Ok((TenantCaller { caller: *caller, role: member.membership.role, quota, database }, may_write))
+        Ok(TenantCaller { caller: *caller, role: member.membership.role, quota, database, may_write })
+    }
+
+    /// Lets a caller in and begins a transaction in the tenant's database. Waits while that moves to another server.
+    pub(crate) async fn begin(&self, caller: &Caller, tenant_id: TenantId, needed: Role) -> Result<(TenantCaller, TenantTx)> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let tenant = self.enter(caller, tenant_id, needed).await?;
+            if tenant.may_write {
+                let tx = self.begin_in(&tenant.database).await?;
+                return Ok((tenant, tx));
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Closed(Closure::Moving));
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+
+    /// Notes what somebody did without changing anything: in the tenant's database or, while that moves, in the main one.
+    pub(crate) async fn note(&self, tenant: &TenantCaller, action: &str, data: Value) -> Result<()> {
+        let event = self.audit(action, Some(tenant.tenant_id()), Some(tenant.user_id()), data);
+        if tenant.may_write {
+            let mut tx = self.begin_in(&tenant.database).await?;
+            self.tell(&mut tx, &event);
+            Ok(tx.commit().await?)
+        } else {
+            let mut tx = self.main().begin().await?;
+            self.tell(&mut tx, &event);
+            Ok(tx.commit().await?)
+        }
     }
 
     /// The caller's membership in a tenant, active or not. To everybody else the tenant is not there.

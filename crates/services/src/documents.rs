@@ -4,7 +4,7 @@ use domain::{
     Denial, Document, DocumentFilter, DocumentId, Error, File, Filename, MimeType, Noun, Page, PageRequest, Result, Role, TenantId,
     Timestamp,
 };
-use models::{TenantTx, documents, outbox};
+use models::{TenantTx, documents};
 use serde_json::json;
 
 use crate::{
@@ -66,8 +66,11 @@ impl Services {
     /// # Errors
     /// [`Error::NotFound`] when the tenant has no such document.
     pub async fn get_download(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId) -> Result<Download> {
-        let document = self.get_document(caller, tenant_id, id).await?;
-        self.download(&document.file, &document.filename, &document.mime_type).await
+        let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
+        let document = documents::find(&mut tenant.read().await?, id).await?.ok_or(Error::NotFound(Noun::Document))?;
+        let download = self.download(&document.file, &document.filename, &document.mime_type).await?;
+        self.note(&tenant, "document.downloaded", facts(&document)).await?;
+        Ok(download)
     }
 
     /// A URL at which whoever has it can download a file for a time.
@@ -110,7 +113,7 @@ impl Services {
         require_precondition(&lock_own(&mut tx, &tenant, id).await?, precondition)?;
         documents::update(&mut tx, id, filename.as_ref(), mime_type.as_ref(), self.clock().now()).await?;
         let document = documents::find(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
-        outbox::push(&mut tx, &self.audit("document.updated", Some(tenant_id), Some(caller.user_id()), facts(&document)));
+        self.tell(&mut tx, &self.audit("document.updated", Some(tenant_id), Some(caller.user_id()), facts(&document)));
         tx.commit().await?;
         Ok(document)
     }

@@ -3,7 +3,7 @@
 use domain::{
     Conflict, Document, Error, File, FileId, FileUsage, Noun, Page, PageRequest, Quota, Result, Role, StorageUse, TenantId, failpoint,
 };
-use models::{documents, files, outbox, quotas};
+use models::{documents, files, quotas};
 use serde_json::json;
 
 use crate::{Caller, Services};
@@ -51,7 +51,7 @@ impl Services {
         }
         files::condemn(&mut tx, id, self.clock().now()).await?;
         let data = json!({ "file_id": id.to_string(), "file_size": file.size });
-        outbox::push(&mut tx, &self.audit("file.deleted", Some(tenant_id), Some(caller.user_id()), data));
+        self.tell(&mut tx, &self.audit("file.deleted", Some(tenant_id), Some(caller.user_id()), data));
         failpoint!("file.deleting");
         tx.commit().await?;
         failpoint!("file.deleted");

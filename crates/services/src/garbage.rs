@@ -62,9 +62,11 @@ impl Services {
         let database = self.open_for_operator(tenant)?;
         let now = self.clock().now();
         collected.documents = self.purge_expired(&database, now.minus(self.settings().trash_retention)).await?;
+        #[expect(clippy::disallowed_methods, reason = "tells nothing")]
         let mut tx = database.begin().await?;
         self.forget_past_requests(&mut tx).await?;
         tx.commit().await?;
+        self.forget_events(&database).await?;
         self.collect_staged(&database).await?;
         self.collect_unfinished(tenant.id).await?;
         let (grace, settling) = (self.settings().garbage_grace, self.0.parts.storage.settling_time());
@@ -83,6 +85,7 @@ impl Services {
                     collected.bytes += bytes;
                 }
             }
+            #[expect(clippy::disallowed_methods, reason = "tells nothing")]
             let mut tx = database.begin().await?;
             let expired = uploads::condemn_expired(&mut tx, now, now).await?;
             tx.commit().await?;
@@ -188,6 +191,7 @@ impl Services {
 
     /// Condemns a file as of the collection's beginning, so that the same collection goes on to delete it.
     async fn condemn_if_orphaned(&self, database: &TenantDatabase, id: FileId, now: Timestamp) -> Result<()> {
+        #[expect(clippy::disallowed_methods, reason = "tells nothing")]
         let mut tx = database.begin().await?;
         // Looked at again under the lock: since the list was read, an upload may have found the file useful.
         if files::lock(&mut tx, id).await?.is_some() && documents::count_by_file(&mut tx, id).await? == 0 {
@@ -195,6 +199,16 @@ impl Services {
             failpoint!("garbage.condemning");
             tx.commit().await?;
             failpoint!("garbage.condemned");
+        }
+        Ok(())
+    }
+
+    /// Collects a file, if nobody refers to it.
+    pub(crate) async fn collect_file(&self, database: &TenantDatabase, id: FileId) -> Result<()> {
+        let now = self.clock().now();
+        self.condemn_if_orphaned(database, id, now).await?;
+        if let Some(key) = files::find_condemned(&mut database.read().await?, id).await? {
+            self.delete_condemned(database, id, &key, true).await?;
         }
         Ok(())
     }
@@ -211,6 +225,7 @@ impl Services {
         if !is_settled {
             return Ok(());
         }
+        #[expect(clippy::disallowed_methods, reason = "tells nothing")]
         let mut tx = database.begin().await?;
         files::delete_condemned(&mut tx, id).await?;
         tx.commit().await?;
@@ -225,6 +240,7 @@ impl Services {
         if !is_settled {
             return Ok(());
         }
+        #[expect(clippy::disallowed_methods, reason = "tells nothing")]
         let mut tx = database.begin().await?;
         uploads::delete_condemned(&mut tx, key).await?;
         tx.commit().await?;

@@ -35,7 +35,7 @@ impl Services {
     /// Gives a lease up, if this instance has it.
     pub(crate) async fn release_lease(&self, name: &str) -> Result<()> {
         let mut tx = self.main().begin().await?;
-        leases::release(&mut tx, name, self.0.instance).await?;
+        leases::release(&mut tx, name, self.0.instance);
         Ok(tx.commit().await?)
     }
 }

@@ -2,8 +2,10 @@
 //! begins and commits.
 
 mod access;
+mod audit;
 mod buffers;
 mod content_disposition;
+mod dead_letters;
 mod direct_uploads;
 mod documents;
 mod events;
@@ -15,7 +17,9 @@ mod leases;
 mod members;
 mod migrations;
 mod moves;
+mod outbox;
 mod passwords;
+mod processing;
 mod sessions;
 mod signed_urls;
 mod spares;
@@ -38,7 +42,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Clock, Quota, Timestamp};
+use domain::{Clock, Quota, TenantId, Timestamp};
 use models::{MainDatabase, TenantDatabases};
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -47,13 +51,15 @@ pub use access::Caller;
 pub use content_disposition::content_disposition;
 pub use direct_uploads::{Announcement, Begun, PartAt, PartUpload, PartUrl};
 pub use documents::{Download, DownloadAt, Precondition};
+pub use events::EventKey;
 pub use garbage::Collected;
 pub use health::{Dependency, ServerConnections};
 pub use idempotency::{Answered, Once};
 pub use members::Candidate;
 pub use migrations::{FleetMigration, MigrationPlan, MigrationStatus, MigrationStep};
-pub use models::{Connections, TableSum};
+pub use models::{Connections, Mark, TableSum};
 pub use moves::{MoveError, MoveStep, Moved};
+pub use outbox::{Backlog, Forgotten, OUTBOX_LEASE, OutboxStatus, Unpublished};
 pub use passwords::{PasswordSettings, Passwords};
 pub use sessions::{Login, TokenPair};
 pub use signed_urls::{SignedDownload, SignedPart, UrlSigner};
@@ -70,6 +76,8 @@ pub use users::Registration;
 pub use verification::{Finding, ObjectProblem, Verification};
 
 use access::Access;
+use audit::Denials;
+use events::Woken;
 use health::LastCheck;
 use migrations::Awaited;
 use staged_uploads::Completions;
@@ -111,6 +119,8 @@ pub struct Settings {
     pub trash_retention: Duration,
     /// How many contents of a document are kept, the current one included; at least 1.
     pub versions_kept: u64,
+    /// How long events are kept after they were published, and remembered after they were handled.
+    pub event_retention: Duration,
     /// How much a tenant may store, unless the operator set something else for it.
     pub quota: Quota,
     /// How many databases each server keeps ready for tenants to come; only PostgreSQL servers do.
@@ -126,6 +136,7 @@ impl Default for Settings {
             garbage_grace: Duration::from_secs(24 * 3600),
             trash_retention: Duration::from_secs(30 * 24 * 3600),
             versions_kept: 100,
+            event_retention: Duration::from_secs(24 * 3600),
             quota: Quota::default(),
             spare_databases: 0,
         }
@@ -143,6 +154,10 @@ struct Inner {
     /// Tells this instance from others, for leases.
     instance: Uuid,
     spare_taken: Notify,
+    woken: Arc<Woken>,
+    /// Tenants that are marked for their events.
+    marks: moka::future::Cache<TenantId, ()>,
+    denials: Denials,
     /// Servers of tenants' databases that failed to make one, and when.
     troubled_servers: Mutex<HashMap<String, Instant>>,
     awaited_migrations: Mutex<Awaited>,
@@ -163,6 +178,9 @@ impl Services {
             assembled_at,
             instance,
             spare_taken: Notify::new(),
+            woken: Arc::default(),
+            marks: events::marks(),
+            denials: audit::denials(),
             troubled_servers: Mutex::default(),
             awaited_migrations: Mutex::default(),
             completions: Completions::default(),

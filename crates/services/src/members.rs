@@ -1,7 +1,7 @@
 //! Members of tenants and their roles.
 
 use domain::{Conflict, Email, Error, Membership, Noun, Result, Role, TenantId, User, UserId};
-use models::{MainTx, members, outbox, tenants, users};
+use models::{MainTx, members, tenants, users};
 use serde_json::json;
 
 use crate::{Caller, Services, access::require};
@@ -82,7 +82,7 @@ impl Services {
         role: Option<Role>,
     ) -> Result<()> {
         let data = json!({ "member_id": user_id.to_string(), "role": role.map(Role::as_str) });
-        outbox::push(&mut tx, &self.audit(action, Some(tenant_id), Some(caller.user_id()), data));
+        self.tell(&mut tx, &self.audit(action, Some(tenant_id), Some(caller.user_id()), data));
         self.commit_access_change(tx, user_id).await
     }
 }

@@ -6,7 +6,7 @@ use domain::{
     Email, Error, Member, NewPassword, Page, PageRequest, PasswordHash, Result, Session, SessionId, Tenant, TokenId, TokenKind,
     TokenProblem, User, UserId, failpoint,
 };
-use models::{MainTx, access_changes, members, outbox, sessions, users};
+use models::{MainTx, access_changes, members, sessions, users};
 use serde_json::json;
 
 use crate::{Caller, Services, passwords::Verdict};
@@ -42,13 +42,20 @@ impl Services {
     /// [`TokenProblem::BadCredentials`], after the same work, whether the address is unknown, the account deactivated or the
     /// password wrong; [`Error::Overloaded`] when too many log in at once.
     pub async fn log_in(&self, email: &str, password: &str) -> Result<Login> {
-        let candidate = match Email::parse(email) {
-            Ok(email) => users::find_for_login(&mut self.main().read().await?, &email).await?,
-            Err(_) => None,
+        let email = Email::parse(email).ok();
+        let known = match &email {
+            Some(email) => users::find_for_login(&mut self.main().read().await?, email).await?,
+            None => None,
         };
-        let candidate = candidate.filter(|(user, _)| user.is_active);
+        let known_id = known.as_ref().map(|(user, _)| user.id);
+        let candidate = known.filter(|(user, _)| user.is_active);
         let verdict = self.0.parts.passwords.verify(candidate.as_ref().map(|(_, hash)| hash.clone()), password).await?;
         let Some((user, hash)) = candidate.filter(|_| verdict != Verdict::Wrong) else {
+            // What is no address may be a password in the wrong field.
+            let data = json!({ "email": email.map(Email::into_string) });
+            let mut tx = self.main().begin().await?;
+            self.tell(&mut tx, &self.audit("session.refused", None, known_id, data));
+            tx.commit().await?;
             return Err(Error::Unauthenticated(TokenProblem::BadCredentials));
         };
         let upgraded = if verdict == Verdict::RightButOutdated { self.upgrade(password).await? } else { None };
@@ -68,7 +75,7 @@ impl Services {
             users::replace_password_hash(&mut tx, user.id, &hash, &new).await?;
         }
         sessions::insert(&mut tx, &session, now.plus(self.0.parts.tokens.life(TokenKind::Refresh))).await?;
-        outbox::push(&mut tx, &self.audit("session.started", None, Some(user.id), json!({ "session_id": session.id.to_string() })));
+        self.tell(&mut tx, &self.audit("session.started", None, Some(user.id), json!({ "session_id": session.id.to_string() })));
         failpoint!("login.committing");
         tx.commit().await?;
         failpoint!("login.committed");
@@ -129,7 +136,7 @@ impl Services {
         if !sessions::end(&mut tx, id, now).await? {
             return Ok(());
         }
-        outbox::push(&mut tx, &self.audit(action, None, Some(user_id), json!({ "session_id": id.to_string() })));
+        self.tell(&mut tx, &self.audit(action, None, Some(user_id), json!({ "session_id": id.to_string() })));
         self.commit_access_change(tx, id).await
     }
 

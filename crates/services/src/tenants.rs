@@ -11,13 +11,11 @@ use domain::{
     PastRequest, Provisioning, QuotaLimits, Result, Role, StorageUse, Tenant, TenantId, TenantName, TenantPlace, Timestamp, User, UserId,
     failpoint,
 };
-use models::{
-    TenantDatabase, idempotency, members, moves, outbox, quotas, spares, tenant_schema_digest, tenant_schema_version, tenants, users,
-};
+use models::{TenantDatabase, idempotency, members, moves, quotas, spares, tenant_schema_digest, tenant_schema_version, tenants, users};
 use serde_json::json;
 
 use crate::{
-    Answered, Caller, Once, Services,
+    Answered, Caller, EventKey, Once, Services,
     access::{NOTICED_AFTER, require},
     idempotency::fingerprint,
 };
@@ -212,7 +210,8 @@ impl Services {
         let mut tx = self.main().begin().await?;
         if tenants::set_provisioning(&mut tx, tenant.id, Provisioning::Active, schema_version, now).await? {
             let data = json!({ "name": tenant.name, "database_name": tenant.place.database.as_str() });
-            outbox::push(&mut tx, &self.event(EventKind::TenantCreated, Some(tenant.id), tenant.created_by, &data));
+            self.tell(&mut tx, &self.event(EventKind::TenantCreated, Some(tenant.id), tenant.created_by, &data));
+            self.tell(&mut tx, &self.audit("tenant.created", Some(tenant.id), tenant.created_by, data));
         } else if tenants::find(&mut tx, tenant.id).await?.is_none_or(|settled| settled.provisioning != Provisioning::Active) {
             // Whoever gave it up may have dropped the database before it was made here again.
             databases.drop_database(&tenant.place).await?;
@@ -343,9 +342,9 @@ impl Services {
         let tenant = tenants::update(&mut tx, tenant_id, name, is_active, now).await?.ok_or(Error::NotFound(Noun::Tenant))?;
         let data = json!({ "name": tenant.name, "is_active": tenant.is_active });
         if before.is_active && !tenant.is_active {
-            outbox::push(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), user_id, &json!({ "name": tenant.name })));
+            self.tell(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), user_id, &json!({ "name": tenant.name })));
         }
-        outbox::push(&mut tx, &self.audit("tenant.updated", Some(tenant_id), user_id, data));
+        self.tell(&mut tx, &self.audit("tenant.updated", Some(tenant_id), user_id, data));
         self.commit_access_change(tx, tenant_id).await?;
         Ok(tenant)
     }
@@ -426,6 +425,23 @@ impl Services {
         Ok(self.0.parts.tenant_databases.open(&tenant.place)?)
     }
 
+    /// Makes sure that a tenant that was created has a database.
+    ///
+    /// # Errors
+    /// When it has none, or its server is down.
+    pub async fn ensure_tenant_database(&self, key: EventKey) -> Result<()> {
+        let found = match key {
+            Some(tenant_id) => tenants::find(&mut self.main().read().await?, tenant_id).await?,
+            None => None,
+        };
+        match found.filter(|tenant| tenant.provisioning == Provisioning::Active) {
+            Some(tenant) if !self.0.parts.tenant_databases.exists(&tenant.place).await? => {
+                Err(Error::internal(format!("server {} has no database {}", tenant.place.server, tenant.place.database)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Sets how much a tenant may store, for the operator: in force everywhere when this returns. What is stored stays, even if it
     /// is more.
     ///
@@ -435,7 +451,7 @@ impl Services {
         let mut tx = self.main().begin().await?;
         let tenant = tenants::set_limits(&mut tx, tenant_id, limits, self.clock().now()).await?.ok_or(Error::NotFound(Noun::Tenant))?;
         let data = json!({ "name": tenant.name, "max_bytes": limits.bytes.stored(), "max_documents": limits.documents.stored() });
-        outbox::push(&mut tx, &self.audit("tenant.quota_set", Some(tenant_id), None, data));
+        self.tell(&mut tx, &self.audit("tenant.quota_set", Some(tenant_id), None, data));
         self.commit_access_change(tx, tenant_id).await?;
         tokio::time::sleep(NOTICED_AFTER).await;
         Ok(tenant)

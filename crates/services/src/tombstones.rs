@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
-use domain::{Error, EventKind, MoveState, Result, Tenant, TenantId, Tombstone, failpoint, object_prefix};
+use domain::{Error, EventKind, MoveState, Provisioning, Result, Tenant, TenantId, Tombstone, failpoint, object_prefix};
 use futures_util::TryStreamExt;
-use models::{moves, outbox, tenants, tombstones};
+use models::{dirty_tenants, moves, outbox, tenants, tombstones};
 use serde_json::json;
 
-use crate::{Services, access::NOTICED_AFTER};
+use crate::{EventKey, Services, access::NOTICED_AFTER};
 
 /// Objects that are deleted at once.
 const AT_ONCE: usize = 8;
@@ -71,16 +71,37 @@ impl Services {
             return Err(being_moved());
         }
         let data = json!({ "name": tenant.name, "hard": true });
-        outbox::push(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), None, &data));
-        outbox::push(&mut tx, &self.audit("tenant.deleted", Some(tenant_id), None, data));
+        self.tell(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), None, &data));
+        self.tell(&mut tx, &self.audit("tenant.deleted", Some(tenant_id), None, data));
         failpoint!("tenant.deletion_marking");
         self.commit_access_change(tx, tenant_id).await?;
         failpoint!("tenant.deletion_marked");
         Ok(())
     }
 
+    /// Completes a deletion whose event was published. Whoever began it may do the same meanwhile.
+    ///
+    /// # Errors
+    /// When a database or the storage is down.
+    pub async fn finish_deletion(&self, key: EventKey) -> Result<()> {
+        let found = match key {
+            Some(tenant_id) => tenants::find(&mut self.main().read().await?, tenant_id).await?,
+            None => None,
+        };
+        let Some(tenant) = found.filter(|tenant| tenant.provisioning == Provisioning::Deleting) else { return Ok(()) };
+        tokio::time::sleep(NOTICED_AFTER).await;
+        self.complete_deletion(&tenant).await
+    }
+
     /// What follows the mark, once every instance has noticed it.
     async fn complete_deletion(&self, tenant: &Tenant) -> Result<()> {
+        match self.take_over_events(tenant).await {
+            Err(error @ Error::Closed(_)) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(tenant_id = %tenant.id, error, "what nobody was told of its documents goes with it");
+            }
+            taken => taken?,
+        }
         self.drop_databases_of(tenant).await?;
         failpoint!("tenant.database_dropped");
         self.delete_objects(tenant.id).await?;
@@ -113,6 +134,7 @@ impl Services {
         // Absent when somebody else completed the deletion at the same time.
         let Some(tenant) = tenants::delete_marked(&mut tx, tenant_id).await? else { return Ok(()) };
         outbox::delete_published_of(&mut tx, tenant_id).await?;
+        dirty_tenants::remove(&mut tx, tenant_id);
         let tombstone = Tombstone {
             name: tenant.name,
             place: tenant.place,

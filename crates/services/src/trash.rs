@@ -1,7 +1,7 @@
 //! The trash: deleted documents can be brought back for a time, then they go for good.
 
 use domain::{Document, DocumentId, Error, EventKind, Noun, Page, PageRequest, Result, Role, TenantId, Timestamp, UserId, failpoint};
-use models::{TenantDatabase, TenantTx, documents, files, outbox, trash, versions};
+use models::{TenantDatabase, TenantTx, documents, files, trash, versions};
 
 use crate::{
     Caller, Services,
@@ -33,7 +33,9 @@ impl Services {
         } else {
             trash::insert(&mut tx, id, caller.user_id(), self.clock().now()).await?;
         }
-        outbox::push(&mut tx, &self.event(EventKind::DocumentDeleted, Some(tenant_id), Some(caller.user_id()), &facts(&document)));
+        let (data, by) = (facts(&document), Some(caller.user_id()));
+        self.tell(&mut tx, &self.event(EventKind::DocumentDeleted, Some(tenant_id), by, &data));
+        self.tell(&mut tx, &self.audit("document.deleted", Some(tenant_id), by, data));
         failpoint!("document.deleting");
         tx.commit().await?;
         failpoint!("document.deleted");
@@ -60,7 +62,7 @@ impl Services {
         require_own(&tenant, &document)?;
         trash::restore(&mut tx, id, self.clock().now()).await?;
         let document = documents::find(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
-        outbox::push(&mut tx, &self.audit("document.restored", Some(tenant_id), Some(caller.user_id()), facts(&document)));
+        self.tell(&mut tx, &self.audit("document.restored", Some(tenant_id), Some(caller.user_id()), facts(&document)));
         failpoint!("document.restoring");
         tx.commit().await?;
         failpoint!("document.restored");
@@ -108,7 +110,7 @@ impl Services {
         loop {
             let found = trash::list_before(&mut database.read().await?, before, BATCH).await?;
             for id in &found {
-                let mut tx = database.begin().await?;
+                let mut tx = self.begin_in(database).await?;
                 // Looked at again under the lock: somebody may have brought it back, and deleted it again just now.
                 if let Some(document) = trash::lock(&mut tx, *id).await?.filter(|found| found.deleted_at <= Some(before)) {
                     self.purge(tx, &document, None, database.tenant_id()).await?;
@@ -123,7 +125,7 @@ impl Services {
 
     async fn purge(&self, mut tx: TenantTx, document: &Document, by: Option<UserId>, tenant_id: TenantId) -> Result<()> {
         self.remove(&mut tx, document).await?;
-        outbox::push(&mut tx, &self.audit("document.purged", Some(tenant_id), by, facts(document)));
+        self.tell(&mut tx, &self.audit("document.purged", Some(tenant_id), by, facts(document)));
         failpoint!("document.purging");
         tx.commit().await?;
         failpoint!("document.purged");

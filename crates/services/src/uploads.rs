@@ -7,7 +7,7 @@ use domain::{
     ContentHash, Document, DocumentId, Error, EventKind, File, FileId, Filename, MimeType, Noun, Quota, Result, Role, StagedUpload,
     TenantId, UploadId, UploadState, failpoint, object_key,
 };
-use models::{TenantTx, documents, files, files::Addition, outbox, quotas, staged_uploads, uploads, versions};
+use models::{TenantTx, documents, files, files::Addition, quotas, staged_uploads, uploads, versions};
 
 use crate::{
     Answered, Caller, Once, Services, SpooledContent,
@@ -500,7 +500,7 @@ impl Services {
     }
 
     fn push_uploaded(&self, tx: &mut TenantTx, tenant: &TenantCaller, document: &Document) {
-        outbox::push(tx, &self.event(EventKind::DocumentUploaded, Some(tenant.tenant_id()), Some(tenant.user_id()), &facts(document)));
+        self.tell(tx, &self.event(EventKind::DocumentUploaded, Some(tenant.tenant_id()), Some(tenant.user_id()), &facts(document)));
     }
 
     /// Gives up an upload whose object may be there. What fails here, the collector does.

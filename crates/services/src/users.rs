@@ -1,7 +1,7 @@
 //! Accounts and profiles.
 
 use domain::{Conflict, Email, Error, Member, NewPassword, Noun, Page, PageRequest, PersonName, Result, Tenant, User, UserId};
-use models::{members, outbox, sessions, users};
+use models::{members, sessions, users};
 use serde_json::json;
 
 use crate::{Caller, Services, access::NOTICED_AFTER};
@@ -45,7 +45,7 @@ impl Services {
         users::insert(&mut tx, &user, &password)
             .await
             .map_err(|error| if error.violates(users::EMAIL_KEY) { Error::Conflict(Conflict::EmailTaken) } else { error.into() })?;
-        outbox::push(&mut tx, &self.audit("user.registered", None, Some(user.id), json!({})));
+        self.tell(&mut tx, &self.audit("user.registered", None, Some(user.id), json!({})));
         tx.commit().await?;
         Ok(user)
     }
@@ -98,7 +98,7 @@ impl Services {
             return Err(Error::NotFound(Noun::User));
         }
         let action = if is_active { "user.activated" } else { "user.deactivated" };
-        outbox::push(&mut tx, &self.audit(action, None, Some(user_id), json!({})));
+        self.tell(&mut tx, &self.audit(action, None, Some(user_id), json!({})));
         if !is_active {
             sessions::end_all_of(&mut tx, user_id, now).await?;
         }

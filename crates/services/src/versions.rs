@@ -6,7 +6,7 @@ use models::{documents, files, versions};
 use crate::{
     Caller, Download, Services,
     access::TenantCaller,
-    documents::{Precondition, lock_own, require_precondition},
+    documents::{Precondition, facts, lock_own, require_precondition},
 };
 
 impl Services {
@@ -37,7 +37,13 @@ impl Services {
         let mut connection = tenant.read().await?;
         let document = documents::find(&mut connection, id).await?.ok_or(Error::NotFound(Noun::Document))?;
         let version = versions::find(&mut connection, id, number).await?.ok_or(Error::NotFound(Noun::Version))?;
-        self.download(&version.file, &document.filename, &version.mime_type).await
+        drop(connection);
+        let download = self.download(&version.file, &document.filename, &version.mime_type).await?;
+        let mut data = facts(&document);
+        data["version"] = number.into();
+        data["file_id"] = version.file.id.to_string().into();
+        self.note(&tenant, "document.downloaded", data).await?;
+        Ok(download)
     }
 
     /// Gives a document a content that it had before: as its next version, so that nothing is lost.

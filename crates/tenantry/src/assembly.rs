@@ -61,6 +61,7 @@ pub fn assemble(config: &Config) -> Result<(Services, MainDatabase)> {
             garbage_grace: config.documents.garbage_grace,
             trash_retention: config.documents.trash_retention,
             versions_kept: config.documents.versions_kept,
+            event_retention: config.events.retention,
             quota: Quota { bytes: config.documents.tenant_max_bytes, documents: config.documents.tenant_max_documents },
             spare_databases: databases.tenant_warm_pool,
         },

@@ -1,6 +1,7 @@
 //! The subcommands: what an operator can ask for. Each is a thin door into the services.
 
 pub mod check;
+pub mod events;
 pub mod gc;
 pub mod init;
 pub mod migrate;
@@ -11,6 +12,7 @@ pub mod verify;
 
 use std::io::{ErrorKind, Write};
 
+use comfy_table::{Table, presets::NOTHING};
 use serde_json::Value;
 
 /// Prints a line of a command's answer. Ends the program when it can't, but for a reader who has seen enough, like `head`.
@@ -28,6 +30,13 @@ pub(crate) fn say(line: impl std::fmt::Display) {
 #[expect(clippy::print_stderr, reason = "there may be no log yet")]
 pub fn complain(text: &str) {
     eprintln!("{text}");
+}
+
+/// A table without lines, to be filled.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header);
+    table
 }
 
 /// Prints a command's answer for programs.

@@ -5,6 +5,7 @@
 
 mod databases;
 mod documents;
+mod events;
 mod first_user;
 mod log;
 mod objects;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 pub use self::{
     databases::{Databases, TenantServer},
     documents::Documents,
+    events::Events,
     first_user::FirstUser,
     log::{Log, LogFormat},
     objects::Objects,
@@ -53,6 +55,8 @@ pub struct Config {
     pub passwords: Passwords,
     /// The limits of uploads and downloads.
     pub documents: Documents,
+    /// What happens with events.
+    pub events: Events,
     /// What `tenantry init` makes.
     pub first_user: FirstUser,
     /// What is logged, and how.
@@ -84,6 +88,7 @@ impl Config {
             objects: Objects::read(&settings)?,
             passwords: Passwords::read(&settings)?,
             documents: Documents::read(&settings)?,
+            events: Events::read(&settings)?,
             first_user: FirstUser::read(&settings)?,
             log: Log::read(&settings, environment)?,
             tokens: Tokens::read(&settings, environment, &data_dir)?,
@@ -95,7 +100,7 @@ impl Config {
     /// Every variable in the table's order, with the value in effect, secrets hidden.
     #[must_use]
     pub fn describe(&self) -> Vec<Setting> {
-        let Self { environment, data_dir, server, cors, databases, objects, tokens, passwords, documents, first_user, log } = self;
+        let Self { environment, data_dir, server, cors, databases, objects, tokens, passwords, documents, events, first_user, log } = self;
         let [bucket, endpoint, public_endpoint, region, key_id, key_secret, ssl, path_style] = objects.describe();
         let given = |text: &Option<String>| text.clone().unwrap_or_default();
         let rows = [
@@ -139,6 +144,7 @@ impl Config {
             (&variables::TENANT_MAX_DOCUMENTS, documents.tenant_max_documents.map(|number| number.to_string()).unwrap_or_default()),
             (&variables::GARBAGE_GRACE, documents.garbage_grace.as_secs().to_string()),
             (&variables::GARBAGE_INTERVAL, documents.garbage_interval.as_secs().to_string()),
+            (&variables::EVENT_RETENTION, events.retention.as_secs().to_string()),
             (&variables::ADMIN_EMAIL, given(&first_user.email)),
             (&variables::ADMIN_PASSWORD, first_user.password.as_ref().map(|_| "(secret)".to_owned()).unwrap_or_default()),
             (&variables::ADMIN_FIRST_NAME, given(&first_user.first_name)),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tenantry::{
-    commands::{check, complain, gc, init, migrate, serve, tenants, users, verify},
+    commands::{check, complain, events, gc, init, migrate, serve, tenants, users, verify},
     config::Config,
     logging,
 };
@@ -45,6 +45,9 @@ enum Command {
     /// Look at users, let them log in or not
     #[command(subcommand)]
     Users(users::Command),
+    /// Look at events: what waits to be published, what happened, what could not be handled
+    #[command(subcommand)]
+    Events(events::Command),
     /// Print the API's specification (OpenAPI 3.1)
     Openapi,
 }
@@ -85,6 +88,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify(arguments) => runtime.block_on(verify::run(&config, &arguments)),
         Command::Tenants(command) => runtime.block_on(tenants::run(&config, &command)),
         Command::Users(command) => runtime.block_on(users::run(&config, &command)),
+        Command::Events(command) => runtime.block_on(events::run(&config, &command)),
         Command::Openapi => Ok(ExitCode::SUCCESS),
     };
     // Work that can't be cancelled, like a file being written, does not hold up the exit.

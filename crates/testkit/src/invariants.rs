@@ -61,7 +61,7 @@ pub async fn find_broken(databases: &TestDatabases, objects: &TestObjects) -> Ve
                 break;
             }
         }
-        let events = outbox::list_unpublished(&mut connection, 1_000_000).await.unwrap();
+        let events = outbox::list(&mut connection, 1_000_000).await.unwrap();
         let of = |kind| events.iter().filter(|event| event.kind == kind).count();
         let first = |event: &&Event| event.kind == EventKind::DocumentUploaded && fact(event, "version") == 1;
         let restored = events.iter().filter(|event| fact(event, "action") == "document.restored").count();

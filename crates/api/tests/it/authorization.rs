@@ -176,6 +176,11 @@ OPTIONS /api/tenants/{tenant_id}/documents/tus
 PUT /api/objects/parts/{tenant_id}/{upload_id}/{number}
   ours/signed                                      ok        ok        ok        ok        ok        ok
   ours/forged                                      signature signature signature signature signature signature
+GET /api/tenants/{tenant_id}/audit
+  ours                                             missing   role      role      ok        tenant    revoked
+  theirs                                           missing   tenant    tenant    tenant    ok        revoked
+  absent                                           missing   tenant    tenant    tenant    tenant    revoked
+  inactive                                         missing   inactive  inactive  inactive  tenant    revoked
 GET /api/tenants/{tenant_id}/documents/trash
   ours                                             missing   role      ok        ok        tenant    revoked
   theirs                                           missing   tenant    tenant    tenant    ok        revoked

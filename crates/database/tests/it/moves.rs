@@ -150,12 +150,16 @@ async fn a_copy_follows_its_original_and_is_equal_to_it() {
             files.push(add(&original, n, digest(n)).await);
         }
         add_parts(&original, &files[10..20]).await;
+        let audit =
+            "INSERT INTO audit_log (event_id, action, occurred_at, data) SELECT id, 'a.b', created_at, '{}' FROM files WHERE id = $1";
+        change(&original, audit, files[1]).await;
         let mut transfer = servers.databases.transfer(&servers.from, &servers.to).await.unwrap();
-        assert_eq!(transfer.copy(&|_| {}).await.unwrap(), 3_333);
+        assert_eq!(transfer.copy(&|_| {}).await.unwrap(), 3_334);
         assert_eq!(transfer.copy(&|_| {}).await.unwrap(), 0, "nothing has changed");
 
         // Deleted, and the same content once more: what is unique passes from a row that is gone to a new one.
         let original = servers.elsewhere(&servers.from);
+        change(&original, audit, files[2]).await;
         change(&original, "DELETE FROM documents WHERE id = $1", files[500]).await;
         change(&original, "DELETE FROM files WHERE id = $1", files[500]).await;
         add(&original, 1_100, digest(500)).await;
@@ -171,12 +175,12 @@ async fn a_copy_follows_its_original_and_is_equal_to_it() {
 
         transfer.close(Duration::from_secs(10)).await.unwrap();
         let (changed, sums) = transfer.complete().await.unwrap();
-        // Four rows deleted, two files and one document changed, three rows added three times.
-        assert_eq!(changed, 4 + 3 + 9);
+        // Four rows deleted, two files and one document changed, three rows added three times, and one to the audit log.
+        assert_eq!(changed, 4 + 3 + 9 + 1);
         let rows: BTreeMap<_, _> = sums.iter().map(|sum| (sum.table.as_str(), sum.rows)).collect();
         let of_uploads = [("uploads", 1_103), ("staged_uploads", 1), ("staged_parts", 2)];
         let of_documents = [("documents", 1_100), ("document_versions", 30), ("files", 1_102)];
-        let others = [("idempotency_keys", 0), ("outbox", 0)];
+        let others = [("idempotency_keys", 0), ("outbox", 0), ("handled_events", 0), ("audit_log", 2)];
         assert_eq!(rows, of_uploads.into_iter().chain(of_documents).chain(others).collect());
         transfer.seal().await.unwrap();
         let copy = servers.elsewhere(&servers.to);

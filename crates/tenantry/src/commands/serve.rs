@@ -15,6 +15,7 @@ use tokio::{
     time::{MissedTickBehavior, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use worker::{InProcess, Relay};
 
 use crate::{
     assembly::assemble,
@@ -66,9 +67,15 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
         let limits = Limits { max_connections: METRICS_CONNECTIONS, shutdown_grace: METRICS_GRACE, ..Limits::default() };
         tokio::spawn(server::serve(listener, metrics::router(services.clone()), limits, stop.clone()));
     }
+    let relay_stop = CancellationToken::new();
+    let relay = Relay::new(services.clone(), Arc::new(InProcess::new(services.clone())));
+    let relay = tokio::spawn(relay.run(relay_stop.clone()));
     let housekeeping = tokio::spawn(keep_house(services.clone(), config.documents.garbage_interval));
     tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
     let report = server::serve(listener, app, limits, stop).await;
+    // After the last request: what that told is still published.
+    relay_stop.cancel();
+    let _has_ended = relay.await;
     housekeeping.abort();
     // What was interrupted, others go on with at once.
     let _was_aborted = housekeeping.await;
@@ -144,7 +151,8 @@ async fn settle_moves(services: Services) -> domain::Result<()> {
 }
 
 async fn forget_sessions(services: Services) -> domain::Result<()> {
-    services.forget_expired_sessions().await
+    services.forget_expired_sessions().await?;
+    services.forget_platform_events().await
 }
 
 async fn refill_spares(services: Services) -> domain::Result<()> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use comfy_table::CellAlignment;
 use dialoguer::Input;
 use domain::{
     Email, Error, Limit, Member, Move, MoveState, Noun, Provisioning, Quota, QuotaLimits, StorageUse, Tenant, TenantName, Timestamp,
@@ -19,7 +19,7 @@ use services::{Deletion, Services, TenantReport, TenantSummary};
 
 use crate::{
     assembly::assemble,
-    commands::{complain, say, say_json},
+    commands::{complain, say, say_json, table},
     config::{Config, parse_bytes},
 };
 
@@ -191,9 +191,7 @@ async fn list(services: &Services, in_json: bool) -> Result<ExitCode> {
     } else if tenants.is_empty() {
         say("There are no tenants yet.");
     } else {
-        let mut table = Table::new();
-        let header = ["name", "id", "server", "database", "state", "schema", "active", "members", "created"];
-        table.load_style(NOTHING).set_header(header);
+        let mut table = table(&["name", "id", "server", "database", "state", "schema", "active", "members", "created"]);
         for column in [5, 7] {
             if let Some(column) = table.column_mut(column) {
                 column.set_cell_alignment(CellAlignment::Right);
@@ -334,8 +332,7 @@ fn say_members(members: &[Member<User>]) {
         say("It has no members.");
         return;
     }
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header(["member", "name", "id", "role", "may log in", "joined"]);
+    let mut table = table(&["member", "name", "id", "role", "may log in", "joined"]);
     for Member { membership, of: user } in members {
         table.add_row([
             user.email.clone(),

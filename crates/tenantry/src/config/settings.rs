@@ -25,6 +25,7 @@ const PREFIXES: &[&str] = &[
     "MAX_UPLOAD",
     "DOWNLOAD_",
     "GARBAGE_",
+    "EVENT_",
     "TRASH_",
     "DOCUMENT_",
 ];

@@ -177,6 +177,10 @@ variables! {
         /// How many seconds lie between two collections of garbage by `tenantry serve`; 0 leaves it to `tenantry gc`.
         GARBAGE_INTERVAL: Value("3600");
     }
+    "Events" {
+        /// How many seconds events are kept after they were published.
+        EVENT_RETENTION: Value("86400");
+    }
     "First user and tenant, for tenantry init" {
         /// The e-mail address of the user that --create-admin makes.
         ADMIN_EMAIL: Otherwise { words: "asked for", example: "ada@example.com" };

@@ -11,7 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use models::tenants;
+use domain::{AuditFilter, PageRequest, TenantId};
+use models::{audit_log, tenants};
 use reqwest::{Client, StatusCode, redirect};
 use rustix::{
     process::{Pid, Signal, kill_process},
@@ -79,6 +80,13 @@ impl Home {
         command
     }
 
+    /// The server. What is deleted waits for `gc`, which has no patience with it.
+    fn server_command(&self, variables: &[(&str, &str)]) -> Command {
+        let mut command = self.command(["serve"]);
+        command.env("GARBAGE_GRACE", "3600").envs(variables.iter().copied());
+        command
+    }
+
     /// Runs the program to its end.
     pub(crate) fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Ran {
         Ran::of(&mut self.command(arguments))
@@ -91,16 +99,12 @@ impl Home {
 
     /// Starts the server with more in its environment.
     pub(crate) async fn serve_with(&self, variables: &[(&str, &str)]) -> Server {
-        let mut command = self.command(["serve"]);
-        command.envs(variables.iter().copied());
-        Server::start(command, self.path()).await
+        Server::start(self.server_command(variables), self.path()).await
     }
 
     /// Starts a server that dies before anybody asks it anything.
     pub(crate) fn serve_doomed(&self, variables: &[(&str, &str)]) -> Server {
-        let mut command = self.command(["serve"]);
-        command.envs(variables.iter().copied());
-        Server::spawn(command, self.path())
+        Server::spawn(self.server_command(variables), self.path())
     }
 
     /// Forgets what a dead instance holds, which expires by itself.
@@ -108,6 +112,24 @@ impl Home {
         let mut tx = self.databases.open().0.begin().await.unwrap();
         tx.execute("DELETE FROM leases", Vec::new()).await.unwrap();
         tx.commit().await.unwrap();
+    }
+
+    /// The particulars of the one act of this kind that the platform's audit log has of a tenant, as soon as it has it.
+    pub(crate) async fn audited(&self, tenant_id: TenantId, action: &str) -> Value {
+        let (main, _) = self.databases.open();
+        let filter = AuditFilter { action: Some(action.to_owned()), ..AuditFilter::default() };
+        let began = Instant::now();
+        loop {
+            let mut connection = main.read().await.unwrap();
+            let found = audit_log::list_platform(&mut connection, Some(tenant_id), &filter, PageRequest::default()).await.unwrap().items;
+            drop(connection);
+            match &found[..] {
+                [] => assert!(began.elapsed() < PATIENCE, "{action} was not audited"),
+                [entry] => return serde_json::from_str(&entry.data).unwrap(),
+                _ => panic!("{action} was audited more than once: {found:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Forgets the tenants on a server that only this test knows, for the checks at the end.

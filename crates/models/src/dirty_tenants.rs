@@ -1,0 +1,45 @@
+//! Tenants in whose outbox there may be something unpublished.
+
+use database::{Connection, Main, MainTx, Result, params};
+use domain::{TenantId, Timestamp};
+
+/// A mark: since when it may be so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The tenant.
+    pub tenant_id: TenantId,
+    /// When it was marked last.
+    pub marked_at: Timestamp,
+}
+
+/// Marks a tenant, or notes that it is to stay marked.
+pub fn mark(tx: &mut MainTx, tenant_id: TenantId, now: Timestamp) {
+    tx.defer(
+        "INSERT INTO dirty_tenants (tenant_id, marked_at) VALUES ($1, $2)
+         ON CONFLICT (tenant_id) DO UPDATE SET marked_at = $2 WHERE dirty_tenants.marked_at < $2",
+        params![tenant_id, now],
+    );
+}
+
+/// The marks from before a time, the oldest first, those after a mark.
+pub async fn list_before(connection: &mut Connection<Main>, before: Timestamp, after: Option<Mark>, limit: u32) -> Result<Vec<Mark>> {
+    let rows = connection
+        .query(
+            "SELECT tenant_id, marked_at FROM dirty_tenants
+             WHERE marked_at < $1 AND (CAST($2 AS TIMESTAMPTZ) IS NULL OR (marked_at, tenant_id) > ($2, $3))
+             ORDER BY marked_at, tenant_id LIMIT $4",
+            params![before, after.map(|mark| mark.marked_at), after.map(|mark| mark.tenant_id), limit],
+        )
+        .await?;
+    rows.into_iter().map(|mut row| Ok(Mark { tenant_id: row.take()?, marked_at: row.take()? })).collect()
+}
+
+/// Clears a mark, unless the tenant was marked again since.
+pub fn clear(tx: &mut MainTx, mark: Mark) {
+    tx.defer("DELETE FROM dirty_tenants WHERE tenant_id = $1 AND marked_at = $2", params![mark.tenant_id, mark.marked_at]);
+}
+
+/// Clears whatever mark a tenant has, that is no more.
+pub fn remove(tx: &mut MainTx, tenant_id: TenantId) {
+    tx.defer("DELETE FROM dirty_tenants WHERE tenant_id = $1", params![tenant_id]);
+}

@@ -1,0 +1,17 @@
+//! Events whose effect is there already, in the database and the transaction of the effect.
+
+use database::{Result, Scope, Tx, params};
+use domain::{EventId, Timestamp};
+
+/// Notes an event. Answers false when it was handled before; waits for a transaction that is about to.
+pub async fn insert<S: Scope>(tx: &mut Tx<S>, id: EventId, now: Timestamp) -> Result<bool> {
+    let sql = "INSERT INTO handled_events (event_id, handled_at) VALUES ($1, $2) ON CONFLICT (event_id) DO NOTHING";
+    Ok(tx.execute(sql, params![id, now]).await? == 1)
+}
+
+/// Forgets some of those that were handled before a time. Answers how many.
+pub async fn delete_before<S: Scope>(tx: &mut Tx<S>, before: Timestamp, limit: u32) -> Result<u64> {
+    let sql = "DELETE FROM handled_events WHERE event_id IN
+               (SELECT event_id FROM handled_events WHERE handled_at < $1 ORDER BY handled_at LIMIT $2)";
+    tx.execute(sql, params![before, limit]).await
+}

@@ -1,0 +1,134 @@
+//! The bus of a system without a broker: an event is published when it is handled. The outbox is the queue.
+
+use std::{
+    collections::HashMap,
+    panic::AssertUnwindSafe,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use domain::{Error, Event, EventId, Result};
+use futures_util::{FutureExt, future::BoxFuture};
+use services::{EventKey, Services};
+
+use crate::{
+    backoff::backoff,
+    bus::{Bus, Published},
+    handle,
+};
+
+/// How many events of a key are handled in its turn, and for how long at most: then it is the others' turn.
+const BATCH: u32 = 64;
+const TURN: Duration = Duration::from_millis(500);
+/// How many keys have their turn at the same time.
+const KEYS_AT_ONCE: usize = 8;
+/// How often an event is tried that fails for a reason of its own.
+const ATTEMPTS: u32 = 5;
+/// How long to wait between them.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Handles events in the process that publishes them.
+pub struct InProcess {
+    services: Services,
+    /// How often the first event of a key has failed. One for each key that is waiting to be tried again.
+    failures: Mutex<HashMap<EventKey, (EventId, u32)>>,
+}
+
+impl InProcess {
+    /// Handles events by these services.
+    #[must_use]
+    pub fn new(services: Services) -> Self {
+        Self { services, failures: Mutex::default() }
+    }
+
+    async fn publish_in_turn(&self, key: EventKey, events: &[Event]) -> Published {
+        let (began, mut count) = (Instant::now(), 0);
+        while count < events.len() && began.elapsed() < TURN {
+            let left = &events[count..];
+            let alike = left.iter().take_while(|event| event.kind == left[0].kind).count();
+            match self.attempt(key, &left[..alike]).await {
+                Ok(()) => count += alike,
+                // One of them is to blame: each for itself, then.
+                Err(_) if alike > 1 => match self.attempt_one(key, &left[0]).await {
+                    None => count += 1,
+                    pause => return Published { count, pause },
+                },
+                Err(error) => match self.failed(key, &left[0], error).await {
+                    None => count += 1,
+                    pause => return Published { count, pause },
+                },
+            }
+        }
+        Published { count, pause: None }
+    }
+
+    async fn attempt_one(&self, key: EventKey, event: &Event) -> Option<Duration> {
+        match self.attempt(key, std::slice::from_ref(event)).await {
+            Ok(()) => None,
+            Err(error) => self.failed(key, event, error).await,
+        }
+    }
+
+    async fn attempt(&self, key: EventKey, events: &[Event]) -> Result<()> {
+        let Some(first) = events.first() else { return Ok(()) };
+        let handled = AssertUnwindSafe(handle(&self.services, key, first.kind, events)).catch_unwind().await;
+        handled.unwrap_or_else(|_| Err(Error::internal("its handler panicked")))
+    }
+
+    /// Notes that an event failed. Answers when to try it again; nothing when it was given up, and parked.
+    async fn failed(&self, key: EventKey, event: &Event, error: Error) -> Option<Duration> {
+        let attempts = self.count_failure(key, event.id);
+        let (kind, told) = (event.kind.as_str(), error.with_causes());
+        // What is down comes back, and the event is as good as before.
+        let is_its_own = !matches!(error, Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. });
+        if is_its_own && attempts >= ATTEMPTS {
+            match self.services.park(event, told.clone(), attempts).await {
+                Ok(()) => {
+                    tracing::error!(event_id = %event.id, kind, error = told, attempts, "an event can't be handled: see `tenantry events dlq`");
+                    self.forget(key);
+                    return None;
+                }
+                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "a dead letter can't be parked"),
+            }
+        }
+        let pause = backoff(attempts, FIRST_PAUSE, LONGEST_PAUSE);
+        tracing::warn!(event_id = %event.id, kind, error = told, attempts, ?pause, "an event failed; it is tried again");
+        Some(pause)
+    }
+
+    fn count_failure(&self, key: EventKey, id: EventId) -> u32 {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let (failed, count) = failures.entry(key).or_insert((id, 0));
+        if *failed != id {
+            (*failed, *count) = (id, 0);
+        }
+        *count += 1;
+        *count
+    }
+
+    fn forget(&self, key: EventKey) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+}
+
+impl Bus for InProcess {
+    fn publish<'a>(&'a self, key: EventKey, events: &'a [Event]) -> BoxFuture<'a, Published> {
+        async move {
+            let published = self.publish_in_turn(key, events).await;
+            if published.pause.is_none() {
+                self.forget(key);
+            }
+            published
+        }
+        .boxed()
+    }
+
+    fn batch(&self) -> u32 {
+        BATCH
+    }
+
+    fn keys_at_once(&self) -> usize {
+        KEYS_AT_ONCE
+    }
+}

@@ -1,0 +1,231 @@
+//! What follows of events, and what becomes of those that can't be handled.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use domain::{AuditFilter, Event, EventId, EventKind, PageRequest, SystemClock};
+use models::{audit_log, outbox};
+use serde_json::{Value, json};
+use testkit::{Persona, TestApp};
+use worker::{InProcess, handle};
+
+use crate::recorder::{PATIENCE, Running, database_of, drained};
+
+fn in_process(app: &TestApp) -> Running {
+    Running::start(app.services(), Arc::new(InProcess::new(app.services().clone())))
+}
+
+/// What a tenant's admin sees of the audit log.
+async fn audit(alice: &Persona, tenant: &str, query: &str) -> Vec<Value> {
+    alice.get(&format!("/api/tenants/{tenant}/audit?per_page=100{query}")).await.expect(200).items().to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happened_is_in_the_audit_log_for_admins() {
+    let app = TestApp::new().await;
+    let relay = in_process(&app);
+    let (alice, bob, carol) = (app.user("alice").await, app.user("bob").await, app.user("carol").await);
+    let (tenant, other) = (alice.creates_tenant("Acme").await, alice.creates_tenant("Other").await);
+    alice.invites(&bob, &tenant, "viewer").await;
+    let document = alice.uploads(&tenant, "a.txt", "a").await.expect(201).id();
+    let path = format!("/api/tenants/{tenant}/documents/{document}");
+    bob.get(&format!("{path}/download?redirect=false")).await.expect(200);
+    bob.delete(&path).await.expect_error(403, "insufficient_role");
+    bob.delete(&path).await.expect_error(403, "insufficient_role");
+    carol.get(&path).await.expect_error(404, "tenant_not_found");
+    alice.delete(&path).await.expect(200);
+    drained(&app).await;
+
+    let entries = audit(&alice, &tenant, "").await;
+    let mut actions: Vec<_> = entries.iter().map(|entry| entry["action"].as_str().unwrap()).collect();
+    actions.sort_unstable();
+    assert_eq!(actions, ["access.denied", "document.deleted", "document.downloaded", "member.added", "tenant.created"]);
+    let of = |action: &str| entries.iter().find(|entry| entry["action"] == action).unwrap();
+    assert_eq!(of("access.denied")["data"]["wanted"], "DELETE /api/tenants/{tenant_id}/documents/{document_id}");
+    assert_eq!(of("document.downloaded")["data"]["document_id"], json!(document));
+    let bobs = of("document.downloaded")["user_id"].as_str().unwrap();
+    assert_eq!(audit(&alice, &tenant, &format!("&user_id={bobs}")).await.len(), 2);
+    assert_eq!(audit(&alice, &tenant, "&action=member.added").await, [of("member.added").clone()]);
+    assert_eq!(audit(&alice, &tenant, "&action=no.such").await, Vec::<Value>::new());
+    assert_eq!(audit(&alice, &tenant, "&to=2000-01-01T00:00:00Z").await.len(), 0);
+    assert_eq!(audit(&alice, &tenant, "&from=2000-01-01T00:00:00Z&to=2100-01-01T00:00:00%2B02:00").await.len(), 5);
+    assert_eq!(audit(&alice, &other, "").await.len(), 1, "nothing of the other tenant");
+    bob.get(&format!("/api/tenants/{tenant}/audit")).await.expect_error(403, "insufficient_role");
+    carol.get(&format!("/api/tenants/{tenant}/audit")).await.expect_error(404, "tenant_not_found");
+    for query in ["from=yesterday", "action=Member", "user_id=me", "page=0", "sort=up"] {
+        alice.get(&format!("/api/tenants/{tenant}/audit?{query}")).await.expect(400);
+    }
+
+    let (main, _) = app.databases().open();
+    let platform = audit_log::list_platform(&mut main.read().await.unwrap(), None, &AuditFilter::default(), PageRequest::first(100))
+        .await
+        .unwrap()
+        .items;
+    let denied: Vec<_> = platform.iter().filter(|entry| entry.action == "access.denied").collect();
+    assert_eq!(denied.len(), 1, "the stranger's: {platform:?}");
+    assert!(denied[0].data.contains(&tenant) && denied[0].tenant_id.is_none(), "{denied:?}");
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_fails_is_noted_without_what_may_be_a_password() {
+    let app = TestApp::new().await;
+    let relay = in_process(&app);
+    let alice = app.user("alice").await;
+    let stranger = app.stranger();
+    for email in [alice.email.as_str(), "nobody@example.com", "hunter2 in the wrong field"] {
+        let body = json!({ "email": email, "password": "wrong password 1" });
+        stranger.post("/api/auth/login", &body).await.expect_error(401, "invalid_credentials");
+    }
+    drained(&app).await;
+    let (main, _) = app.databases().open();
+    let filter = AuditFilter { action: Some("session.refused".to_owned()), ..AuditFilter::default() };
+    let found = audit_log::list_platform(&mut main.read().await.unwrap(), None, &filter, PageRequest::first(100)).await.unwrap().items;
+    let mut told: Vec<_> = found.iter().map(|entry| (entry.user_id.is_some(), entry.data.as_str())).collect();
+    told.sort_unstable();
+    let email = format!(r#"{{"email":"{}"}}"#, alice.email);
+    assert_eq!(told, [(false, r#"{"email":"nobody@example.com"}"#), (false, r#"{"email":null}"#), (true, email.as_str())]);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::disallowed_methods, reason = "tells nothing")]
+async fn the_audit_log_is_only_ever_added_to() {
+    let app = TestApp::new().await;
+    let relay = in_process(&app);
+    let alice = app.user("alice").await;
+    let tenant = alice.creates_tenant("Acme").await;
+    drained(&app).await;
+    let database = database_of(&app, &tenant).await;
+    let (main, _) = app.databases().open();
+    for sql in ["UPDATE audit_log SET action = 'a.b'", "DELETE FROM audit_log"] {
+        let mut tx = database.begin().await.unwrap();
+        assert!(tx.execute(sql, Vec::new()).await.is_err(), "{sql}");
+        drop(tx);
+        let mut tx = main.begin().await.unwrap();
+        assert!(tx.execute(sql, Vec::new()).await.is_err(), "{sql}");
+    }
+    assert_eq!(audit(&alice, &tenant, "").await.len(), 1);
+    relay.stop().await;
+}
+
+/// The state that events are to lead to.
+async fn state(app: &TestApp, alice: &Persona, tenant: &str) -> (Vec<Value>, BTreeMap<String, String>, usize) {
+    let database = database_of(app, tenant).await;
+    let mut connection = database.read().await.unwrap();
+    let rows = connection.query("SELECT s3_path, detected_mime_type FROM files ORDER BY s3_path", Vec::new()).await.unwrap();
+    let files = rows.into_iter().map(|mut row| (row.take().unwrap(), row.take::<Option<String>>().unwrap().unwrap_or_default()));
+    let requests = outbox::list(&mut database.read().await.unwrap(), 10_000).await.unwrap();
+    let requests = requests.iter().filter(|event| event.kind == EventKind::FileProcess).count();
+    (audit(alice, tenant, "").await, files.collect(), requests)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_come_three_times_in_any_order_change_nothing_more() {
+    let app = TestApp::builder().trash_retention(Duration::from_secs(3600)).start().await;
+    let alice = app.user("alice").await;
+    let tenant = alice.creates_tenant("Acme").await;
+    for (n, content) in ["%PDF-1.7", "plain", "GIF89a", "\u{1}\u{2}"].iter().enumerate() {
+        let id = alice.uploads(&tenant, &format!("{n}"), *content).await.expect(201).id();
+        let path = format!("/api/tenants/{tenant}/documents/{id}");
+        alice.get(&format!("{path}/download?redirect=false")).await.expect(200);
+        if n % 2 == 0 {
+            alice.delete(&path).await.expect(200);
+        }
+    }
+    let relay = in_process(&app);
+    drained(&app).await;
+    relay.stop().await;
+    let once = state(&app, &alice, &tenant).await;
+    assert_eq!(once.1.values().map(String::as_str).collect::<Vec<_>>().len(), 4);
+    assert!(
+        once.1.values().any(|detected| detected == "application/pdf") && once.1.values().any(|detected| detected == "image/gif"),
+        "{once:?}"
+    );
+    assert_eq!(once.2, 4, "each file was asked to be processed once");
+
+    let database = database_of(&app, &tenant).await;
+    let (main, _) = app.databases().open();
+    let mut events = outbox::list(&mut database.read().await.unwrap(), 10_000).await.unwrap();
+    events.extend(outbox::list(&mut main.read().await.unwrap(), 10_000).await.unwrap());
+    let mut thrice: Vec<Event> = [events.clone(), events.clone(), events].concat();
+    // A fixed shuffle.
+    thrice.sort_by_key(|event| uuid::Uuid::from(event.id).as_u128().wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834));
+    let middle = thrice.len() / 2;
+    thrice.rotate_left(middle);
+    for event in &thrice {
+        handle(app.services(), event.tenant_id, event.kind, std::slice::from_ref(event)).await.unwrap();
+    }
+    assert_eq!(state(&app, &alice, &tenant).await, once);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poison_event_is_parked_and_only_its_tenant_waits() {
+    let app = TestApp::new().await;
+    let alice = app.user("alice").await;
+    let (tenant, other) = (alice.creates_tenant("Acme").await, alice.creates_tenant("Other").await);
+    let poison = Event {
+        id: EventId::generate(&SystemClock),
+        kind: EventKind::AuditLog,
+        tenant_id: Some(tenant.parse().unwrap()),
+        user_id: None,
+        at: domain::Timestamp::from_seconds(0),
+        data: "{}".to_owned(),
+        traceparent: None,
+    };
+    let (main, _) = app.databases().open();
+    let mut tx = main.begin().await.unwrap();
+    outbox::push(&mut tx, &poison);
+    tx.commit().await.unwrap();
+    alice.uploads(&tenant, "after.txt", "after").await.expect(201);
+    let relay = in_process(&app);
+    let began = Instant::now();
+    alice.uploads(&other, "elsewhere.txt", "elsewhere").await.expect(201);
+    let backlog = async |id: &str| {
+        let status = app.services().outbox_status().await.unwrap();
+        status.backlogs.iter().find(|backlog| backlog.key == Some(id.parse().unwrap())).map_or(0, |backlog| backlog.events)
+    };
+    while backlog(&other).await > 0 {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(backlog(&tenant).await > 1, "its own tenant waits");
+    drained(&app).await;
+    let parked = app.services().list_dead_letters(PageRequest::default()).await.unwrap();
+    assert_eq!(parked.total, 1);
+    let letter = &parked.items[0];
+    assert_eq!((&letter.event, letter.attempts), (&poison, 5));
+    assert!(letter.error.contains("names no action"), "{letter:?}");
+
+    // The same again, as long as nothing has changed; then it is given up.
+    app.services().replay_dead_letter(poison.id).await.unwrap();
+    drained(&app).await;
+    assert_eq!(app.services().get_dead_letter(poison.id).await.unwrap().event.id, poison.id);
+    app.services().drop_dead_letter(poison.id).await.unwrap();
+    assert!(app.services().drop_dead_letter(poison.id).await.is_err());
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_handled_once_its_cause_is_gone() {
+    let app = TestApp::builder().objects_as_files().start().await;
+    let alice = app.user("alice").await;
+    let tenant = alice.creates_tenant("Acme").await;
+    let file = alice.uploads(&tenant, "a.pdf", "%PDF-1.7").await.expect(201).data()["file"]["s3_path"].as_str().unwrap().to_owned();
+    let storage = app.objects().open();
+    storage.delete(&file).await.unwrap();
+    let relay = in_process(&app);
+    drained(&app).await;
+    let parked = app.services().list_dead_letters(PageRequest::default()).await.unwrap().items;
+    assert_eq!(parked.iter().map(|letter| letter.event.kind).collect::<Vec<_>>(), [EventKind::FileProcess], "{parked:?}");
+    app.objects().leave(&file, b"%PDF-1.7").await;
+    app.services().replay_dead_letter(parked[0].event.id).await.unwrap();
+    drained(&app).await;
+    assert_eq!(app.services().list_dead_letters(PageRequest::default()).await.unwrap().total, 0);
+    let (_, files, _) = state(&app, &alice, &tenant).await;
+    assert_eq!(files.into_values().collect::<Vec<_>>(), ["application/pdf"]);
+    relay.stop().await;
+}

@@ -1,0 +1,6 @@
+//! Events from the outboxes to whoever handles them.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod handlers;
+mod recorder;
+mod relay;
