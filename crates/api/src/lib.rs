@@ -204,7 +204,9 @@ fn cors(settings: &Settings) -> Option<CorsLayer> {
         .allow_headers(
             [header::AUTHORIZATION, header::CONTENT_TYPE, header::RANGE, header::IF_NONE_MATCH, header::IF_MATCH]
                 .into_iter()
-                .chain(["idempotency-key", "x-request-id"].into_iter().chain(tus::REQUEST_HEADERS).map(HeaderName::from_static))
+                .chain(
+                    ["idempotency-key", "traceparent", "x-request-id"].into_iter().chain(tus::REQUEST_HEADERS).map(HeaderName::from_static),
+                )
                 .collect::<Vec<_>>(),
         )
         .expose_headers(

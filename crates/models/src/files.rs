@@ -3,6 +3,8 @@
 //! A file lives until it is condemned. Whoever makes a document refer to a file, or looks whether one does, locks the file's
 //! row first, so that the two can't pass each other.
 
+use std::collections::BTreeSet;
+
 use database::{Connection, Error, Result, Row, Statement, Tenant, TenantTx, Value, params};
 use domain::{ContentHash, File, FileId, FileUsage, Page, PageRequest, Timestamp};
 
@@ -79,11 +81,12 @@ fn values(file: &File) -> Vec<Value> {
     ]
 }
 
-/// The object of a living file, and its size, unless it was processed.
-pub async fn find_unprocessed(connection: &mut Connection<Tenant>, id: FileId) -> Result<Option<(String, u64)>> {
-    let sql = "SELECT s3_path, file_size FROM files WHERE id = $1 AND condemned_at IS NULL AND processed_at IS NULL";
-    let found = connection.query_opt(sql, params![id]).await?;
-    found.map(|mut row| Ok((row.take()?, row.take()?))).transpose()
+/// Those of these living files that were not processed, each once, with their objects and sizes.
+pub async fn list_unprocessed(connection: &mut Connection<Tenant>, ids: &BTreeSet<FileId>) -> Result<Vec<(FileId, String, u64)>> {
+    let sql = "SELECT id, s3_path, file_size FROM files WHERE id = $1 AND condemned_at IS NULL AND processed_at IS NULL";
+    let outcomes = connection.batch(ids.iter().map(|id| Statement::new(sql, params![*id])).collect()).await?;
+    let rows = outcomes.into_iter().flat_map(|outcome| outcome.rows);
+    rows.map(|mut row| Ok((row.take()?, row.take()?, row.take()?))).collect()
 }
 
 /// The object of a condemned file.

@@ -1,12 +1,13 @@
 //! Events whose effect is there already, in the database and the transaction of the effect.
 
-use database::{Result, Scope, Tx, params};
+use database::{Result, Scope, Statement, Tx, params};
 use domain::{EventId, Timestamp};
 
-/// Notes an event. Answers false when it was handled before; waits for a transaction that is about to.
-pub async fn insert<S: Scope>(tx: &mut Tx<S>, id: EventId, now: Timestamp) -> Result<bool> {
+/// Notes events. Answers for each false when it was handled before; waits for a transaction that is about to.
+pub async fn insert_all<S: Scope>(tx: &mut Tx<S>, ids: impl Iterator<Item = EventId>, now: Timestamp) -> Result<Vec<bool>> {
     let sql = "INSERT INTO handled_events (event_id, handled_at) VALUES ($1, $2) ON CONFLICT (event_id) DO NOTHING";
-    Ok(tx.execute(sql, params![id, now]).await? == 1)
+    let outcomes = tx.batch(ids.map(|id| Statement::new(sql, params![id, now])).collect()).await?;
+    Ok(outcomes.into_iter().map(|outcome| outcome.affected == 1).collect())
 }
 
 /// Forgets some of those that were handled before a time. Answers how many.

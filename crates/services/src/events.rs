@@ -26,6 +26,15 @@ const MARKS: u64 = 50_000;
 /// Whose events are published in order, one after the other: a tenant's, or those that concern none.
 pub type EventKey = Option<TenantId>;
 
+tokio::task_local! {
+    static TRACEPARENT: String;
+}
+
+/// Runs what somebody asked for whose request is part of this trace (W3C Trace Context's `traceparent`): its events bear it, too.
+pub fn traced<F: Future>(traceparent: String, request: F) -> impl Future<Output = F::Output> {
+    TRACEPARENT.scope(traceparent, request)
+}
+
 /// Whose events there are to publish.
 #[derive(Default)]
 pub(crate) struct Woken {
@@ -49,7 +58,8 @@ impl Services {
     /// Something that happened just now.
     pub(crate) fn event(&self, kind: EventKind, tenant_id: Option<TenantId>, user_id: Option<UserId>, data: &Value) -> Event {
         let (id, at) = (EventId::generate(self.clock()), self.clock().now());
-        Event { id, kind, tenant_id, user_id, at, data: data.to_string(), traceparent: None }
+        let traceparent = TRACEPARENT.try_with(Clone::clone).ok();
+        Event { id, kind, tenant_id, user_id, at, data: data.to_string(), traceparent }
     }
 
     /// Something that an auditor wants to know.

@@ -51,7 +51,7 @@ pub use access::Caller;
 pub use content_disposition::content_disposition;
 pub use direct_uploads::{Announcement, Begun, PartAt, PartUpload, PartUrl};
 pub use documents::{Download, DownloadAt, Precondition};
-pub use events::EventKey;
+pub use events::{EventKey, traced};
 pub use garbage::Collected;
 pub use health::{Dependency, ServerConnections};
 pub use idempotency::{Answered, Once};

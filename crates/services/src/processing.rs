@@ -1,7 +1,9 @@
 //! What follows of a document's events: looking into new files, and collecting those that nobody refers to any more.
 
+use std::collections::BTreeSet;
+
 use domain::{Error, Event, EventKind, FileId, Result, TenantId, failpoint};
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use models::{TenantDatabase, files, handled_events};
 use serde_json::{Value, json};
 
@@ -9,6 +11,8 @@ use crate::{EventKey, Services};
 
 /// How much of a file is looked at to find out what it is.
 const HEAD: u64 = 8 * 1024;
+/// How many files are looked into at once.
+const READ_AT_ONCE: usize = 4;
 
 impl Services {
     /// Asks for files of documents that were uploaded to be processed, for each event once.
@@ -17,13 +21,15 @@ impl Services {
     /// When an event names no file, or a database is down.
     pub async fn request_processing(&self, key: EventKey, events: &[Event]) -> Result<()> {
         let Some((tenant_id, database)) = self.open_key(key).await? else { return Ok(()) };
-        let now = self.clock().now();
+        let about = events.iter().map(file_id).collect::<Result<Vec<_>>>()?;
         let mut tx = self.begin_in(&database).await?;
-        for event in events {
-            let file_id = file_id(event)?;
-            if handled_events::insert(&mut tx, event.id, now).await? && files::find_unprocessed(&mut tx, file_id).await?.is_some() {
-                let data = json!({ "file_id": file_id.to_string() });
-                let request = self.event(EventKind::FileProcess, Some(tenant_id), event.user_id, &data);
+        let new = handled_events::insert_all(&mut tx, events.iter().map(|event| event.id), self.clock().now()).await?;
+        let unprocessed = files::list_unprocessed(&mut tx, &about.iter().copied().collect()).await?;
+        // Several documents of one content ask once.
+        let mut wanted: BTreeSet<_> = unprocessed.into_iter().map(|(id, ..)| id).collect();
+        for ((event, id), is_new) in events.iter().zip(about).zip(new) {
+            if is_new && wanted.remove(&id) {
+                let request = self.event(EventKind::FileProcess, Some(tenant_id), event.user_id, &json!({ "file_id": id.to_string() }));
                 self.tell(&mut tx, &Event { traceparent: event.traceparent.clone(), ..request });
             }
         }
@@ -34,25 +40,31 @@ impl Services {
     /// Finds out what files are by their first bytes, whatever they were said to be.
     ///
     /// # Errors
-    /// When an event names no file, or the database or the storage is down.
+    /// When an event names no file, or the database or the storage is down. Then none of them is processed.
     pub async fn process_files(&self, key: EventKey, events: &[Event]) -> Result<()> {
         let Some((_, database)) = self.open_key(key).await? else { return Ok(()) };
-        for event in events {
-            let id = file_id(event)?;
-            let Some((object_key, size)) = files::find_unprocessed(&mut database.read().await?, id).await? else { continue };
-            let head = match self.storage().get(&object_key, Some(0..size.min(HEAD))).await {
-                Ok(object) => object.bytes.try_fold(Vec::new(), async |head, piece| Ok([head, piece.to_vec()].concat())).await?,
+        let about = events.iter().map(file_id).collect::<Result<BTreeSet<_>>>()?;
+        let unprocessed = files::list_unprocessed(&mut database.read().await?, &about).await?;
+        let heads = unprocessed.into_iter().map(|(id, key, size)| async move { (id, self.head_of(&key, size).await) });
+        let heads: Vec<_> = stream::iter(heads).buffered(READ_AT_ONCE).collect().await;
+        #[expect(clippy::disallowed_methods, reason = "tells nothing")]
+        let mut tx = database.begin().await?;
+        for (id, head) in heads {
+            match head {
+                Ok(head) => files::set_processed(&mut tx, id, detect(&head), self.clock().now()),
                 // Collected meanwhile.
-                Err(Error::NotFound(_)) if files::find_unprocessed(&mut database.read().await?, id).await?.is_none() => continue,
+                Err(Error::NotFound(_)) if files::list_unprocessed(&mut tx, &BTreeSet::from([id])).await?.is_empty() => {}
                 Err(error) => return Err(error),
-            };
-            #[expect(clippy::disallowed_methods, reason = "tells nothing")]
-            let mut tx = database.begin().await?;
-            files::set_processed(&mut tx, id, detect(&head), self.clock().now());
-            failpoint!("file.processing");
-            tx.commit().await?;
+            }
         }
-        Ok(())
+        failpoint!("file.processing");
+        Ok(tx.commit().await?)
+    }
+
+    /// The first bytes of an object.
+    async fn head_of(&self, key: &str, size: u64) -> Result<Vec<u8>> {
+        let object = self.storage().get(key, Some(0..size.min(HEAD))).await?;
+        Ok(object.bytes.try_collect::<Vec<_>>().await?.concat())
     }
 
     /// Collects files of documents that were deleted, where they need not be kept for a time.

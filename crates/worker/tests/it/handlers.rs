@@ -163,6 +163,20 @@ async fn events_that_come_three_times_in_any_order_change_nothing_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn events_bear_the_trace_of_their_request() {
+    let app = TestApp::new().await;
+    let alice = app.user("alice").await;
+    let tenant = alice.creates_tenant("Acme").await;
+    let traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let id = alice.uploads(&tenant, "a.txt", "a").await.expect(201).id();
+    let path = format!("/api/tenants/{tenant}/documents/{id}");
+    alice.request(reqwest::Method::DELETE, &path).header("traceparent", traceparent).send().await.unwrap();
+    let events = outbox::list(&mut database_of(&app, &tenant).await.read().await.unwrap(), 10).await.unwrap();
+    let of = |kind| events.iter().find(|event| event.kind == kind).unwrap().traceparent.as_deref();
+    assert_eq!((of(EventKind::DocumentUploaded), of(EventKind::DocumentDeleted)), (None, Some(traceparent)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_poison_event_is_parked_and_only_its_tenant_waits() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
