@@ -70,7 +70,8 @@ pub(crate) struct AuditQuery {
 
 /// List the audit log
 ///
-/// For admins. The latest first; those that meet every condition given. What was done shows up here within a second.
+/// For admins. The latest first; those that meet every condition given. What was done shows up here within a second. New entries move
+/// those before them to later pages: whoever reads several gives all the same `to`.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/audit", tag = "tenants", params(TenantPath, AuditQuery),
     responses((status = 200, description = "Audit log found", body = Answer<List<AuditEntryOut>>)))]
 pub(crate) async fn list_audit(

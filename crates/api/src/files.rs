@@ -38,6 +38,9 @@ pub(crate) struct FileOut {
     updated_at: Moment,
     #[schema(required = true)]
     created_by: Option<Uuid>,
+    /// What it is by its first bytes, whatever it was said to be; null while nobody has looked.
+    #[schema(required = true, example = "text/plain")]
+    detected_mime_type: Option<String>,
 }
 
 impl From<File> for FileOut {
@@ -51,6 +54,7 @@ impl From<File> for FileOut {
             created_at: Moment(file.created_at),
             updated_at: Moment(file.updated_at),
             created_by: file.created_by.map(Into::into),
+            detected_mime_type: file.detected_mime_type,
         }
     }
 }

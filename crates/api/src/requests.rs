@@ -10,12 +10,14 @@ use axum::{
 };
 use domain::{Clock, TenantId};
 use futures_util::FutureExt;
+use percent_encoding::percent_decode_str;
 use services::traced;
 use tracing::Instrument;
 
 use crate::{
     App,
     error::{ApiError, Denied},
+    extract::bearer_token,
     server::PeerAddr,
 };
 
@@ -34,23 +36,21 @@ pub(crate) async fn observe(axum::extract::State(app): axum::extract::State<App>
     let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0.ip());
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
     async move {
-        let answering = AssertUnwindSafe(next.run(request)).catch_unwind();
-        let answered = match traceparent {
+        let answering = async {
+            let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+            let mut response = answered.unwrap_or_else(|_| {
+                tracing::error!("a handler panicked");
+                ApiError::Panicked.into_response()
+            });
+            if let Some(Denied(code)) = response.extensions_mut().remove() {
+                note_denied(&app, credentials, uri.path(), &format!("{method} {route}"), code).await;
+            }
+            response
+        };
+        let mut response = match traceparent {
             Some(traceparent) => traced(traceparent, answering).await,
             None => answering.await,
         };
-        let mut response = answered.unwrap_or_else(|_| {
-            tracing::error!("a handler panicked");
-            ApiError::Panicked.into_response()
-        });
-        if let Some(Denied(code)) = response.extensions_mut().remove() {
-            let token = credentials.as_ref().and_then(|credentials| credentials.to_str().ok()?.split_once(' '));
-            let noted =
-                app.services.note_denied(token.map(|(_, token)| token), tenant_in(uri.path()), &format!("{method} {route}"), code).await;
-            if let Err(error) = noted {
-                tracing::warn!(error = &error as &dyn std::error::Error, "a denied access could not be noted");
-            }
-        }
         let status = response.status().as_u16();
         let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         tracing::info!(%method, route, status, micros, peer = peer.map(tracing::field::display), "answered");
@@ -73,10 +73,19 @@ fn traceparent(value: &HeaderValue) -> Option<String> {
     (is_valid && is_hex(flags, 2)).then(|| text.to_owned())
 }
 
+/// Has the audit log note that somebody wanted what they may not.
+async fn note_denied(app: &App, credentials: Option<HeaderValue>, path: &str, wanted: &str, code: &str) {
+    let headers = credentials.map(|credentials| (header::AUTHORIZATION, credentials)).into_iter().collect();
+    let Ok(token) = bearer_token(&headers) else { return };
+    if let Err(error) = app.services.note_denied(token, tenant_in(path), wanted, code).await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "a denied access could not be noted");
+    }
+}
+
 /// The tenant in a path, if there is one.
 fn tenant_in(path: &str) -> Option<TenantId> {
     let (_, rest) = path.split_once("/tenants/").or_else(|| path.split_once("/files/"))?;
-    rest.split('/').next()?.parse().ok()
+    percent_decode_str(rest.split('/').next()?).decode_utf8().ok()?.parse().ok()
 }
 
 /// Short, and of visible ASCII only: it goes into logs.
@@ -115,6 +124,7 @@ mod tests {
         for path in [format!("/api/tenants/{id}"), format!("/api/tenants/{id}/audit"), format!("/api/files/{id}/files")] {
             assert_eq!(tenant_in(&path).map(|id| id.to_string()).as_deref(), Some(id), "{path}");
         }
+        assert_eq!(tenant_in(&format!("/api/tenants/%30{}", &id[1..])).map(|id| id.to_string()).as_deref(), Some(id));
         assert_eq!(tenant_in("/api/tenants/none/audit"), None);
         assert_eq!(tenant_in("/health"), None);
     }

@@ -49,7 +49,7 @@ schemas! {
     MediaType = text("application/pdf").min_length(Some(3)).max_length(Some(100)).pattern(Some(MEDIA_TYPE));
 
     /// What was done: words in lower case with points between them.
-    AuditAction = text("member.added").max_length(Some(64)).pattern(Some(r"^[a-z_]+(\.[a-z_]+)+$"));
+    AuditAction = text("member.added").max_length(Some(64)).pattern(Some(r"^[a-z_]+(\.[a-z_]+)*$"));
 
     /// The particulars.
     Particulars = ObjectBuilder::new().schema_type(Object).examples([json!({ "member_id": "01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a", "role": "user" })]);

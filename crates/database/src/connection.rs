@@ -65,16 +65,28 @@ pub struct Connection<S> {
     transaction: Transaction,
     /// What goes out before the next statement, or with the commit.
     deferred: Vec<Statement>,
-    after_commit: Option<Hook>,
+    after_commit: Hooks,
     scope: PhantomData<fn() -> S>,
 }
 
-/// What is done after a commit.
-struct Hook(Box<dyn FnOnce() + Send + Sync>);
+/// What is done after a commit. Dropped in the middle of one, it is done, too: nobody can know then.
+#[derive(Default)]
+struct Hooks {
+    hooks: Vec<Box<dyn FnOnce() + Send + Sync>>,
+    is_committing: bool,
+}
 
-impl fmt::Debug for Hook {
+impl Drop for Hooks {
+    fn drop(&mut self) {
+        if self.is_committing {
+            self.hooks.drain(..).for_each(|hook| hook());
+        }
+    }
+}
+
+impl fmt::Debug for Hooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Hook")
+        write!(f, "{} hooks", self.hooks.len())
     }
 }
 
@@ -98,7 +110,7 @@ pub(crate) enum Engine {
 
 impl<S: Scope> Connection<S> {
     pub(crate) fn new(engine: Engine) -> Self {
-        Self { engine, transaction: Transaction::None, deferred: Vec::new(), after_commit: None, scope: PhantomData }
+        Self { engine, transaction: Transaction::None, deferred: Vec::new(), after_commit: Hooks::default(), scope: PhantomData }
     }
 
     /// Runs statements in order, sent together: one trip to a PostgreSQL server, one hop to an SQLite thread. Stops at the
@@ -183,10 +195,10 @@ impl<S: Scope> Tx<S> {
         self.0.deferred.push(Statement::new(sql, params));
     }
 
-    /// Has something done after the commit, in the place of what was to be done before. It must not take long. It is done, too,
-    /// when nobody can know whether the transaction was committed, but not when it was not.
+    /// Has something done after the commit. It must not take long. It is done, too, when nobody can know whether the transaction was
+    /// committed, but not when it was not.
     pub fn after_commit(&mut self, hook: impl FnOnce() + Send + Sync + 'static) {
-        self.0.after_commit = Some(Hook(Box::new(hook)));
+        self.0.after_commit.hooks.push(Box::new(hook));
     }
 
     /// Makes everything durable that the transaction did. When this returns, it survives a crash.
@@ -199,14 +211,13 @@ impl<S: Scope> Tx<S> {
             return Err(Error::internal("a transaction in which a statement failed can't be committed"));
         }
         let deferred = std::mem::take(&mut self.0.deferred);
+        self.0.after_commit.is_committing = true;
         let committed = match &mut self.0.engine {
             Engine::Sqlite(connection) => connection.commit(deferred).await,
             Engine::Postgres(connection) => connection.commit(deferred).await,
             Engine::PostgresReader(_) => Err(Error::internal("a reader has no transaction")),
         };
-        if let (Ok(()) | Err(Error::Unavailable(_)), Some(Hook(hook))) = (&committed, self.0.after_commit.take()) {
-            hook();
-        }
+        self.0.after_commit.is_committing = matches!(committed, Ok(()) | Err(Error::Unavailable(_)));
         committed
     }
 }

@@ -620,6 +620,8 @@ pub(crate) fn from_postgres(error: tokio_postgres::Error) -> Error {
         &SqlState::LOCK_NOT_AVAILABLE => Error::Busy("a lock was not to be had in time"),
         &SqlState::QUERY_CANCELED => Error::Busy("a statement took too long"),
         &SqlState::FEATURE_NOT_SUPPORTED if is_stale_plan(reported) => Error::Busy(SCHEMA_CHANGED),
+        // A server that was made a standby, or is not yet promoted.
+        &SqlState::READ_ONLY_SQL_TRANSACTION => Error::unavailable(error),
         // Not there, or not for us: the operator's to mend.
         &SqlState::INVALID_CATALOG_NAME | &SqlState::INSUFFICIENT_PRIVILEGE => Error::unavailable(error),
         // Connection exceptions, refused logins, insufficient resources, operator intervention, system errors.

@@ -124,6 +124,8 @@ pub(crate) struct SqliteFile {
 struct Whole {
     statements: Vec<Statement>,
     answer: oneshot::Sender<Result<()>>,
+    /// By which whoever made it knows it again.
+    mark: Arc<()>,
 }
 
 impl SqliteFile {
@@ -179,16 +181,28 @@ impl SqliteFile {
     async fn commit_whole(self: &Arc<Self>, statements: Vec<Statement>) -> Result<()> {
         let (answer, mut result) = oneshot::channel();
         let lock = || self.whole.lock().unwrap_or_else(PoisonError::into_inner);
-        lock().push(Whole { statements, answer });
+        let ours = Arc::new(());
+        lock().push(Whole { statements, answer, mark: Arc::clone(&ours) });
         tokio::select! {
             biased;
             result = &mut result => return result.map_err(|_| Error::internal("an SQLite job panicked"))?,
-            lease = self.lease_writer() => {
-                let (lease, mut all) = (lease?, lock());
-                let together = all.len().min(MOST_TOGETHER);
-                let together: Vec<_> = all.drain(..together).collect();
-                let job: Job = Box::new(move || commit_together(lease, together));
-                self.threads.writes.send(job).map_err(|_| Error::unavailable("the SQLite threads have ended"))?;
+            lease = self.lease_writer() => match lease {
+                Ok(lease) => {
+                    let mut all = lock();
+                    let together = all.len().min(MOST_TOGETHER);
+                    let together: Vec<_> = all.drain(..together).collect();
+                    let job: Job = Box::new(move || commit_together(lease, together));
+                    self.threads.writes.send(job).map_err(|_| Error::unavailable("the SQLite threads have ended"))?;
+                }
+                Err(error) => {
+                    let mut all = lock();
+                    let before = all.len();
+                    all.retain(|whole| !Arc::ptr_eq(&whole.mark, &ours));
+                    // Unless somebody else is about to commit it.
+                    if all.len() < before {
+                        return Err(error);
+                    }
+                }
             }
         }
         result.await.map_err(|_| Error::internal("an SQLite job panicked"))?

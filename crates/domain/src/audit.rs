@@ -39,10 +39,6 @@ impl AuditFilter {
     /// What is wrong with it.
     pub fn parse_action(text: &str) -> Result<String, TextProblem> {
         let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-        if text.len() <= 64 && text.contains('.') && text.split('.').all(is_word) {
-            Ok(text.to_owned())
-        } else {
-            Err("must be an action, such as member.added")
-        }
+        if text.len() <= 64 && text.split('.').all(is_word) { Ok(text.to_owned()) } else { Err("must be an action, such as member.added") }
     }
 }

@@ -19,6 +19,8 @@ pub struct File {
     pub updated_at: Timestamp,
     /// Who uploaded it first.
     pub created_by: Option<UserId>,
+    /// What it is by its first bytes, whatever it was said to be; absent while nobody has looked.
+    pub detected_mime_type: Option<String>,
 }
 
 /// Both hashes of a content. SHA-256 is what deduplication trusts; MD5 names the object and is kept for clients.

@@ -2,7 +2,7 @@
 //! tenant, or one that is no more. Rows are added only; the databases refuse anything else.
 
 use database::{Connection, Main, MainTx, Result, Row, Statement, Tenant, TenantTx, params};
-use domain::{AuditEntry, AuditFilter, Page, PageRequest, TenantId};
+use domain::{AuditEntry, AuditFilter, Page, PageRequest, TenantId, Timestamp};
 
 use crate::page;
 
@@ -24,22 +24,54 @@ pub fn insert_platform(tx: &mut MainTx, entry: &AuditEntry) {
     );
 }
 
-/// Restricts a list to what [`AuditFilter`] says, which is given as `$1` to `$4`.
-macro_rules! filtered {
-    ($head:literal, $($rest:literal),*) => {
-        concat!(
-            $head,
-            " FROM audit_log WHERE (CAST($1 AS TEXT) IS NULL OR action = $1) AND (CAST($2 AS UUID) IS NULL OR user_id = $2)
-              AND (CAST($3 AS TIMESTAMPTZ) IS NULL OR occurred_at >= $3) AND (CAST($4 AS TIMESTAMPTZ) IS NULL OR occurred_at < $4) ",
-            $($rest),*
+/// Times between which everything happens.
+const EARLIEST: Timestamp = Timestamp::from_seconds(0);
+const LATEST: Timestamp = Timestamp::from_seconds(253_402_300_799);
+
+/// The statements that count and list what meets a condition, between two times; the last parameters are those of the page.
+macro_rules! statements {
+    ($condition:literal, $limit:literal, $offset:literal) => {
+        (
+            concat!("SELECT COUNT(*) FROM audit_log WHERE occurred_at >= $1 AND occurred_at < $2", $condition),
+            concat!(
+                "SELECT event_id, action, user_id, occurred_at, data FROM audit_log WHERE occurred_at >= $1 AND occurred_at < $2",
+                $condition,
+                " ORDER BY occurred_at DESC, event_id DESC LIMIT ",
+                $limit,
+                " OFFSET ",
+                $offset
+            ),
         )
     };
 }
 
-/// Restricts a list of the platform's log to one tenant's entries too, which is given as `$5`.
-macro_rules! platform_filtered {
+/// A tenant's log, the latest entries first.
+pub async fn list(connection: &mut Connection<Tenant>, filter: &AuditFilter, request: PageRequest) -> Result<Page<AuditEntry>> {
+    let AuditFilter { action, user_id, from, to } = filter;
+    let mut parameters = params![from.unwrap_or(EARLIEST), to.unwrap_or(LATEST)];
+    parameters.extend(action.as_deref().map(Into::into));
+    parameters.extend(user_id.map(Into::into));
+    // Only what is asked for: a condition that may be absent is answered by no index.
+    let (count, items) = match (action, user_id) {
+        (None, None) => statements!("", "$3", "$4"),
+        (Some(_), None) => statements!(" AND action = $3", "$4", "$5"),
+        (None, Some(_)) => statements!(" AND user_id = $3", "$4", "$5"),
+        (Some(_), Some(_)) => statements!(" AND action = $3 AND user_id = $4", "$5", "$6"),
+    };
+    let count = Statement::new(count, parameters.clone());
+    parameters.extend(params![request.per_page(), request.offset()]);
+    page(connection, count, Statement::new(items, parameters), request, entry).await
+}
+
+/// Restricts the platform's log to what the parameters say, as far as they are given.
+macro_rules! of_platform {
     ($head:literal, $rest:literal) => {
-        filtered!($head, "AND (CAST($5 AS UUID) IS NULL OR tenant_id = $5) ", $rest)
+        concat!(
+            $head,
+            " FROM audit_log WHERE (CAST($1 AS TEXT) IS NULL OR action = $1) AND (CAST($2 AS UUID) IS NULL OR user_id = $2)
+              AND (CAST($3 AS UUID) IS NULL OR tenant_id = $3) AND occurred_at >= $4 AND occurred_at < $5 ",
+            $rest
+        )
     };
 }
 
@@ -51,30 +83,18 @@ pub async fn list_platform(
     request: PageRequest,
 ) -> Result<Page<AuditEntry>> {
     let AuditFilter { action, user_id, from, to } = filter;
-    let count = Statement::new(platform_filtered!("SELECT COUNT(*)", ""), params![action.as_deref(), *user_id, *from, *to, tenant_id]);
-    let items = Statement::new(
-        platform_filtered!(
-            "SELECT tenant_id, event_id, action, user_id, occurred_at, data",
-            "ORDER BY occurred_at DESC, event_id DESC LIMIT $6 OFFSET $7"
-        ),
-        params![action.as_deref(), *user_id, *from, *to, tenant_id, request.per_page(), request.offset()],
+    let mut parameters = params![action.as_deref(), *user_id, tenant_id, from.unwrap_or(EARLIEST), to.unwrap_or(LATEST)];
+    let count = Statement::new(of_platform!("SELECT COUNT(*)", ""), parameters.clone());
+    parameters.extend(params![request.per_page(), request.offset()]);
+    let items = of_platform!(
+        "SELECT tenant_id, event_id, action, user_id, occurred_at, data",
+        "ORDER BY occurred_at DESC, event_id DESC LIMIT $6 OFFSET $7"
     );
-    page(connection, count, items, request, |mut row| {
+    let of_tenant = |mut row: Row| {
         let tenant_id = row.take()?;
         Ok(AuditEntry { tenant_id, ..entry(row)? })
-    })
-    .await
-}
-
-/// A tenant's log, the latest entries first.
-pub async fn list(connection: &mut Connection<Tenant>, filter: &AuditFilter, request: PageRequest) -> Result<Page<AuditEntry>> {
-    let AuditFilter { action, user_id, from, to } = filter;
-    let count = Statement::new(filtered!("SELECT COUNT(*)", ""), params![action.as_deref(), *user_id, *from, *to]);
-    let items = Statement::new(
-        filtered!("SELECT event_id, action, user_id, occurred_at, data", "ORDER BY occurred_at DESC, event_id DESC LIMIT $5 OFFSET $6"),
-        params![action.as_deref(), *user_id, *from, *to, request.per_page(), request.offset()],
-    );
-    page(connection, count, items, request, entry).await
+    };
+    page(connection, count, Statement::new(items, parameters), request, of_tenant).await
 }
 
 fn entry(mut row: Row) -> Result<AuditEntry> {

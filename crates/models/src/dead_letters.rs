@@ -55,9 +55,9 @@ pub async fn list(connection: &mut Connection<Main>, request: PageRequest) -> Re
     page(connection, count, items, request, dead_letter).await
 }
 
-/// Removes a dead letter. Answers whether it was there.
-pub async fn delete(tx: &mut MainTx, id: EventId) -> Result<bool> {
-    Ok(tx.execute("DELETE FROM dead_letters WHERE event_id = $1", params![id]).await? == 1)
+/// Removes a dead letter.
+pub fn delete(tx: &mut MainTx, id: EventId) {
+    tx.defer("DELETE FROM dead_letters WHERE event_id = $1", params![id]);
 }
 
 fn dead_letter(mut row: Row) -> Result<DeadLetter> {

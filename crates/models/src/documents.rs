@@ -11,7 +11,7 @@ macro_rules! select_documents {
         concat!(
             "SELECT d.id, d.filename, d.mime_type, d.user_id, d.created_at, d.updated_at, \
              d.created_by, d.version, d.content_at, d.content_by, d.deleted_at, d.deleted_by, f.id, f.md5_hash, f.sha256, f.s3_path, f.file_size, \
-             f.created_at, f.updated_at, f.created_by \
+             f.created_at, f.updated_at, f.created_by, f.detected_mime_type \
              FROM documents d JOIN files f ON f.id = d.file_id ",
             $rest
         )

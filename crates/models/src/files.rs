@@ -13,7 +13,10 @@ use crate::{page, single};
 /// Selects what [`file`] reads.
 macro_rules! select {
     ($rest:literal) => {
-        concat!("SELECT id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by FROM files ", $rest)
+        concat!(
+            "SELECT id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by, detected_mime_type FROM files ",
+            $rest
+        )
     };
 }
 
@@ -31,8 +34,8 @@ pub enum Addition {
 /// Adds a file, unless the same content is already there, and forgets the upload of its object.
 pub async fn add(tx: &mut TenantTx, file: &File) -> Result<Addition> {
     let insert = Statement::new(
-        "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+        "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by, detected_mime_type, processed_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          ON CONFLICT (sha256, file_size) WHERE condemned_at IS NULL DO NOTHING",
         values(file),
     );
@@ -55,8 +58,8 @@ pub fn add_or_fail(tx: &mut TenantTx, file: &File) {
     tx.defer("SELECT 1 FROM uploads WHERE s3_path = $1 FOR UPDATE", params![key]);
     // Without a key, if the upload was condemned: the schema forbids that.
     tx.defer(
-        "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by)
-         VALUES ($1, $2, $3, (SELECT s3_path FROM uploads WHERE s3_path = $4 AND condemned_at IS NULL), $5, $6, $7, $8)",
+        "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by, detected_mime_type, processed_at)
+         VALUES ($1, $2, $3, (SELECT s3_path FROM uploads WHERE s3_path = $4 AND condemned_at IS NULL), $5, $6, $7, $8, $9, $10)",
         values(file),
     );
     tx.defer("DELETE FROM uploads WHERE s3_path = $1", params![key]);
@@ -77,7 +80,9 @@ fn values(file: &File) -> Vec<Value> {
         i64::try_from(file.size).unwrap_or(i64::MAX),
         file.created_at,
         file.updated_at,
-        file.created_by
+        file.created_by,
+        file.detected_mime_type.as_deref(),
+        file.detected_mime_type.as_ref().map(|_| file.created_at)
     ]
 }
 
@@ -153,7 +158,7 @@ pub async fn find(connection: &mut Connection<Tenant>, id: FileId) -> Result<Opt
 pub async fn list(connection: &mut Connection<Tenant>, request: PageRequest) -> Result<Page<FileUsage>> {
     let count = Statement::new("SELECT COUNT(*) FROM files WHERE condemned_at IS NULL", params![]);
     let items = Statement::new(
-        "SELECT f.id, f.md5_hash, f.sha256, f.s3_path, f.file_size, f.created_at, f.updated_at, f.created_by,
+        "SELECT f.id, f.md5_hash, f.sha256, f.s3_path, f.file_size, f.created_at, f.updated_at, f.created_by, f.detected_mime_type,
                 (SELECT COUNT(*) FROM documents d WHERE d.file_id = f.id)
                 + (SELECT COUNT(*) FROM document_versions v WHERE v.file_id = f.id)
          FROM files f WHERE f.condemned_at IS NULL ORDER BY f.created_at DESC, f.id DESC LIMIT $1 OFFSET $2",
@@ -227,7 +232,7 @@ pub async fn delete_condemned(tx: &mut TenantTx, id: FileId) -> Result<()> {
 pub async fn list_by_prefix(connection: &mut Connection<Tenant>, prefix: &str) -> Result<Vec<(File, bool)>> {
     let rows = connection
         .query(
-            "SELECT id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by, condemned_at
+            "SELECT id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by, detected_mime_type, condemned_at
              FROM files WHERE s3_path >= $1 AND s3_path < $2 ORDER BY s3_path",
             params![prefix, after(prefix)],
         )
@@ -272,5 +277,6 @@ pub(crate) fn file(row: &mut Row) -> Result<File> {
         created_at: row.take()?,
         updated_at: row.take()?,
         created_by: row.take()?,
+        detected_mime_type: row.take()?,
     })
 }

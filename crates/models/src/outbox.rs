@@ -63,6 +63,12 @@ pub async fn list_unpublished_of(connection: &mut Connection<Main>, tenant_id: O
     rows.into_iter().map(event).collect()
 }
 
+/// The first unpublished events that were [taken over](take_over) from a tenant's outbox, in order.
+pub async fn list_taken_over(connection: &mut Connection<Main>, tenant_id: TenantId, limit: u32) -> Result<Vec<Event>> {
+    let sql = select!("WHERE published_at IS NULL AND tenant_id = $1 AND seq < 0 ORDER BY seq, id LIMIT $2");
+    connection.query(sql, params![tenant_id, limit]).await?.into_iter().map(event).collect()
+}
+
 /// The tenants that unpublished events of the main database concern; absent stands for those that concern none.
 pub async fn list_unpublished_tenants(connection: &mut Connection<Main>) -> Result<Vec<Option<TenantId>>> {
     let rows = connection.query("SELECT DISTINCT tenant_id FROM outbox WHERE published_at IS NULL", params![]).await?;
@@ -86,6 +92,12 @@ pub async fn count_unpublished_by_tenant(connection: &mut Connection<Main>) -> R
 /// Notes that an event is published.
 pub fn mark_published<S: Scope>(tx: &mut Tx<S>, id: EventId, at: Timestamp) {
     tx.defer("UPDATE outbox SET published_at = $2 WHERE id = $1", params![id, at]);
+}
+
+/// Whether an event is there that was not noted as published, locked until the end of the transaction.
+pub async fn lock_unpublished(tx: &mut MainTx, id: EventId) -> Result<bool> {
+    let sql = "SELECT 1 FROM outbox WHERE id = $1 AND published_at IS NULL FOR UPDATE";
+    Ok(tx.query_opt(sql, params![id]).await?.is_some())
 }
 
 /// Removes an event, published or not.

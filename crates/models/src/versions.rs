@@ -9,7 +9,7 @@ use crate::{files::file, page};
 macro_rules! all_versions {
     () => {
         "SELECT v.version, v.mime_type, v.created_at, v.created_by, f.id, f.md5_hash, f.sha256, f.s3_path, f.file_size, \
-                f.created_at, f.updated_at, f.created_by \
+                f.created_at, f.updated_at, f.created_by, f.detected_mime_type \
          FROM (SELECT d.version, d.mime_type, d.file_id, COALESCE(d.content_at, d.created_at) AS created_at, \
                       CASE WHEN d.content_at IS NULL THEN d.created_by ELSE d.content_by END AS created_by \
                FROM documents d WHERE d.id = $1 AND d.deleted_at IS NULL \

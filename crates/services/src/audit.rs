@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{Caller, EventKey, Services};
 
-/// How often the same denial is noted, and of how many it is known that they were.
+/// For how long a denial is not noted again, and how many are remembered for that.
 const DENIALS_EVERY: Duration = Duration::from_secs(10);
 const DENIALS: u64 = 10_000;
 
@@ -42,14 +42,21 @@ impl Services {
     /// # Errors
     /// When the main database is down.
     pub async fn note_denied(&self, access_token: Option<&str>, tenant_id: Option<TenantId>, wanted: &str, code: &str) -> Result<()> {
-        let Ok(caller) = self.authenticate(access_token).await else { return Ok(()) };
+        let caller = match self.authenticate(access_token).await {
+            Err(Error::Unauthenticated(_)) => return Ok(()),
+            caller => caller?,
+        };
         let member_of = match tenant_id {
-            Some(tenant_id) => self.membership(&caller, tenant_id).await.ok().map(|_| tenant_id),
+            Some(tenant_id) => match self.membership(&caller, tenant_id).await {
+                Err(Error::NotFound(_)) => None,
+                member => member.map(|_| Some(tenant_id))?,
+            },
             None => None,
         };
         // Whoever tries one tenant after the other does not fill the log with them.
         let what = if member_of.is_some() { wanted } else { "" };
-        if !self.0.denials.entry((caller.user_id(), member_of, what.to_owned())).or_insert(()).is_fresh() {
+        let denial = (caller.user_id(), member_of, what.to_owned());
+        if self.0.denials.contains_key(&denial) {
             return Ok(());
         }
         let mut data = json!({ "wanted": wanted, "code": code });
@@ -58,7 +65,22 @@ impl Services {
         }
         let mut tx = self.main().begin().await?;
         self.tell(&mut tx, &self.audit("access.denied", member_of, Some(caller.user_id()), data));
-        Ok(tx.commit().await?)
+        tx.commit().await?;
+        self.0.denials.insert(denial, ());
+        Ok(())
+    }
+
+    /// The platform's audit log, the latest entries first; only what concerns this tenant, if one is given. For the operator.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn list_platform_audit(
+        &self,
+        tenant_id: Option<TenantId>,
+        filter: &AuditFilter,
+        request: PageRequest,
+    ) -> Result<Page<AuditEntry>> {
+        Ok(audit_log::list_platform(&mut self.main().read().await?, tenant_id, filter, request).await?)
     }
 
     /// Writes events of one key to its audit log: the tenant's, or the platform's, which also has those of tenants that are no

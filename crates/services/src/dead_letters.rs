@@ -2,6 +2,7 @@
 
 use domain::{DeadLetter, Error, Event, EventId, Noun, Page, PageRequest, Result};
 use models::{dead_letters, outbox};
+use serde_json::{Value, json};
 
 use crate::Services;
 
@@ -40,10 +41,15 @@ impl Services {
     pub async fn replay_dead_letter(&self, id: EventId) -> Result<()> {
         let mut tx = self.main().begin().await?;
         let letter = dead_letters::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::DeadLetter))?;
-        dead_letters::delete(&mut tx, id).await?;
-        // Where it came from the main outbox, it is there still.
+        dead_letters::delete(&mut tx, id);
+        // Where it came from the main outbox, it is there still. Whoever parked it notes that in a moment: what is published once
+        // more before that would be noted, too, unread.
+        if outbox::lock_unpublished(&mut tx, id).await? {
+            return Err(Error::Unavailable { dependency: "outbox", source: "the event was parked just now; try again".into() });
+        }
         outbox::delete(&mut tx, id);
         self.tell(&mut tx, &letter.event);
+        self.tell(&mut tx, &self.audit("dead_letter.replayed", None, None, facts(&letter.event)));
         Ok(tx.commit().await?)
     }
 
@@ -53,9 +59,19 @@ impl Services {
     /// [`Error::NotFound`] when there is none (any more).
     pub async fn drop_dead_letter(&self, id: EventId) -> Result<()> {
         let mut tx = self.main().begin().await?;
-        if !dead_letters::delete(&mut tx, id).await? {
-            return Err(Error::NotFound(Noun::DeadLetter));
-        }
+        let letter = dead_letters::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::DeadLetter))?;
+        dead_letters::delete(&mut tx, id);
+        self.tell(&mut tx, &self.audit("dead_letter.dropped", None, None, facts(&letter.event)));
         Ok(tx.commit().await?)
     }
+}
+
+/// What the audit log is told of an event.
+fn facts(event: &Event) -> Value {
+    json!({
+        "event_id": event.id.to_string(),
+        "event_type": event.kind.as_str(),
+        "tenant_id": event.tenant_id.map(|id| id.to_string()),
+        "event_data": serde_json::from_str::<Value>(&event.data).unwrap_or_default(),
+    })
 }

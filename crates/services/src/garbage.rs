@@ -56,17 +56,17 @@ impl Services {
     /// When the database or the storage is down. What was collected until then stays collected.
     pub async fn collect_garbage(&self, tenant: &Tenant) -> Result<Collected> {
         let mut collected = Collected::default();
+        let database = self.open_for_operator(tenant)?;
+        self.forget_events(&database).await?;
         if self.is_on_the_move(tenant.id).await? {
             return Ok(collected);
         }
-        let database = self.open_for_operator(tenant)?;
         let now = self.clock().now();
         collected.documents = self.purge_expired(&database, now.minus(self.settings().trash_retention)).await?;
         #[expect(clippy::disallowed_methods, reason = "tells nothing")]
         let mut tx = database.begin().await?;
         self.forget_past_requests(&mut tx).await?;
         tx.commit().await?;
-        self.forget_events(&database).await?;
         self.collect_staged(&database).await?;
         self.collect_unfinished(tenant.id).await?;
         let (grace, settling) = (self.settings().garbage_grace, self.0.parts.storage.settling_time());

@@ -6,6 +6,7 @@ mod audit;
 mod buffers;
 mod content_disposition;
 mod dead_letters;
+mod detection;
 mod direct_uploads;
 mod documents;
 mod events;

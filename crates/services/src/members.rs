@@ -35,7 +35,7 @@ impl Services {
         }
         let membership = Membership { user_id: user.id, tenant_id, role, joined_at: now };
         members::insert(&mut tx, &membership).await?;
-        self.commit_change(tx, caller, "member.added", tenant_id, user.id, Some(role)).await?;
+        self.commit_change(tx, caller, "member.added", &membership, Some(role)).await?;
         Ok((membership, user))
     }
 
@@ -47,12 +47,15 @@ impl Services {
         self.enter(caller, tenant_id, Role::Admin).await?;
         let mut tx = self.main().begin().await?;
         let before = lock_member(&mut tx, tenant_id, user_id).await?;
+        let user = users::find(&mut tx, user_id).await?.ok_or(Error::NotFound(Noun::Member))?;
+        if role == before.role {
+            return Ok((before, user));
+        }
         if role < Role::Admin {
             keep_an_admin(&mut tx, &before).await?;
         }
-        let user = users::find(&mut tx, user_id).await?.ok_or(Error::NotFound(Noun::Member))?;
         members::set_role(&mut tx, tenant_id, user_id, role).await?;
-        self.commit_change(tx, caller, "member.role_changed", tenant_id, user_id, Some(role)).await?;
+        self.commit_change(tx, caller, "member.role_changed", &before, Some(role)).await?;
         Ok((Membership { role, ..before }, user))
     }
 
@@ -69,21 +72,17 @@ impl Services {
         let member = lock_member(&mut tx, tenant_id, user_id).await?;
         keep_an_admin(&mut tx, &member).await?;
         members::delete(&mut tx, tenant_id, user_id).await?;
-        self.commit_change(tx, caller, "member.removed", tenant_id, user_id, None).await
+        self.commit_change(tx, caller, "member.removed", &member, None).await
     }
 
-    async fn commit_change(
-        &self,
-        mut tx: MainTx,
-        caller: &Caller,
-        action: &str,
-        tenant_id: TenantId,
-        user_id: UserId,
-        role: Option<Role>,
-    ) -> Result<()> {
-        let data = json!({ "member_id": user_id.to_string(), "role": role.map(Role::as_str) });
-        self.tell(&mut tx, &self.audit(action, Some(tenant_id), Some(caller.user_id()), data));
-        self.commit_access_change(tx, user_id).await
+    /// Commits a change of what a member is, with what it was and is from now on.
+    async fn commit_change(&self, mut tx: MainTx, caller: &Caller, action: &str, member: &Membership, role: Option<Role>) -> Result<()> {
+        let mut data = json!({ "member_id": member.user_id.to_string(), "role": role.map(Role::as_str) });
+        if role != Some(member.role) {
+            data["former_role"] = member.role.as_str().into();
+        }
+        self.tell(&mut tx, &self.audit(action, Some(member.tenant_id), Some(caller.user_id()), data));
+        self.commit_access_change(tx, member.user_id).await
     }
 }
 

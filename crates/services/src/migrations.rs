@@ -19,7 +19,7 @@ use futures_util::{
     future::{BoxFuture, Shared, try_join_all},
     stream,
 };
-use models::{migrations, tenant_schema_version, tenants};
+use models::{dirty_tenants, migrations, tenant_schema_version, tenants};
 use tokio::{
     sync::Semaphore,
     time::{sleep, timeout},
@@ -282,6 +282,8 @@ impl Services {
         };
         let mut tx = self.main().begin().await?;
         migrations::note(&mut tx, &attempt).await?;
+        // What older programs told there, they left unmarked.
+        dirty_tenants::mark(&mut tx, tenant.id, ended_at);
         match &migrated {
             Ok(migrated) => tenants::set_schema_version(&mut tx, &tenant.place, migrated.to).await?,
             Err(_) if outcome == MigrationOutcome::Failed => {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use domain::{Error, Move, MoveState, Provisioning, Result, Tenant, TenantId, TenantPlace, failpoint};
 use models::{MainTx, TableSum, Transfer, moves, tenant_schema_version, tenants};
+use serde_json::json;
 use tokio::time::{sleep, timeout};
 
 use crate::{Services, access::NOTICED_AFTER};
@@ -312,6 +313,8 @@ impl Services {
         if !is_ours {
             return Err(lost());
         }
+        let data = json!({ "from": from_server, "to": to_server });
+        self.tell(&mut tx, &self.audit("tenant.moved", Some(*tenant_id), None, data));
         failpoint!("move.switching");
         self.commit_access_change(tx, *tenant_id).await
     }
@@ -452,6 +455,8 @@ impl Services {
             return Err(MoveError::UnderWay);
         }
         tenants::set_writes_paused(&mut tx, tenant.id, Some(self.clock().now())).await?;
+        let data = json!({ "from": the_move.to_server, "to": the_move.from_server });
+        self.tell(&mut tx, &self.audit("tenant.returned", Some(tenant.id), None, data));
         failpoint!("move.returning");
         self.commit_access_change(tx, tenant.id).await?;
         failpoint!("move.returned");

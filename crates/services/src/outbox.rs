@@ -4,9 +4,12 @@
 //! their order: first what the main database has of a tenant, since that tells of its making, then what the tenant's own has.
 //! Where there is something to publish is told by the transaction that wrote it; what a crash left untold is found by the marks.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
-use domain::{Closure, Error, Event, Noun, Provisioning, Result, Tenant, TenantId, Timestamp, failpoint};
+use domain::{Closure, Error, Event, EventKind, Noun, Provisioning, Result, Tenant, TenantId, Timestamp, failpoint};
 use models::{Mark, Scope, TenantDatabase, Tx, dirty_tenants, handled_events, leases, outbox, tenant_schema_version, tenants};
 
 use crate::{EventKey, Services};
@@ -129,10 +132,16 @@ impl Services {
     pub async fn hold_outboxes(&self, keys: &[EventKey]) -> Result<Vec<bool>> {
         let now = self.clock().now();
         let names: Vec<_> = keys.iter().map(lease).collect();
+        // In one order everywhere: else two instances could wait for each other.
+        let mut order: Vec<_> = (0..names.len()).collect();
+        order.sort_by_key(|place| &names[*place]);
+        let sorted: Vec<_> = order.iter().map(|place| names[*place].clone()).collect();
         let mut tx = self.main().begin().await?;
-        let held = leases::take_all(&mut tx, &names, self.0.instance, now, now.plus(OUTBOX_LEASE)).await?;
+        let held = leases::take_all(&mut tx, &sorted, self.0.instance, now, now.plus(OUTBOX_LEASE)).await?;
         tx.commit().await?;
-        Ok(held)
+        let mut by_key = vec![false; names.len()];
+        order.into_iter().zip(held).for_each(|(place, held)| by_key[place] = held);
+        Ok(by_key)
     }
 
     /// Gives leases of keys up, and clears marks whose tenants' outboxes were found empty after they were [old](Forgotten::marks).
@@ -141,8 +150,8 @@ impl Services {
     /// When the main database is down.
     pub async fn release_outboxes(&self, keys: &[EventKey], marks: &[Mark]) -> Result<()> {
         let mut tx = self.main().begin().await?;
-        for key in keys {
-            leases::release(&mut tx, &lease(key), self.0.instance);
+        for name in keys.iter().map(lease).collect::<BTreeSet<_>>() {
+            leases::release(&mut tx, &name, self.0.instance);
         }
         for mark in marks {
             dirty_tenants::clear(&mut tx, *mark);
@@ -156,7 +165,15 @@ impl Services {
     /// [`Error::Closed`] while the tenant's database can't be used; or when a database is down.
     pub async fn unpublished(&self, key: EventKey, limit: u32) -> Result<Unpublished> {
         let mut main = self.main().read().await?;
-        let events = outbox::list_unpublished_of(&mut main, key, limit).await?;
+        let mut events = outbox::list_unpublished_of(&mut main, key, limit).await?;
+        if let Some(tenant_id) = key.filter(|_| events.iter().any(|event| event.kind == EventKind::TenantDeleted)) {
+            // What a tenant that is being deleted still has to tell comes here before it goes, and before that.
+            let tenant = tenants::find(&mut main, tenant_id).await?;
+            if tenant.is_some_and(|tenant| tenant.provisioning == Provisioning::Deleting) {
+                events = outbox::list_taken_over(&mut main, tenant_id, limit).await?;
+                return Ok(Unpublished { events, outbox: Outbox::Main });
+            }
+        }
         drop(main);
         let Some(tenant_id) = key.filter(|_| events.is_empty()) else { return Ok(Unpublished { events, outbox: Outbox::Main }) };
         // What is being deleted is taken over by the main database.

@@ -7,10 +7,11 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use models::{TenantDatabase, files, handled_events};
 use serde_json::{Value, json};
 
-use crate::{EventKey, Services};
+use crate::{
+    EventKey, Services,
+    detection::{HEAD, detect},
+};
 
-/// How much of a file is looked at to find out what it is.
-const HEAD: u64 = 8 * 1024;
 /// How many files are looked into at once.
 const READ_AT_ONCE: usize = 4;
 
@@ -45,8 +46,14 @@ impl Services {
         let Some((_, database)) = self.open_key(key).await? else { return Ok(()) };
         let about = events.iter().map(file_id).collect::<Result<BTreeSet<_>>>()?;
         let unprocessed = files::list_unprocessed(&mut database.read().await?, &about).await?;
-        let heads = unprocessed.into_iter().map(|(id, key, size)| async move { (id, self.head_of(&key, size).await) });
-        let heads: Vec<_> = stream::iter(heads).buffered(READ_AT_ONCE).collect().await;
+        let heads = unprocessed.into_iter().map(|(id, key, size)| async move {
+            match self.head_of(&key, size).await {
+                Err(error @ Error::NotFound(_)) => Ok((id, Err(error))),
+                head => head.map(|head| (id, Ok(head))),
+            }
+        });
+        // A storage that is down is not asked for each of them.
+        let heads: Vec<_> = stream::iter(heads).buffered(READ_AT_ONCE).try_collect().await?;
         #[expect(clippy::disallowed_methods, reason = "tells nothing")]
         let mut tx = database.begin().await?;
         for (id, head) in heads {
@@ -63,7 +70,7 @@ impl Services {
 
     /// The first bytes of an object.
     async fn head_of(&self, key: &str, size: u64) -> Result<Vec<u8>> {
-        let object = self.storage().get(key, Some(0..size.min(HEAD))).await?;
+        let object = self.storage().get(key, Some(0..size.min(HEAD as u64))).await?;
         Ok(object.bytes.try_collect::<Vec<_>>().await?.concat())
     }
 
@@ -96,42 +103,4 @@ fn file_id(event: &Event) -> Result<FileId> {
     let data: Value = serde_json::from_str(&event.data).map_err(Error::internal)?;
     let id = data["file_id"].as_str().ok_or_else(|| Error::internal("an event of a document names no file"))?;
     id.parse().map_err(Error::internal)
-}
-
-/// The media type of what begins with these bytes.
-fn detect(head: &[u8]) -> &'static str {
-    match infer::get(head) {
-        Some(kind) => kind.mime_type(),
-        None if is_text(head) => "text/plain",
-        None => "application/octet-stream",
-    }
-}
-
-/// Whether this is text in UTF-8, which may break off in a character, without control characters that no text has.
-fn is_text(head: &[u8]) -> bool {
-    let valid = match str::from_utf8(head) {
-        Ok(_) => true,
-        Err(error) => error.error_len().is_none() && head.len() - error.valid_up_to() < 4,
-    };
-    valid && head.iter().all(|byte| *byte >= b' ' || matches!(byte, b'\t' | b'\n' | b'\r' | 0x0c | 0x1b))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_what_it_begins_with() {
-        for (head, mime_type) in [
-            (&b"%PDF-1.7\n"[..], "application/pdf"),
-            (b"\x89PNG\r\n\x1a\n0000", "image/png"),
-            (b"a,b\r\n1,2\r\n", "text/plain"),
-            ("höflich".as_bytes(), "text/plain"),
-            (&"ö".as_bytes()[..1], "text/plain"),
-            (b"\xff\xfe\x00", "application/octet-stream"),
-            (b"a\0b", "application/octet-stream"),
-        ] {
-            assert_eq!(detect(head), mime_type, "{head:?}");
-        }
-    }
 }

@@ -42,19 +42,18 @@ impl Services {
     /// [`TokenProblem::BadCredentials`], after the same work, whether the address is unknown, the account deactivated or the
     /// password wrong; [`Error::Overloaded`] when too many log in at once.
     pub async fn log_in(&self, email: &str, password: &str) -> Result<Login> {
-        let email = Email::parse(email).ok();
-        let known = match &email {
-            Some(email) => users::find_for_login(&mut self.main().read().await?, email).await?,
-            None => None,
+        let known = match Email::parse(email) {
+            Ok(email) => users::find_for_login(&mut self.main().read().await?, &email).await?,
+            Err(_) => None,
         };
         let known_id = known.as_ref().map(|(user, _)| user.id);
         let candidate = known.filter(|(user, _)| user.is_active);
         let verdict = self.0.parts.passwords.verify(candidate.as_ref().map(|(_, hash)| hash.clone()), password).await?;
         let Some((user, hash)) = candidate.filter(|_| verdict != Verdict::Wrong) else {
-            // What is no address may be a password in the wrong field.
-            let data = json!({ "email": email.map(Email::into_string) });
+            // Whose account it was; not what was typed, which may be a password in the wrong field.
+            let data = json!({ "target_user_id": known_id.map(|id| id.to_string()) });
             let mut tx = self.main().begin().await?;
-            self.tell(&mut tx, &self.audit("session.refused", None, known_id, data));
+            self.tell(&mut tx, &self.audit("login.failed", None, None, data));
             tx.commit().await?;
             return Err(Error::Unauthenticated(TokenProblem::BadCredentials));
         };
@@ -75,7 +74,7 @@ impl Services {
             users::replace_password_hash(&mut tx, user.id, &hash, &new).await?;
         }
         sessions::insert(&mut tx, &session, now.plus(self.0.parts.tokens.life(TokenKind::Refresh))).await?;
-        self.tell(&mut tx, &self.audit("session.started", None, Some(user.id), json!({ "session_id": session.id.to_string() })));
+        self.tell(&mut tx, &self.audit("login.succeeded", None, Some(user.id), json!({ "session_id": session.id.to_string() })));
         failpoint!("login.committing");
         tx.commit().await?;
         failpoint!("login.committed");
@@ -128,7 +127,7 @@ impl Services {
     /// When the main database is down.
     pub async fn log_out(&self, caller: &Caller) -> Result<()> {
         let tx = self.main().begin().await?;
-        self.end_session(tx, caller.session_id(), caller.user_id(), "session.ended").await
+        self.end_session(tx, caller.session_id(), caller.user_id(), "logout").await
     }
 
     async fn end_session(&self, mut tx: MainTx, id: SessionId, user_id: UserId, action: &str) -> Result<()> {

@@ -21,7 +21,10 @@ use futures_util::{
 use md5::{Digest, Md5};
 use sha2::Sha256;
 
-use crate::storage::{blocking, failed};
+use crate::{
+    detection::{HEAD, detect},
+    storage::{blocking, failed},
+};
 
 /// Content up to this many bytes stays in memory and is hashed on the async thread: that takes about 150 µs, little more
 /// than handing it to another thread and back.
@@ -57,7 +60,14 @@ impl Spool {
     /// Begins to receive content of at most `limit` bytes.
     #[must_use]
     pub fn begin(&self, limit: u64) -> Upload {
-        let receiving = Receiving { directory: self.directory.clone(), size: 0, buffer: Vec::new(), writing: None, write_back: None };
+        let receiving = Receiving {
+            directory: self.directory.clone(),
+            size: 0,
+            buffer: Vec::new(),
+            detected_mime_type: None,
+            writing: None,
+            write_back: None,
+        };
         Upload { limit, receiving: Some(receiving) }
     }
 }
@@ -106,6 +116,8 @@ pub struct SpooledContent {
     pub size: u64,
     /// Both hashes.
     pub hash: ContentHash,
+    /// What it is by its first bytes.
+    pub detected_mime_type: &'static str,
     place: Place,
 }
 
@@ -159,6 +171,8 @@ struct Receiving {
     directory: Arc<Directory>,
     size: u64,
     buffer: Vec<u8>,
+    /// Nothing while the buffer holds everything.
+    detected_mime_type: Option<&'static str>,
     /// The writing of the last piece, already under way. Nothing while the buffer holds everything.
     writing: Option<BoxFuture<'static, Result<Writer>>>,
     /// The last write-back, already under way.
@@ -183,15 +197,17 @@ impl Receiving {
         if self.writing.is_none() && self.buffer.len() <= IN_MEMORY {
             let mut hasher = Hasher::default();
             hasher.update(&self.buffer);
+            let detected_mime_type = detect_in(&self.buffer);
             let place = Place::Memory(self.buffer.into(), self.directory);
-            return Ok(SpooledContent { size: self.size, hash: hasher.finish(), place });
+            return Ok(SpooledContent { size: self.size, hash: hasher.finish(), detected_mime_type, place });
         }
         self.hand_over().await?;
         let writer = self.writing.ok_or_else(given_up)?.await?;
         if let Some(write_back) = self.write_back {
             write_back.await?;
         }
-        Ok(SpooledContent { size: self.size, hash: writer.hasher.finish(), place: Place::File(writer.file) })
+        let detected_mime_type = self.detected_mime_type.unwrap_or_default();
+        Ok(SpooledContent { size: self.size, hash: writer.hasher.finish(), detected_mime_type, place: Place::File(writer.file) })
     }
 
     /// Has the buffer written once the piece before it is. No thread is held between two pieces.
@@ -199,6 +215,7 @@ impl Receiving {
         let mut writer = match self.writing.take() {
             Some(writing) => writing.await?,
             None => {
+                self.detected_mime_type = Some(detect_in(&self.buffer));
                 let directory = self.directory.clone();
                 blocking(move || Writer::create(directory)).await?
             }
@@ -216,6 +233,11 @@ impl Receiving {
         self.writing = Some(writer.write(piece).boxed());
         Ok(())
     }
+}
+
+/// What a content is that begins so.
+fn detect_in(bytes: &[u8]) -> &'static str {
+    detect(&bytes[..bytes.len().min(HEAD)])
 }
 
 /// Hashes and writes pieces, on whatever threads may block.

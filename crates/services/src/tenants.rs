@@ -340,11 +340,18 @@ impl Services {
         let mut tx = self.main().begin().await?;
         let before = tenants::lock(&mut tx, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
         let tenant = tenants::update(&mut tx, tenant_id, name, is_active, now).await?.ok_or(Error::NotFound(Noun::Tenant))?;
-        let data = json!({ "name": tenant.name, "is_active": tenant.is_active });
+        let data = json!({ "name": tenant.name, "former_name": before.name });
         if before.is_active && !tenant.is_active {
             self.tell(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), user_id, &json!({ "name": tenant.name })));
         }
-        self.tell(&mut tx, &self.audit("tenant.updated", Some(tenant_id), user_id, data));
+        let action = match (before.is_active, tenant.is_active) {
+            (true, false) => "tenant.deactivated",
+            (false, true) => "tenant.activated",
+            _ => "tenant.renamed",
+        };
+        if action != "tenant.renamed" || before.name != tenant.name {
+            self.tell(&mut tx, &self.audit(action, Some(tenant_id), user_id, data));
+        }
         self.commit_access_change(tx, tenant_id).await?;
         Ok(tenant)
     }

@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
-use domain::{Error, EventKind, MoveState, Provisioning, Result, Tenant, TenantId, Tombstone, failpoint, object_prefix};
+use domain::{Error, EventKind, MoveState, Result, Tenant, TenantId, Tombstone, failpoint, object_prefix};
 use futures_util::TryStreamExt;
 use models::{dirty_tenants, moves, outbox, tenants, tombstones};
 use serde_json::json;
 
-use crate::{EventKey, Services, access::NOTICED_AFTER};
+use crate::{Services, access::NOTICED_AFTER};
 
 /// Objects that are deleted at once.
 const AT_ONCE: usize = 8;
@@ -79,28 +79,17 @@ impl Services {
         Ok(())
     }
 
-    /// Completes a deletion whose event was published. Whoever began it may do the same meanwhile.
-    ///
-    /// # Errors
-    /// When a database or the storage is down.
-    pub async fn finish_deletion(&self, key: EventKey) -> Result<()> {
-        let found = match key {
-            Some(tenant_id) => tenants::find(&mut self.main().read().await?, tenant_id).await?,
-            None => None,
-        };
-        let Some(tenant) = found.filter(|tenant| tenant.provisioning == Provisioning::Deleting) else { return Ok(()) };
-        tokio::time::sleep(NOTICED_AFTER).await;
-        self.complete_deletion(&tenant).await
-    }
-
     /// What follows the mark, once every instance has noticed it.
     async fn complete_deletion(&self, tenant: &Tenant) -> Result<()> {
-        match self.take_over_events(tenant).await {
-            Err(error @ Error::Closed(_)) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(tenant_id = %tenant.id, error, "what nobody was told of its documents goes with it");
+        // It may have moved or been migrated since it was found. Completed by somebody else, it has nothing left to tell.
+        if let Some(now) = tenants::find(&mut self.main().read().await?, tenant.id).await? {
+            match self.take_over_events(&now).await {
+                Err(error @ (Error::Closed(_) | Error::Internal(_))) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(tenant_id = %tenant.id, error, "its database can't be read: events that nobody was told of go with it");
+                }
+                taken => taken?,
             }
-            taken => taken?,
         }
         self.drop_databases_of(tenant).await?;
         failpoint!("tenant.database_dropped");

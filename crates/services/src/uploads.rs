@@ -105,6 +105,14 @@ impl Content {
             Self::Staged { hash, .. } => *hash,
         }
     }
+
+    /// What it is; nothing where nobody has looked.
+    fn detected_mime_type(&self) -> Option<String> {
+        match self {
+            Self::Spooled(content) => Some(content.detected_mime_type.to_owned()),
+            Self::Staged { .. } => None,
+        }
+    }
 }
 
 /// What a transaction of an upload came to, when it did not fail.
@@ -280,6 +288,7 @@ impl Services {
             created_at: now,
             updated_at: now,
             created_by: Some(tenant.user_id()),
+            detected_mime_type: content.detected_mime_type(),
         }
     }
 

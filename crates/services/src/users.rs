@@ -98,7 +98,7 @@ impl Services {
             return Err(Error::NotFound(Noun::User));
         }
         let action = if is_active { "user.activated" } else { "user.deactivated" };
-        self.tell(&mut tx, &self.audit(action, None, Some(user_id), json!({})));
+        self.tell(&mut tx, &self.audit(action, None, None, json!({ "target_user_id": user_id.to_string() })));
         if !is_active {
             sessions::end_all_of(&mut tx, user_id, now).await?;
         }

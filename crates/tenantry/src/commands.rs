@@ -1,5 +1,6 @@
 //! The subcommands: what an operator can ask for. Each is a thin door into the services.
 
+pub mod audit;
 pub mod check;
 pub mod events;
 pub mod gc;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tenantry::{
-    commands::{check, complain, events, gc, init, migrate, serve, tenants, users, verify},
+    commands::{audit, check, complain, events, gc, init, migrate, serve, tenants, users, verify},
     config::Config,
     logging,
 };
@@ -48,6 +48,8 @@ enum Command {
     /// Look at events: what waits to be published, what happened, what could not be handled
     #[command(subcommand)]
     Events(events::Command),
+    /// Show what was done that concerns no tenant, or one that is no more: the platform's audit log
+    Audit(audit::Arguments),
     /// Print the API's specification (OpenAPI 3.1)
     Openapi,
 }
@@ -89,6 +91,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Tenants(command) => runtime.block_on(tenants::run(&config, &command)),
         Command::Users(command) => runtime.block_on(users::run(&config, &command)),
         Command::Events(command) => runtime.block_on(events::run(&config, &command)),
+        Command::Audit(arguments) => runtime.block_on(audit::run(&config, &arguments)),
         Command::Openapi => Ok(ExitCode::SUCCESS),
     };
     // Work that can't be cancelled, like a file being written, does not hold up the exit.

@@ -11,7 +11,8 @@ pub async fn handle(services: &Services, key: EventKey, kind: EventKind, events:
     match kind {
         EventKind::AuditLog => services.record_audit(key, events).await,
         EventKind::TenantCreated => services.ensure_tenant_database(key).await,
-        EventKind::TenantDeleted => services.finish_deletion(key).await,
+        // Whoever deletes it does what follows, or takes up what a crash left of that.
+        EventKind::TenantDeleted => Ok(()),
         EventKind::DocumentUploaded => services.request_processing(key, events).await,
         EventKind::DocumentDeleted => services.collect_files_of(key, events).await,
         EventKind::FileProcess => services.process_files(key, events).await,

@@ -32,7 +32,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 pub struct InProcess {
     services: Services,
     /// How often the first event of a key has failed. One for each key that is waiting to be tried again.
-    failures: Mutex<HashMap<EventKey, (EventId, u32)>>,
+    failures: Mutex<HashMap<EventKey, Failures>>,
+}
+
+/// How often an event has failed, and how often for a reason of its own.
+#[derive(Clone, Copy)]
+struct Failures {
+    id: EventId,
+    attempts: u32,
+    own: u32,
 }
 
 impl InProcess {
@@ -78,11 +86,11 @@ impl InProcess {
 
     /// Notes that an event failed. Answers when to try it again; nothing when it was given up, and parked.
     async fn failed(&self, key: EventKey, event: &Event, error: Error) -> Option<Duration> {
-        let attempts = self.count_failure(key, event.id);
-        let (kind, told) = (event.kind.as_str(), error.with_causes());
         // What is down comes back, and the event is as good as before.
         let is_its_own = !matches!(error, Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. });
-        if is_its_own && attempts >= ATTEMPTS {
+        let (kind, told) = (event.kind.as_str(), error.with_causes());
+        let Failures { attempts, own, .. } = self.count_failure(key, event.id, is_its_own);
+        if own >= ATTEMPTS {
             match self.services.park(event, told.clone(), attempts).await {
                 Ok(()) => {
                     tracing::error!(event_id = %event.id, kind, error = told, attempts, "an event can't be handled: see `tenantry events dlq`");
@@ -97,14 +105,15 @@ impl InProcess {
         Some(pause)
     }
 
-    fn count_failure(&self, key: EventKey, id: EventId) -> u32 {
+    fn count_failure(&self, key: EventKey, id: EventId, is_its_own: bool) -> Failures {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let (failed, count) = failures.entry(key).or_insert((id, 0));
-        if *failed != id {
-            (*failed, *count) = (id, 0);
+        let of_key = failures.entry(key).or_insert(Failures { id, attempts: 0, own: 0 });
+        if of_key.id != id {
+            *of_key = Failures { id, attempts: 0, own: 0 };
         }
-        *count += 1;
-        *count
+        of_key.attempts += 1;
+        of_key.own += u32::from(is_its_own);
+        *of_key
     }
 
     fn forget(&self, key: EventKey) {

@@ -36,8 +36,9 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// How long to wait after a failure, and at most after several.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How long a database that is closed is left alone.
+/// How long a database that is closed is left alone, at first and at most.
 const CLOSED: Duration = Duration::from_secs(30);
+const LONG_CLOSED: Duration = Duration::from_secs(15 * 60);
 /// How long the end waits for what was told until then.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -59,6 +60,8 @@ pub struct Relay {
     marks: HashMap<TenantId, Mark>,
     /// After which mark the next look goes on.
     next_mark: Option<Mark>,
+    /// Until when no leases are asked for, since the main database failed.
+    no_leases_before: Option<Instant>,
 }
 
 /// A key whose lease is ours.
@@ -109,6 +112,7 @@ impl Relay {
             failures: HashMap::new(),
             marks: HashMap::new(),
             next_mark: None,
+            no_leases_before: None,
         }
     }
 
@@ -213,11 +217,15 @@ impl Relay {
             State::PutOff => None,
             State::Queued | State::Publishing { .. } => Some(held.lease_until - PROLONG),
         });
-        lingering.chain(self.later.values().copied()).min()
+        let next = lingering.chain(self.later.values().copied()).min();
+        next.map(|next| self.no_leases_before.filter(|before| now < *before).map_or(next, |before| next.max(before)))
     }
 
     /// Takes the leases that are wanted, and prolongs those that are needed and about to expire.
     async fn take_leases(&mut self, now: Instant) {
+        if self.no_leases_before.is_some_and(|before| now < before) {
+            return;
+        }
         let expiring = self
             .held
             .iter()
@@ -228,6 +236,7 @@ impl Relay {
         }
         match self.services.hold_outboxes(&keys).await {
             Ok(taken) => {
+                self.no_leases_before = None;
                 for (key, taken) in keys.into_iter().zip(taken) {
                     let lease_until = now + OUTBOX_LEASE;
                     match (taken, self.held.get_mut(&key)) {
@@ -242,6 +251,7 @@ impl Relay {
             }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "leases of outboxes can't be had; they are asked for again");
+                self.no_leases_before = Some(now + FIRST_PAUSE);
                 for key in keys {
                     if self.held.get(&key).is_none_or(|held| held.lease_until <= now) {
                         self.put_off(key, FIRST_PAUSE);
@@ -291,7 +301,7 @@ impl Relay {
                 *failures += 1;
                 let pause = match error {
                     Error::Closed(Closure::Moving) => FIRST_PAUSE,
-                    Error::Closed(_) => CLOSED,
+                    Error::Closed(_) => backoff(*failures, CLOSED, LONG_CLOSED),
                     _ => backoff(*failures, FIRST_PAUSE, LONGEST_PAUSE),
                 };
                 tracing::warn!(

@@ -1,6 +1,10 @@
 //! `tenantry events`
 
-use std::{collections::HashSet, process::ExitCode, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Result, anyhow};
 use comfy_table::CellAlignment;
@@ -67,7 +71,7 @@ pub enum Dlq {
         /// The event's id
         event: EventId,
     },
-    /// Publish some once more; they come after what happened since
+    /// Have `serve` publish some once more; they come after what happened since
     Replay(Letters),
     /// Give some up for good
     Drop(Letters),
@@ -107,7 +111,7 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode> {
         }
         Command::Dlq(Dlq::Replay(letters)) => {
             let count = each(&services, letters, async |id| services.replay_dead_letter(id).await).await?;
-            say(format_args!("Published {count} once more."));
+            say(format_args!("To be published once more: {count}."));
         }
         Command::Dlq(Dlq::Drop(letters)) => {
             let count = each(&services, letters, async |id| services.drop_dead_letter(id).await).await?;
@@ -153,12 +157,10 @@ async fn status(services: &Services, as_json: bool) -> Result<()> {
 }
 
 async fn tail(services: &Services, key: EventKey, lines: u32, follow: bool) -> Result<()> {
-    let mut shown = HashSet::new();
-    let mut events = services.list_events(key, lines).await?;
-    if follow {
-        // What is there and not asked for is not new either.
-        shown.extend(services.list_events(key, MOST_SHOWN).await?.iter().map(|event| event.id));
-    }
+    let latest = services.list_events(key, if follow { MOST_SHOWN } else { lines }).await?;
+    // What is there and not asked for is not new either.
+    let mut shown: HashSet<_> = latest.iter().map(|event| event.id).collect();
+    let mut events: Vec<_> = latest.into_iter().take(usize::try_from(lines)?).collect();
     loop {
         for event in events.iter().rev() {
             say(event_in_json(event));
@@ -171,7 +173,7 @@ async fn tail(services: &Services, key: EventKey, lines: u32, follow: bool) -> R
             _ = tokio::signal::ctrl_c() => return Ok(()),
         }
         let latest = services.list_events(key, MOST_SHOWN).await?;
-        let known: HashSet<_> = latest.iter().map(|event| event.id).collect();
+        let known = latest.iter().map(|event| event.id).collect();
         events = latest.into_iter().filter(|event| !shown.contains(&event.id)).collect();
         shown = known;
     }
@@ -228,7 +230,7 @@ async fn each(
             }
         }
     }
-    for id in events {
+    for id in events.iter().collect::<BTreeSet<_>>() {
         decide(*id).await.map_err(|error| told(*id, error))?;
         count += 1;
     }
@@ -249,6 +251,7 @@ fn event_in_json(event: &Event) -> Value {
         "tenant_id": event.tenant_id.map(|id| id.to_string()),
         "user_id": event.user_id.map(|id| id.to_string()),
         "timestamp": event.at.to_string(),
+        "traceparent": event.traceparent,
         "data": serde_json::from_str::<Value>(&event.data).unwrap_or_default(),
     })
 }

@@ -32,6 +32,8 @@ const METRICS_CONNECTIONS: usize = 16;
 const METRICS_GRACE: Duration = Duration::from_secs(1);
 /// How long giving up leases may take at the end.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long publishing what was told until the end may take.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 /// How often expired sessions are forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -75,7 +77,9 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let report = server::serve(listener, app, limits, stop).await;
     // After the last request: what that told is still published.
     relay_stop.cancel();
-    let _has_ended = relay.await;
+    if timeout(FLUSH_PATIENCE, relay).await.is_err() {
+        tracing::warn!("events could not be published in time; whoever starts next does it");
+    }
     housekeeping.abort();
     // What was interrupted, others go on with at once.
     let _was_aborted = housekeeping.await;
