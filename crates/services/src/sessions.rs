@@ -35,6 +35,9 @@ pub struct Login {
     pub tenants: Page<Member<Tenant>>,
 }
 
+/// An address that is looked for in the place of what is none.
+const NOBODY: &str = "nobody@example.invalid";
+
 impl Services {
     /// Begins a session.
     ///
@@ -42,10 +45,11 @@ impl Services {
     /// [`TokenProblem::BadCredentials`], after the same work, whether the address is unknown, the account deactivated or the
     /// password wrong; [`Error::Overloaded`] when too many log in at once.
     pub async fn log_in(&self, email: &str, password: &str) -> Result<Login> {
-        let known = match Email::parse(email) {
-            Ok(email) => users::find_for_login(&mut self.main().read().await?, &email).await?,
-            Err(_) => None,
-        };
+        // What is no address is looked for all the same: the same work for everything.
+        let address = Email::parse(email);
+        let is_address = address.is_ok();
+        let address = address.or_else(|_| Email::parse(NOBODY)).map_err(Error::internal)?;
+        let known = users::find_for_login(&mut self.main().read().await?, &address).await?.filter(|_| is_address);
         let known_id = known.as_ref().map(|(user, _)| user.id);
         let candidate = known.filter(|(user, _)| user.is_active);
         let verdict = self.0.parts.passwords.verify(candidate.as_ref().map(|(_, hash)| hash.clone()), password).await?;
