@@ -1,9 +1,9 @@
 //! Dead letters: events that could not be handled.
 
 use database::{Connection, Main, MainTx, Result, Row, Statement, params};
-use domain::{DeadLetter, Event, EventId, EventKind, Page, PageRequest};
+use domain::{DeadLetter, EventId, Page, PageRequest};
 
-use crate::{page, word};
+use crate::{outbox::event, page};
 
 /// Selects what [`dead_letter`] reads.
 macro_rules! select {
@@ -61,14 +61,5 @@ pub fn delete(tx: &mut MainTx, id: EventId) {
 }
 
 fn dead_letter(mut row: Row) -> Result<DeadLetter> {
-    let event = Event {
-        id: row.take()?,
-        kind: word(&mut row, EventKind::parse)?,
-        tenant_id: row.take()?,
-        user_id: row.take()?,
-        at: row.take()?,
-        data: row.take()?,
-        traceparent: row.take()?,
-    };
-    Ok(DeadLetter { event, error: row.take()?, attempts: row.take()?, parked_at: row.take()? })
+    Ok(DeadLetter { event: event(&mut row)?, error: row.take()?, attempts: row.take()?, parked_at: row.take()? })
 }

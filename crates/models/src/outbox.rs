@@ -41,14 +41,12 @@ pub fn take_over(tx: &mut MainTx, events: &[Event]) {
 
 /// Events, published or not, the latest first.
 pub async fn list<S: Scope>(connection: &mut Connection<S>, limit: u32) -> Result<Vec<Event>> {
-    let rows = connection.query(select!("ORDER BY occurred_at DESC, id DESC LIMIT $1"), params![limit]).await?;
-    rows.into_iter().map(event).collect()
+    events(connection.query(select!("ORDER BY occurred_at DESC, id DESC LIMIT $1"), params![limit]).await?)
 }
 
 /// The first unpublished events of a tenant's database, in order.
 pub async fn list_unpublished(connection: &mut Connection<Tenant>, limit: u32) -> Result<Vec<Event>> {
-    let rows = connection.query(select!("WHERE published_at IS NULL ORDER BY seq, id LIMIT $1"), params![limit]).await?;
-    rows.into_iter().map(event).collect()
+    events(connection.query(select!("WHERE published_at IS NULL ORDER BY seq, id LIMIT $1"), params![limit]).await?)
 }
 
 /// The first unpublished events of the main database that concern this tenant, or none at all, in order.
@@ -60,13 +58,13 @@ pub async fn list_unpublished_of(connection: &mut Connection<Main>, tenant_id: O
         Some(tenant_id) => connection.query(of_tenant, params![tenant_id, limit]).await?,
         None => connection.query(of_nobody, params![limit]).await?,
     };
-    rows.into_iter().map(event).collect()
+    events(rows)
 }
 
 /// The first unpublished events that were [taken over](take_over) from a tenant's outbox, in order.
 pub async fn list_taken_over(connection: &mut Connection<Main>, tenant_id: TenantId, limit: u32) -> Result<Vec<Event>> {
     let sql = select!("WHERE published_at IS NULL AND tenant_id = $1 AND seq < 0 ORDER BY seq, id LIMIT $2");
-    connection.query(sql, params![tenant_id, limit]).await?.into_iter().map(event).collect()
+    events(connection.query(sql, params![tenant_id, limit]).await?)
 }
 
 /// The tenants that unpublished events of the main database concern; absent stands for those that concern none.
@@ -122,10 +120,15 @@ fn insertion(event: &Event) -> Vec<Value> {
     params![*id, kind.as_str(), *tenant_id, *user_id, *at, data.as_str(), traceparent.as_deref()]
 }
 
-fn event(mut row: Row) -> Result<Event> {
+fn events(rows: Vec<Row>) -> Result<Vec<Event>> {
+    rows.into_iter().map(|mut row| event(&mut row)).collect()
+}
+
+/// Reads the columns of an event, in the order of [`Event`]'s fields.
+pub(crate) fn event(row: &mut Row) -> Result<Event> {
     Ok(Event {
         id: row.take()?,
-        kind: word(&mut row, EventKind::parse)?,
+        kind: word(row, EventKind::parse)?,
         tenant_id: row.take()?,
         user_id: row.take()?,
         at: row.take()?,

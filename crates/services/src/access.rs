@@ -153,13 +153,9 @@ impl Services {
     pub(crate) async fn note(&self, tenant: &TenantCaller, action: &str, data: Value) -> Result<()> {
         let event = self.audit(action, Some(tenant.tenant_id()), Some(tenant.user_id()), data);
         if tenant.may_write {
-            let mut tx = self.begin_in(&tenant.database).await?;
-            self.tell(&mut tx, &event);
-            Ok(tx.commit().await?)
+            self.tell_alone(self.begin_in(&tenant.database).await?, &event).await
         } else {
-            let mut tx = self.main().begin().await?;
-            self.tell(&mut tx, &event);
-            Ok(tx.commit().await?)
+            self.tell_alone(self.main().begin().await?, &event).await
         }
     }
 

@@ -63,9 +63,7 @@ impl Services {
         if member_of.is_none() {
             data["tenant_id"] = tenant_id.map(|id| id.to_string()).into();
         }
-        let mut tx = self.main().begin().await?;
-        self.tell(&mut tx, &self.audit("access.denied", member_of, Some(caller.user_id()), data));
-        tx.commit().await?;
+        self.tell_alone(self.main().begin().await?, &self.audit("access.denied", member_of, Some(caller.user_id()), data)).await?;
         self.0.denials.insert(denial, ());
         Ok(())
     }

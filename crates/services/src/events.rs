@@ -75,6 +75,12 @@ impl Services {
         tx.after_commit(move || woken.wake(key));
     }
 
+    /// Adds an event that tells of nothing else in the database.
+    pub(crate) async fn tell_alone<S: Scope>(&self, mut tx: Tx<S>, event: &Event) -> Result<()> {
+        self.tell(&mut tx, event);
+        Ok(tx.commit().await?)
+    }
+
     /// Begins a transaction in a tenant's database in which events may be told.
     #[expect(clippy::disallowed_methods, reason = "the tenant is marked")]
     pub(crate) async fn begin_in(&self, database: &TenantDatabase) -> Result<TenantTx> {

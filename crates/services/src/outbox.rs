@@ -187,20 +187,12 @@ impl Services {
     /// # Errors
     /// When the database is down, or the tenant has moved to another server meanwhile. Then they will be published again.
     pub async fn note_published(&self, unpublished: &Unpublished, count: usize) -> Result<()> {
-        let (now, published) = (self.clock().now(), unpublished.events.iter().take(count));
+        let (now, published) = (self.clock().now(), &unpublished.events[..count.min(unpublished.events.len())]);
         failpoint!("outbox.noting");
         match &unpublished.outbox {
-            Outbox::Main => {
-                let mut tx = self.main().begin().await?;
-                published.for_each(|event| outbox::mark_published(&mut tx, event.id, now));
-                tx.commit().await?;
-            }
-            Outbox::Tenant(database) => {
-                #[expect(clippy::disallowed_methods, reason = "tells nothing")]
-                let mut tx = database.begin().await?;
-                published.for_each(|event| outbox::mark_published(&mut tx, event.id, now));
-                tx.commit().await?;
-            }
+            Outbox::Main => note_in(self.main().begin().await?, published, now).await?,
+            #[expect(clippy::disallowed_methods, reason = "tells nothing")]
+            Outbox::Tenant(database) => note_in(database.begin().await?, published, now).await?,
         }
         failpoint!("outbox.noted");
         Ok(())
@@ -248,14 +240,8 @@ impl Services {
     #[expect(clippy::disallowed_methods, reason = "tells nothing")]
     pub(crate) async fn forget_events(&self, database: &TenantDatabase) -> Result<()> {
         let before = self.clock().now().minus(self.settings().event_retention);
-        loop {
-            let mut tx = database.begin().await?;
-            let left = forget_some(&mut tx, before).await?;
-            tx.commit().await?;
-            if !left {
-                return Ok(());
-            }
-        }
+        while forget_some(database.begin().await?, before).await? {}
+        Ok(())
     }
 
     /// Forgets events of the main database that were published or handled long ago.
@@ -264,14 +250,8 @@ impl Services {
     /// When it is down.
     pub async fn forget_platform_events(&self) -> Result<()> {
         let before = self.clock().now().minus(self.settings().event_retention);
-        loop {
-            let mut tx = self.main().begin().await?;
-            let left = forget_some(&mut tx, before).await?;
-            tx.commit().await?;
-            if !left {
-                return Ok(());
-            }
-        }
+        while forget_some(self.main().begin().await?, before).await? {}
+        Ok(())
     }
 
     /// The database of a tenant, for what follows of its events. Nothing when the tenant is gone, or going.
@@ -300,10 +280,17 @@ impl Services {
     }
 }
 
+/// Notes events of an outbox as published.
+async fn note_in<S: Scope>(mut tx: Tx<S>, published: &[Event], now: Timestamp) -> Result<()> {
+    published.iter().for_each(|event| outbox::mark_published(&mut tx, event.id, now));
+    Ok(tx.commit().await?)
+}
+
 /// Answers whether there may be more.
-async fn forget_some<S: Scope>(tx: &mut Tx<S>, before: Timestamp) -> Result<bool> {
-    let published = outbox::delete_published_before(tx, before, FORGOTTEN_AT_ONCE).await?;
-    let handled = handled_events::delete_before(tx, before, FORGOTTEN_AT_ONCE).await?;
+async fn forget_some<S: Scope>(mut tx: Tx<S>, before: Timestamp) -> Result<bool> {
+    let published = outbox::delete_published_before(&mut tx, before, FORGOTTEN_AT_ONCE).await?;
+    let handled = handled_events::delete_before(&mut tx, before, FORGOTTEN_AT_ONCE).await?;
+    tx.commit().await?;
     Ok(published.max(handled) == u64::from(FORGOTTEN_AT_ONCE))
 }
 

@@ -56,9 +56,7 @@ impl Services {
         let Some((user, hash)) = candidate.filter(|_| verdict != Verdict::Wrong) else {
             // Whose account it was; not what was typed, which may be a password in the wrong field.
             let data = json!({ "target_user_id": known_id.map(|id| id.to_string()) });
-            let mut tx = self.main().begin().await?;
-            self.tell(&mut tx, &self.audit("login.failed", None, None, data));
-            tx.commit().await?;
+            self.tell_alone(self.main().begin().await?, &self.audit("login.failed", None, None, data)).await?;
             return Err(Error::Unauthenticated(TokenProblem::BadCredentials));
         };
         let upgraded = if verdict == Verdict::RightButOutdated { self.upgrade(password).await? } else { None };
