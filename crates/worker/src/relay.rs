@@ -50,6 +50,8 @@ pub struct Relay {
     wanted: HashSet<EventKey>,
     /// When to want those that can't be had now.
     later: HashMap<EventKey, Instant>,
+    /// Those of them whose databases were closed: one that tells something is open again.
+    closed: HashSet<EventKey>,
     held: HashMap<EventKey, Held>,
     /// Those of them that wait for their turn.
     queue: VecDeque<EventKey>,
@@ -106,6 +108,7 @@ impl Relay {
             bus,
             wanted: HashSet::new(),
             later: HashMap::new(),
+            closed: HashSet::new(),
             held: HashMap::new(),
             queue: VecDeque::new(),
             turns: JoinSet::new(),
@@ -128,7 +131,7 @@ impl Relay {
             }
             let wake = self.advance().await.unwrap_or(next_sweep).min(next_sweep);
             tokio::select! {
-                keys = services.woken() => keys.into_iter().for_each(|key| self.want(key)),
+                keys = services.woken() => keys.into_iter().for_each(|key| self.told(key)),
                 Some(turn) = self.turns.join_next() => self.after(turn.ok()),
                 () = sleep_until(wake) => {}
                 () = stop.cancelled() => {}
@@ -146,7 +149,7 @@ impl Relay {
             tokio::select! {
                 biased;
                 Some(turn) = self.turns.join_next() => self.after(turn.ok()),
-                keys = services.woken() => keys.into_iter().for_each(|key| self.want(key)),
+                keys = services.woken() => keys.into_iter().for_each(|key| self.told(key)),
                 () = sleep_until(deadline.min(Instant::now() + TAKEN)) => {
                     quiet = self.wanted.is_empty() && self.queue.is_empty() && self.turns.is_empty();
                 }
@@ -175,6 +178,14 @@ impl Relay {
         }
     }
 
+    /// Somebody has told something just now.
+    fn told(&mut self, key: EventKey) {
+        if self.closed.remove(&key) {
+            self.later.remove(&key);
+        }
+        self.want(key);
+    }
+
     fn want(&mut self, key: EventKey) {
         // Whoever is to wait, waits, whatever is told meanwhile.
         if self.later.contains_key(&key) {
@@ -197,7 +208,10 @@ impl Relay {
     async fn advance(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let due: Vec<_> = self.later.extract_if(|_, at| *at <= now).map(|(key, _)| key).collect();
-        due.into_iter().for_each(|key| self.want(key));
+        for key in due {
+            self.closed.remove(&key);
+            self.want(key);
+        }
         self.take_leases(now).await;
         self.give_up_leases(now).await;
         while self.turns.len() < self.bus.keys_at_once()
@@ -301,7 +315,10 @@ impl Relay {
                 *failures += 1;
                 let pause = match error {
                     Error::Closed(Closure::Moving) => FIRST_PAUSE,
-                    Error::Closed(_) => backoff(*failures, CLOSED, LONG_CLOSED),
+                    Error::Closed(_) => {
+                        self.closed.insert(key);
+                        backoff(*failures, CLOSED, LONG_CLOSED)
+                    }
                     _ => backoff(*failures, FIRST_PAUSE, LONGEST_PAUSE),
                 };
                 tracing::warn!(
