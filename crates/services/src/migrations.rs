@@ -332,12 +332,10 @@ impl Services {
     /// # Errors
     /// [`Error::Closed`] when it has not, or not yet.
     pub(crate) async fn ensure_schema(&self, tenant: &Tenant) -> Result<()> {
-        let behind = tenant_schema_version() - tenant.schema_version;
-        match behind {
-            _ if tenant.quarantined_at.is_some() => Err(Error::Closed(Closure::Quarantined)),
-            -1..=1 => Ok(()),
-            ..-1 => Err(Error::Closed(Closure::TooNew)),
-            2.. => Box::pin(self.migrate_missed(tenant)).await,
+        match closure(tenant) {
+            None => Ok(()),
+            Some(Closure::Migrating) => Box::pin(self.migrate_missed(tenant)).await,
+            Some(closure) => Err(Error::Closed(closure)),
         }
     }
 
@@ -374,6 +372,17 @@ impl Services {
 
     fn awaited_migrations(&self) -> std::sync::MutexGuard<'_, Awaited> {
         self.0.awaited_migrations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a tenant's database can't be used as it is, if so: it failed to be migrated, is of a newer program, or has to be migrated
+/// first.
+pub(crate) fn closure(tenant: &Tenant) -> Option<Closure> {
+    match tenant_schema_version() - tenant.schema_version {
+        _ if tenant.quarantined_at.is_some() => Some(Closure::Quarantined),
+        -1..=1 => None,
+        ..-1 => Some(Closure::TooNew),
+        2.. => Some(Closure::Migrating),
     }
 }
 

@@ -10,9 +10,9 @@ use std::{
 };
 
 use domain::{Closure, Error, Event, EventKind, Noun, Provisioning, Result, Tenant, TenantId, Timestamp, failpoint};
-use models::{Mark, Scope, TenantDatabase, Tx, dirty_tenants, handled_events, leases, outbox, tenant_schema_version, tenants};
+use models::{Mark, Scope, TenantDatabase, Tx, dirty_tenants, handled_events, leases, outbox, tenants};
 
-use crate::{EventKey, Services};
+use crate::{EventKey, Services, migrations::closure};
 
 /// How long a lease of a key is held without being prolonged.
 pub const OUTBOX_LEASE: Duration = Duration::from_secs(10);
@@ -159,7 +159,7 @@ impl Services {
         Ok(tx.commit().await?)
     }
 
-    /// The first events of a key that are not published yet. None when the tenant is gone.
+    /// The first events of a key that are not published yet; none when the tenant is gone.
     ///
     /// # Errors
     /// [`Error::Closed`] while the tenant's database can't be used; or when a database is down.
@@ -268,14 +268,10 @@ impl Services {
     }
 
     fn open_outbox(&self, tenant: &Tenant) -> Result<TenantDatabase> {
-        if tenant.quarantined_at.is_some() {
-            return Err(Error::Closed(Closure::Quarantined));
-        }
         // Whoever publishes does not migrate: the operator does that in waves, or the first request.
-        match tenant_schema_version() - tenant.schema_version {
-            ..-1 => Err(Error::Closed(Closure::TooNew)),
-            2.. => Err(Error::Closed(Closure::Migrating)),
-            _ => Ok(self.0.parts.tenant_databases.open(&tenant.place)?),
+        match closure(tenant) {
+            None => Ok(self.0.parts.tenant_databases.open(&tenant.place)?),
+            Some(closure) => Err(Error::Closed(closure)),
         }
     }
 }

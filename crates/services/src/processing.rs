@@ -23,9 +23,14 @@ impl Services {
     pub async fn request_processing(&self, key: EventKey, events: &[Event]) -> Result<()> {
         let Some((tenant_id, database)) = self.open_key(key).await? else { return Ok(()) };
         let about = events.iter().map(file_id).collect::<Result<Vec<_>>>()?;
+        let files: BTreeSet<_> = about.iter().copied().collect();
+        // As after most uploads, which find out by themselves: nothing follows, so there is nothing to remember either.
+        if files::list_unprocessed(&mut database.read().await?, &files).await?.is_empty() {
+            return Ok(());
+        }
         let mut tx = self.begin_in(&database).await?;
         let new = handled_events::insert_all(&mut tx, events.iter().map(|event| event.id), self.clock().now()).await?;
-        let unprocessed = files::list_unprocessed(&mut tx, &about.iter().copied().collect()).await?;
+        let unprocessed = files::list_unprocessed(&mut tx, &files).await?;
         // Several documents of one content ask once.
         let mut wanted: BTreeSet<_> = unprocessed.into_iter().map(|(id, ..)| id).collect();
         for ((event, id), is_new) in events.iter().zip(about).zip(new) {

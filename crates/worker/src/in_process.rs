@@ -55,27 +55,20 @@ impl InProcess {
         while count < events.len() && began.elapsed() < TURN {
             let left = &events[count..];
             let alike = left.iter().take_while(|event| event.kind == left[0].kind).count();
-            match self.attempt(key, &left[..alike]).await {
-                Ok(()) => count += alike,
+            let (tried, outcome) = match self.attempt(key, &left[..alike]).await {
                 // One of them is to blame: each for itself, then.
-                Err(_) if alike > 1 => match self.attempt_one(key, &left[0]).await {
-                    None => count += 1,
-                    pause => return Published { count, pause },
-                },
+                Err(_) if alike > 1 => (1, self.attempt(key, &left[..1]).await),
+                outcome => (alike, outcome),
+            };
+            count += match outcome {
+                Ok(()) => tried,
                 Err(error) => match self.failed(key, &left[0], error).await {
-                    None => count += 1,
+                    None => 1,
                     pause => return Published { count, pause },
                 },
-            }
+            };
         }
         Published { count, pause: None }
-    }
-
-    async fn attempt_one(&self, key: EventKey, event: &Event) -> Option<Duration> {
-        match self.attempt(key, std::slice::from_ref(event)).await {
-            Ok(()) => None,
-            Err(error) => self.failed(key, event, error).await,
-        }
     }
 
     async fn attempt(&self, key: EventKey, events: &[Event]) -> Result<()> {

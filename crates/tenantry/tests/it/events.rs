@@ -110,9 +110,14 @@ fn a_crash_on_the_way_of_an_event_loses_none() {
         for (n, failpoint) in EVENTS.iter().enumerate() {
             drained(&home).await;
             server.stop().await;
-            if *failpoint == "file.processing" {
+            let asks = match *failpoint {
+                "document.processing_requesting" => Some(EventKind::DocumentUploaded),
+                "file.processing" => Some(EventKind::FileProcess),
+                _ => None,
+            };
+            if let Some(kind) = asks {
                 // As a direct upload leaves it, into which nobody has looked.
-                leave_unprocessed(&home).await;
+                leave_unprocessed(&home, kind).await;
                 server = home.serve_doomed(&[("FAILPOINT", failpoint)]);
             } else {
                 server = doomed(&home, failpoint).await;
@@ -129,16 +134,16 @@ fn a_crash_on_the_way_of_an_event_loses_none() {
     });
 }
 
-/// One file that was not looked into, and the event that asks for that.
-async fn leave_unprocessed(home: &Home) {
+/// One file that was not looked into, and an event that asks for that.
+async fn leave_unprocessed(home: &Home, kind: EventKind) {
     let (main, directory) = home.databases().open();
     let tenant = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0);
     let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
     let sql = "UPDATE files SET processed_at = NULL, detected_mime_type = NULL WHERE id = (SELECT id FROM files LIMIT 1) RETURNING id";
     let file: domain::FileId = tx.query_one(sql, Vec::new()).await.unwrap().take().unwrap();
     let event = domain::Event {
-        id: EventId::from(uuid::Uuid::from(file)),
-        kind: EventKind::FileProcess,
+        id: EventId::generate(&domain::SystemClock),
+        kind,
         tenant_id: Some(tenant.id),
         user_id: None,
         at: tenant.created_at,
