@@ -240,7 +240,7 @@ pub(crate) fn repeatedly(test: impl AsyncFn() + Sync) {
     // The failure once more, at the end, where whoever reads the tail of a long output finds it.
     let failure = std::thread::scope(|scope| {
         let runs: Vec<_> = (0..CRASHES_AT_ONCE.min(crash_runs())).map(|_| scope.spawn(run)).collect();
-        runs.into_iter().filter_map(|run| run.join().err()).next_back()
+        runs.into_iter().map(std::thread::ScopedJoinHandle::join).fold(None, |failure, run| run.err().or(failure))
     });
     if let Some(failure) = failure {
         let told = failure.downcast_ref::<String>().map(String::as_str).or_else(|| failure.downcast_ref::<&str>().copied());
