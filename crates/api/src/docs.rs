@@ -29,6 +29,7 @@ use crate::error::{ApiError, Failure};
         (name = "trash", description = "Deleted documents, which can be brought back for a time."),
         (name = "files", description = "Stored content, once per tenant."),
         (name = "objects", description = "Downloads by signed URL."),
+        (name = "demo", description = "A demonstration of the bus that events go by; not in production."),
         (name = "health", description = "Whether the service and what it rests on answer."),
     ),
 )]
@@ -208,6 +209,9 @@ fn refusals(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
         "ready" => vec![Api::NotReady([("database".to_owned(), "down")].into())],
         _ => vec![],
     });
+    if path.starts_with("/api/demo/") {
+        refusals.push(Api::NoRoute);
+    }
     let rests_on_something = of_tenant || operation["tags"] != json!(["health"]);
     if rests_on_something {
         refusals.push(Error::Overloaded { what: "database connections", retry_after: Duration::from_secs(1) }.into());

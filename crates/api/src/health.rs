@@ -9,7 +9,7 @@ use axum::{
 };
 use domain::TenantId;
 use serde::Serialize;
-use services::Services;
+use services::{Dependency, Services};
 use utoipa::ToSchema;
 
 use crate::{
@@ -96,15 +96,19 @@ pub(crate) struct ReadinessOut {
 #[utoipa::path(get, path = "/health/ready", tag = "health", security(()),
     responses((status = 200, description = "Ready", body = Answer<ReadinessOut>)))]
 pub(crate) async fn ready(State(services): State<Services>) -> Response {
-    let checked = services.readiness().await;
-    for dependency in &*checked {
+    readiness(services.readiness().await.iter())
+}
+
+/// The answer to who asks whether these are there.
+pub(crate) fn readiness<'a>(checked: impl Iterator<Item = &'a Dependency> + Clone) -> Response {
+    for dependency in checked.clone() {
         if let Some(problem) = &dependency.problem {
             tracing::warn!(dependency = dependency.name, error = problem as &dyn std::error::Error, "a dependency is down");
         }
     }
-    let all_up = checked.iter().all(|dependency| dependency.problem.is_none());
+    let all_up = checked.clone().all(|dependency| dependency.problem.is_none());
     let state = |problem: &Option<_>| if problem.is_none() { "up" } else { "down" };
-    let dependencies = checked.iter().map(|dependency| (dependency.name.clone(), state(&dependency.problem))).collect();
+    let dependencies = checked.map(|dependency| (dependency.name.clone(), state(&dependency.problem))).collect();
     if all_up {
         return Answer::ok("Ready", ReadinessOut { status: "ready", dependencies }).into_response();
     }
@@ -138,6 +142,7 @@ pub(crate) async fn root() -> Answer<RootOut> {
         ("tenants", "/api/tenants"),
         ("documents", "/api/tenants/{tenant_id}/documents"),
         ("files", "/api/tenants/{tenant_id}/files"),
+        ("demo", "/api/demo/kafka"),
     ];
     Answer::ok("Tenantry", RootOut { name: "Tenantry", version: env!("CARGO_PKG_VERSION"), paths: paths.into() })
 }

@@ -2,6 +2,7 @@
 
 mod answer;
 mod audit;
+mod demo;
 mod direct_uploads;
 mod docs;
 mod documents;
@@ -26,8 +27,8 @@ mod versions;
 
 use std::{ops::Deref, sync::Arc};
 
+pub use axum::Router;
 use axum::{
-    Router,
     extract::{DefaultBodyLimit, FromRef},
     http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware,
@@ -36,7 +37,7 @@ use axum::{
 };
 use bytes::Bytes;
 use domain::Clock;
-use services::Services;
+use services::{DemoBus, Services};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
@@ -47,7 +48,7 @@ use crate::error::ApiError;
 pub(crate) const MAX_JSON_BYTES: usize = 64 * 1024;
 
 /// How the API presents itself.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Settings {
     /// Where clients reach it, without a slash at the end. Absent: where the request says that it was sent.
     pub public_url: Option<String>,
@@ -55,6 +56,8 @@ pub struct Settings {
     pub cors_origins: Vec<String>,
     /// Whether browsers may send credentials from them.
     pub cors_allow_credentials: bool,
+    /// The bus of the demonstration. Absent: there is none, and nothing at its paths.
+    pub demo: Option<Arc<dyn DemoBus>>,
 }
 
 /// What handlers share. Cloned several times for each request, so it is one pointer.
@@ -105,6 +108,9 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(health::users_health))
         .routes(routes!(health::tenants_health))
         .routes(routes!(health::documents_health))
+        .routes(routes!(demo::produce))
+        .routes(routes!(demo::consume))
+        .routes(routes!(demo::demo_health))
         .routes(routes!(users::register))
         .routes(routes!(sessions::log_in))
         .routes(routes!(sessions::refresh))

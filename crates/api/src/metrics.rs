@@ -1,11 +1,28 @@
 //! Metrics for operators, on an address of their own: they tell of all tenants at once.
 
-use std::fmt::Write;
+use std::{fmt::Write, sync::Arc};
 
 use axum::{Router, http::header, response::IntoResponse, routing::get};
-use services::{ServerConnections, Services};
+use futures_util::future::BoxFuture;
+use services::{Dependency, ServerConnections, Services};
 
-use crate::error::ApiError;
+use crate::{error::ApiError, health};
+
+/// Asks something else than what the services rest on whether it is there.
+pub type Probe = dyn Fn() -> BoxFuture<'static, Dependency> + Send + Sync;
+
+/// What a process without the API shows of itself: `GET /metrics`, `GET /health`, and `GET /health/ready`, which also asks the
+/// probe. Whoever reaches it needs no token.
+pub fn worker_router(services: Services, probe: Arc<Probe>) -> Router {
+    let ready = services.clone();
+    router(services).route("/health", get(health::health)).route(
+        "/health/ready",
+        get(async move || {
+            let (checked, probed) = tokio::join!(ready.readiness(), probe());
+            health::readiness(checked.iter().chain([&probed]))
+        }),
+    )
+}
 
 /// `GET /metrics`, in the text format of Prometheus (exposition format 0.0.4). Whoever reaches it needs no token.
 pub fn router(services: Services) -> Router {

@@ -54,6 +54,18 @@ schemas! {
     /// The particulars.
     Particulars = ObjectBuilder::new().schema_type(Object).examples([json!({ "member_id": "01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a", "role": "user" })]);
 
+    /// A topic of the demonstration.
+    DemoTopic = text("demo.greetings").min_length(Some(6)).max_length(Some(64)).pattern(Some(r"^demo\.[A-Za-z0-9._-]+$"));
+
+    /// A message's key.
+    DemoKey = text("a").max_length(Some(64));
+
+    /// A message's content.
+    DemoContent = ObjectBuilder::new().schema_type(Object).examples([json!({ "hello": "world" })]);
+
+    /// How many messages are shown.
+    DemoLimit = ObjectBuilder::new().schema_type(Integer).minimum(Some(1)).maximum(Some(50)).default(Some(10.into()));
+
     /// A moment, as RFC 3339 has it.
     Moment = text("2026-11-24T09:30:00Z").format(known(KnownFormat::DateTime));
 

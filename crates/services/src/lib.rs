@@ -6,6 +6,7 @@ mod audit;
 mod buffers;
 mod content_disposition;
 mod dead_letters;
+mod demo;
 mod detection;
 mod direct_uploads;
 mod documents;
@@ -50,6 +51,7 @@ use uuid::Uuid;
 
 pub use access::Caller;
 pub use content_disposition::content_disposition;
+pub use demo::{DEMO_KEPT, DEMO_PREFIX, DEMO_TOPICS, DemoBus, DemoInProcess, DemoMessage, DemoReceived};
 pub use direct_uploads::{Announcement, Begun, PartAt, PartUpload, PartUrl};
 pub use documents::{Download, DownloadAt, Precondition};
 pub use events::{EventKey, traced};

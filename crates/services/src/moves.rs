@@ -21,8 +21,7 @@ use crate::{Services, access::NOTICED_AFTER};
 /// How long a move's lease is held without being prolonged, and how often it is prolonged.
 const LEASE_TIME: Duration = Duration::from_secs(15);
 const PROLONG_INTERVAL: Duration = Duration::from_secs(3);
-/// How long is waited for a lease that somebody has only in passing, and how often it is asked for.
-const PASSING: Duration = Duration::from_secs(2);
+/// How often a lease is asked for that somebody has only in passing; whoever died with it has it no longer than [`LEASE_TIME`].
 const GLANCE: Duration = Duration::from_millis(50);
 /// Before writes pause, changes are copied until so few came meanwhile, but not more often than this.
 const FEW_CHANGES: u64 = 1_000;
@@ -532,7 +531,7 @@ impl Services {
     /// Begins a transaction in which this instance takes the lease of a tenant that is not on the move. Waits for another that
     /// has it: who looks for moves to end may find that this one has ended meanwhile, and gives it up at once.
     async fn begin_with_lease(&self, tenant_id: TenantId) -> Result<MainTx, MoveError> {
-        let deadline = Instant::now() + PASSING;
+        let deadline = Instant::now() + LEASE_TIME + PROLONG_INTERVAL;
         loop {
             let mut tx = self.main().begin().await?;
             if self.hold_move(&mut tx, tenant_id).await? {

@@ -10,6 +10,7 @@ pub mod serve;
 pub mod tenants;
 pub mod users;
 pub mod verify;
+pub mod worker;
 
 use std::io::{ErrorKind, Write};
 

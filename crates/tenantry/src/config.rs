@@ -7,6 +7,7 @@ mod databases;
 mod documents;
 mod events;
 mod first_user;
+mod kafka;
 mod log;
 mod objects;
 mod passwords;
@@ -18,6 +19,8 @@ mod values;
 mod variables;
 
 use std::path::{Path, PathBuf};
+
+use worker::KafkaSettings;
 
 pub use self::{
     databases::{Databases, TenantServer},
@@ -57,6 +60,8 @@ pub struct Config {
     pub documents: Documents,
     /// What happens with events.
     pub events: Events,
+    /// Where events go when that is not this process.
+    pub kafka: Option<KafkaSettings>,
     /// What `tenantry init` makes.
     pub first_user: FirstUser,
     /// What is logged, and how.
@@ -82,13 +87,14 @@ impl Config {
         let environment = settings.get(&variables::TENANTRY_ENV, Environment::parse)?;
         let data_dir = settings.get(&variables::DATA_DIR, settings.path())?;
         Ok(Self {
-            server: Server::read(&settings)?,
+            server: Server::read(&settings, environment)?,
             cors: Cors::read(&settings)?,
             databases: Databases::read(&settings, &data_dir)?,
             objects: Objects::read(&settings)?,
             passwords: Passwords::read(&settings)?,
             documents: Documents::read(&settings)?,
             events: Events::read(&settings)?,
+            kafka: kafka::read(&settings)?,
             first_user: FirstUser::read(&settings)?,
             log: Log::read(&settings, environment)?,
             tokens: Tokens::read(&settings, environment, &data_dir)?,
@@ -100,8 +106,25 @@ impl Config {
     /// Every variable in the table's order, with the value in effect, secrets hidden.
     #[must_use]
     pub fn describe(&self) -> Vec<Setting> {
-        let Self { environment, data_dir, server, cors, databases, objects, tokens, passwords, documents, events, first_user, log } = self;
+        let Self { environment, data_dir, server, cors, databases, objects, tokens, passwords, documents, events, kafka, first_user, log } =
+            self;
         let [bucket, endpoint, public_endpoint, region, key_id, key_secret, ssl, path_style] = objects.describe();
+        let [
+            brokers,
+            client_id,
+            acks,
+            compression,
+            group_id,
+            offset_reset,
+            protocol,
+            mechanism,
+            username,
+            password,
+            ca_location,
+            prefix,
+            partitions,
+            replication,
+        ] = kafka::describe(kafka.as_ref());
         let given = |text: &Option<String>| text.clone().unwrap_or_default();
         let rows = [
             (&variables::TENANTRY_ENV, environment.as_str().to_owned()),
@@ -114,6 +137,7 @@ impl Config {
             (&variables::METRICS_ADDRESS, server.metrics_address.map(|address| address.to_string()).unwrap_or_default()),
             (&variables::CORS_ORIGINS, cors.origins.to_string()),
             (&variables::CORS_ALLOW_CREDENTIALS, cors.allow_credentials.to_string()),
+            (&variables::DEMO_ROUTES, server.demo_routes.to_string()),
             (&variables::DATABASE_URL, databases.main.to_string()),
             (&variables::DATABASE_POOL_SIZE, databases.pool_size.to_string()),
             (&variables::TENANT_DATABASE_URLS, values::join(&databases.tenant_servers)),
@@ -127,6 +151,20 @@ impl Config {
             (&variables::S3_SECRET_ACCESS_KEY, key_secret),
             (&variables::S3_USE_SSL, ssl),
             (&variables::S3_PATH_STYLE, path_style),
+            (&variables::KAFKA_BOOTSTRAP_SERVERS, brokers),
+            (&variables::KAFKA_CLIENT_ID, client_id),
+            (&variables::KAFKA_ACKS, acks),
+            (&variables::KAFKA_COMPRESSION_TYPE, compression),
+            (&variables::KAFKA_CONSUMER_GROUP_ID, group_id),
+            (&variables::KAFKA_AUTO_OFFSET_RESET, offset_reset),
+            (&variables::KAFKA_SECURITY_PROTOCOL, protocol),
+            (&variables::KAFKA_SASL_MECHANISM, mechanism),
+            (&variables::KAFKA_SASL_USERNAME, username),
+            (&variables::KAFKA_SASL_PASSWORD, password),
+            (&variables::KAFKA_SSL_CA_LOCATION, ca_location),
+            (&variables::KAFKA_TOPIC_PREFIX, prefix),
+            (&variables::KAFKA_TOPIC_PARTITIONS, partitions),
+            (&variables::KAFKA_REPLICATION_FACTOR, replication),
             (&variables::JWT_SECRET_KEY, "(secret)".to_owned()),
             (&variables::JWT_PREVIOUS_SECRET_KEYS, format!("({} secrets)", tokens.previous_secrets.len())),
             (&variables::JWT_ACCESS_TOKEN_EXPIRES, tokens.access_expires.as_secs().to_string()),

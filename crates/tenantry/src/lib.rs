@@ -3,4 +3,5 @@
 pub mod assembly;
 pub mod commands;
 pub mod config;
+pub mod events;
 pub mod logging;

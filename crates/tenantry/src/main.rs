@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tenantry::{
-    commands::{audit, check, complain, events, gc, init, migrate, serve, tenants, users, verify},
+    commands::{audit, check, complain, events, gc, init, migrate, serve, tenants, users, verify, worker},
     config::Config,
     logging,
 };
@@ -26,6 +26,8 @@ struct Arguments {
 enum Command {
     /// Serve the API
     Serve,
+    /// Handle events from Kafka
+    Worker,
     /// Make the main database, and on demand a first user and a test tenant
     Init(init::Arguments),
     /// Bring the main database and every tenant's database up to date
@@ -83,6 +85,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = match command {
         Command::Serve => runtime.block_on(serve::run(&config)),
+        Command::Worker => runtime.block_on(worker::run(&config)),
         Command::Init(arguments) => runtime.block_on(init::run(&config, &arguments)),
         Command::Migrate(arguments) => runtime.block_on(migrate::run(&config, &arguments)),
         Command::Check(arguments) => runtime.block_on(check::run(&config, &arguments)),

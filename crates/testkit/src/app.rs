@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use api::server::{self, Limits};
 use domain::{Clock, Email, ManualClock, PasswordHash, Quota, User, UserId};
 use models::users;
-use services::{Parts, PasswordSettings, Passwords, SecretKey, Services, Settings, Spool, TokenSettings, Tokens, UrlSigner};
+use services::{DemoInProcess, Parts, PasswordSettings, Passwords, SecretKey, Services, Settings, Spool, TokenSettings, Tokens, UrlSigner};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use crate::{Persona, TestDatabases, TestObjects, invariants};
 pub const SECRET: &[u8] = b"a secret for tests, 32 bytes or more";
 
 /// What an app can be given that is not the default.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Builder {
     settings: Settings,
     limits: Limits,
@@ -169,7 +169,11 @@ impl TestApp {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             settings: builder.settings.clone(),
         });
-        let router = api::router(services.clone(), Arc::clone(&clock) as Arc<dyn Clock>, builder.api.clone());
+        let router = api::router(
+            services.clone(),
+            Arc::clone(&clock) as Arc<dyn Clock>,
+            api::Settings { demo: Some(Arc::new(DemoInProcess::default())), ..builder.api.clone() },
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();

@@ -3,13 +3,14 @@
 use std::{
     collections::HashMap,
     panic::AssertUnwindSafe,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use domain::{Error, Event, EventId, Result};
 use futures_util::{FutureExt, future::BoxFuture};
 use services::{EventKey, Services};
+use tokio::time::timeout;
 
 use crate::{
     backoff::backoff,
@@ -22,15 +23,24 @@ const BATCH: u32 = 64;
 const TURN: Duration = Duration::from_millis(500);
 /// How many keys have their turn at the same time.
 const KEYS_AT_ONCE: usize = 8;
+/// How long handling may take: a database or a store that never answers is no reason to wait for ever.
+const HANDLED_WITHIN: Duration = Duration::from_secs(300);
 /// How often an event is tried that fails for a reason of its own.
 const ATTEMPTS: u32 = 5;
 /// How long to wait between them.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// Where events go that can't be handled, beside the operator's list.
+pub trait DeadLetterTopic: Send + Sync {
+    /// Sends an event there, with what went wrong.
+    fn send<'a>(&'a self, event: &'a Event, error: &'a str) -> BoxFuture<'a, Result<()>>;
+}
+
 /// Handles events in the process that publishes them.
 pub struct InProcess {
     services: Services,
+    dead_letters: Option<Arc<dyn DeadLetterTopic>>,
     /// How often the first event of a key has failed. One for each key that is waiting to be tried again.
     failures: Mutex<HashMap<EventKey, Failures>>,
 }
@@ -47,7 +57,20 @@ impl InProcess {
     /// Handles events by these services.
     #[must_use]
     pub fn new(services: Services) -> Self {
-        Self { services, failures: Mutex::default() }
+        Self { services, dead_letters: None, failures: Mutex::default() }
+    }
+
+    /// The same, with a topic for those that can't be handled.
+    #[must_use]
+    pub fn with_dead_letter_topic(services: Services, topic: Arc<dyn DeadLetterTopic>) -> Self {
+        Self { services, dead_letters: Some(topic), failures: Mutex::default() }
+    }
+
+    async fn park(&self, event: &Event, error: &str, attempts: u32) -> Result<()> {
+        if let Some(topic) = &self.dead_letters {
+            topic.send(event, error).await?;
+        }
+        self.services.park(event, error.to_owned(), attempts).await
     }
 
     async fn publish_in_turn(&self, key: EventKey, events: &[Event]) -> Published {
@@ -73,8 +96,12 @@ impl InProcess {
 
     async fn attempt(&self, key: EventKey, events: &[Event]) -> Result<()> {
         let Some(first) = events.first() else { return Ok(()) };
-        let handled = AssertUnwindSafe(handle(&self.services, key, first.kind, events)).catch_unwind().await;
-        handled.unwrap_or_else(|_| Err(Error::internal("its handler panicked")))
+        let handling = AssertUnwindSafe(handle(&self.services, key, first.kind, events)).catch_unwind();
+        match timeout(HANDLED_WITHIN, handling).await {
+            Ok(Ok(handled)) => handled,
+            Ok(Err(_)) => Err(Error::internal("its handler panicked")),
+            Err(_) => Err(Error::internal("its handler does not end")),
+        }
     }
 
     /// Notes that an event failed. Answers when to try it again; nothing when it was given up, and parked.
@@ -84,7 +111,7 @@ impl InProcess {
         let (kind, told) = (event.kind.as_str(), error.with_causes());
         let Failures { attempts, own, .. } = self.count_failure(key, event.id, is_its_own);
         if own >= ATTEMPTS {
-            match self.services.park(event, told.clone(), attempts).await {
+            match self.park(event, &told, attempts).await {
                 Ok(()) => {
                     tracing::error!(event_id = %event.id, kind, error = told, attempts, "an event can't be handled: see `tenantry events dlq`");
                     self.forget(key);

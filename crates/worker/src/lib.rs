@@ -6,11 +6,19 @@
 
 mod backoff;
 mod bus;
+#[cfg(feature = "kafka")]
+mod envelope;
 mod handlers;
 mod in_process;
+#[cfg(feature = "kafka")]
+mod kafka;
+mod kafka_settings;
 mod relay;
 
 pub use bus::{Bus, Published};
 pub use handlers::handle;
-pub use in_process::InProcess;
+pub use in_process::{DeadLetterTopic, InProcess};
+#[cfg(feature = "kafka")]
+pub use kafka::{KafkaBus, KafkaDemo, KafkaWorker};
+pub use kafka_settings::{KafkaSasl, KafkaSettings};
 pub use relay::Relay;

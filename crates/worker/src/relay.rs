@@ -75,9 +75,10 @@ struct Held {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Queued,
-    /// Its turn, and whether there was told more meanwhile.
+    /// Its turn; whether there was told more meanwhile, and whether the lease is lost since.
     Publishing {
         more: bool,
+        lost: bool,
     },
     /// Its outbox is empty; the lease is given up then, unless there is told more.
     Lingering {
@@ -85,6 +86,12 @@ enum State {
     },
     /// Its lease is given up.
     PutOff,
+}
+
+impl State {
+    fn needs_lease(self) -> bool {
+        matches!(self, Self::Queued | Self::Publishing { lost: false, .. })
+    }
 }
 
 /// What became of a key's turn.
@@ -145,13 +152,18 @@ impl Relay {
         let (services, deadline) = (self.services.clone(), Instant::now() + FLUSH);
         let mut quiet = false;
         while !quiet && Instant::now() < deadline {
+            // Nobody waits any more.
+            self.later.retain(|key, at| {
+                *at = (*at).min(Instant::now() + FIRST_PAUSE);
+                !self.closed.contains(key)
+            });
             self.advance().await;
             tokio::select! {
                 biased;
                 Some(turn) = self.turns.join_next() => self.after(turn.ok()),
                 keys = services.woken() => keys.into_iter().for_each(|key| self.told(key)),
                 () = sleep_until(deadline.min(Instant::now() + TAKEN)) => {
-                    quiet = self.wanted.is_empty() && self.queue.is_empty() && self.turns.is_empty();
+                    quiet = [self.wanted.is_empty(), self.later.is_empty(), self.queue.is_empty(), self.turns.is_empty()].iter().all(|it| *it);
                 }
             }
         }
@@ -196,7 +208,7 @@ impl Relay {
                 self.wanted.insert(key);
             }
             Some(Held { state: State::Queued | State::PutOff, .. }) => {}
-            Some(Held { state: State::Publishing { more }, .. }) => *more = true,
+            Some(Held { state: State::Publishing { more, .. }, .. }) => *more = true,
             Some(held) => {
                 held.state = State::Queued;
                 self.queue.push_back(key);
@@ -218,7 +230,7 @@ impl Relay {
             && let Some(key) = self.queue.pop_front()
         {
             if let Some(held) = self.held.get_mut(&key).filter(|held| held.state == State::Queued) {
-                held.state = State::Publishing { more: false };
+                held.state = State::Publishing { more: false, lost: false };
                 let (services, bus) = (self.services.clone(), Arc::clone(&self.bus));
                 self.turns.spawn(async move {
                     let turn = AssertUnwindSafe(publish(&services, &*bus, key)).catch_unwind().await;
@@ -226,12 +238,11 @@ impl Relay {
                 });
             }
         }
-        let lingering = self.held.values().filter_map(|held| match held.state {
+        let due = self.held.values().filter_map(|held| match held.state {
             State::Lingering { until } => Some(until),
-            State::PutOff => None,
-            State::Queued | State::Publishing { .. } => Some(held.lease_until - PROLONG),
+            state => state.needs_lease().then(|| held.lease_until - PROLONG),
         });
-        let next = lingering.chain(self.later.values().copied()).min();
+        let next = due.chain(self.later.values().copied()).min();
         next.map(|next| self.no_leases_before.filter(|before| now < *before).map_or(next, |before| next.max(before)))
     }
 
@@ -240,10 +251,7 @@ impl Relay {
         if self.no_leases_before.is_some_and(|before| now < before) {
             return;
         }
-        let expiring = self
-            .held
-            .iter()
-            .filter(|(_, held)| held.lease_until < now + PROLONG && matches!(held.state, State::Queued | State::Publishing { .. }));
+        let expiring = self.held.iter().filter(|(_, held)| held.lease_until < now + PROLONG && held.state.needs_lease());
         let keys: Vec<EventKey> = expiring.map(|(key, _)| *key).chain(self.wanted.drain()).collect();
         if keys.is_empty() {
             return;
@@ -299,8 +307,10 @@ impl Relay {
     fn after(&mut self, turn: Option<(EventKey, Turn)>) {
         let Some((key, turn)) = turn else { return };
         let Some(held) = self.held.get_mut(&key) else { return };
-        let more = held.state == (State::Publishing { more: true });
+        let State::Publishing { more, lost } = std::mem::replace(&mut held.state, State::PutOff) else { return };
         match turn {
+            // Whoever has the lease goes on; there was a moment when it was not known that it is another.
+            Turn::Empty | Turn::More if lost => self.put_off(key, TAKEN),
             Turn::Empty if !more => {
                 held.state = State::Lingering { until: Instant::now() + LINGER };
                 self.failures.remove(&key);
@@ -335,11 +345,15 @@ impl Relay {
 
     /// Wants a key later; meanwhile its lease is nobody's.
     fn put_off(&mut self, key: EventKey, pause: Duration) {
-        let now = Instant::now();
-        self.later.insert(key, now + pause);
         if let Some(held) = self.held.get_mut(&key) {
+            // One turn of a key at a time, whoever has its lease.
+            if let State::Publishing { lost, .. } = &mut held.state {
+                *lost = true;
+                return;
+            }
             held.state = State::PutOff;
         }
+        self.later.insert(key, Instant::now() + pause);
     }
 }
 

@@ -26,6 +26,7 @@ GET /health/ready
 GET /api/auth/health
 GET /api/users/health
 GET /api/tenants/health
+GET /api/demo/kafka/health
 GET /openapi.json
 GET /docs/
   -                                                ok        ok        ok        ok        ok        ok
@@ -44,6 +45,8 @@ POST /api/auth/logout
 GET /api/users/me
 PUT /api/users/me
 GET /api/users/me/tenants
+GET /api/demo/kafka/consume
+POST /api/demo/kafka/produce
 GET /api/tenants
   -                                                missing   ok        ok        ok        ok        revoked
 POST /api/tenants
@@ -486,6 +489,7 @@ impl World {
                 Some(token) => request.json(&json!({ "refresh_token": token })),
                 None => request,
             },
+            "POST /api/demo/kafka/produce" => request.json(&json!({ "topic": "demo.a", "message": {} })),
             "PUT /api/users/me" => request.json(&json!({ "last_name": "Example" })),
             "POST /api/tenants" | "PUT /api/tenants/{tenant_id}" => request.json(&json!({ "name": "Tenant" })),
             "POST /api/tenants/{tenant_id}/users" => request.json(&json!({ "user_id": self.candidate(target).await, "role": "viewer" })),

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod authorization;
+mod demo;
 mod documents;
 mod files;
 mod members;

@@ -10,6 +10,7 @@ use crate::{
     assembly::assemble,
     commands::{say, say_json},
     config::Config,
+    events,
 };
 
 /// Options of `tenantry check`.
@@ -26,7 +27,10 @@ pub struct Arguments {
 /// When the data directory can't be used.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     let (services, _) = assemble(config)?;
-    let dependencies = services.check_dependencies().await;
+    let mut dependencies = services.check_dependencies().await;
+    if let Some(kafka) = &config.kafka {
+        dependencies.push(events::check(kafka).await);
+    }
     let all_up = dependencies.iter().all(|dependency| dependency.problem.is_none());
     let problem = |problem: &Option<domain::Error>| problem.as_ref().map(domain::Error::with_causes);
     if arguments.json {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use api::{
-    metrics,
+    Router, metrics,
     server::{self, Limits},
 };
 use domain::SystemClock;
@@ -15,11 +15,12 @@ use tokio::{
     time::{MissedTickBehavior, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use worker::{InProcess, Relay};
+use worker::Relay;
 
 use crate::{
     assembly::assemble,
     config::{Config, Origins},
+    events,
 };
 
 /// How often what a crash left of a tenant's making, deletion or move is looked for.
@@ -46,7 +47,6 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let (services, main) = assemble(config)?;
     let listener = listen(SocketAddr::new(config.server.host, config.server.port), "HOST, PORT")?;
     let address = listener.local_addr()?;
-    let metrics_listener = config.server.metrics_address.map(|address| listen(address, "METRICS_ADDRESS")).transpose()?;
     main.migrate().await.context("bring the main database up to date")?;
     for Dependency { name, problem } in services.find_unknown_servers().await? {
         tracing::warn!("{name}: {}", problem.map_or_else(String::new, |problem| problem.with_causes()));
@@ -58,19 +58,16 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
             Origins::These(origins) => origins.clone(),
         },
         cors_allow_credentials: config.cors.allow_credentials,
+        demo: events::demo(config)?,
     };
     let app = api::router(services.clone(), Arc::new(SystemClock), settings);
     let limits =
         Limits { max_connections: config.server.max_connections, shutdown_grace: config.server.shutdown_grace, ..Limits::default() };
     let stop = CancellationToken::new();
-    stop_on_signals(&stop)?;
-    if let Some(listener) = metrics_listener {
-        tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
-        let limits = Limits { max_connections: METRICS_CONNECTIONS, shutdown_grace: METRICS_GRACE, ..Limits::default() };
-        tokio::spawn(server::serve(listener, metrics::router(services.clone()), limits, stop.clone()));
-    }
+    stop_on_signals(&stop, "requests in flight may finish")?;
+    serve_metrics(config, metrics::router(services.clone()), &stop)?;
     let relay_stop = CancellationToken::new();
-    let relay = Relay::new(services.clone(), Arc::new(InProcess::new(services.clone())));
+    let relay = Relay::new(services.clone(), events::bus(config, &services)?);
     let relay = tokio::spawn(relay.run(relay_stop.clone()));
     let housekeeping = tokio::spawn(keep_house(services.clone(), config.documents.garbage_interval));
     tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
@@ -83,11 +80,27 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     housekeeping.abort();
     // What was interrupted, others go on with at once.
     let _was_aborted = housekeeping.await;
+    give_up_leases(&services).await;
+    tracing::info!(connections_cut = report.connections_cut, "stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What this process held, others may hold at once.
+pub(super) async fn give_up_leases(services: &Services) {
     if !matches!(timeout(RELEASE_PATIENCE, services.release_leases()).await, Ok(Ok(()))) {
         tracing::warn!("this instance's leases could not be given up; they expire by themselves");
     }
-    tracing::info!(connections_cut = report.connections_cut, "stopped");
-    Ok(ExitCode::SUCCESS)
+}
+
+/// Serves the page of metrics, where one is wanted.
+pub(super) fn serve_metrics(config: &Config, page: Router, stop: &CancellationToken) -> Result<()> {
+    if let Some(address) = config.server.metrics_address {
+        let listener = listen(address, "METRICS_ADDRESS")?;
+        tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
+        let limits = Limits { max_connections: METRICS_CONNECTIONS, shutdown_grace: METRICS_GRACE, ..Limits::default() };
+        tokio::spawn(server::serve(listener, page, limits, stop.clone()));
+    }
+    Ok(())
 }
 
 /// Listens so that a restart does not have to wait for old connections to be forgotten.
@@ -98,7 +111,7 @@ fn listen(address: SocketAddr, variables: &str) -> Result<TcpListener> {
     Ok(socket.listen(1024)?)
 }
 
-fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
+pub(super) fn stop_on_signals(stop: &CancellationToken, meanwhile: &'static str) -> Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = stop.clone();
     tokio::spawn(async move {
@@ -106,7 +119,7 @@ fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("stopping: requests in flight may finish");
+        tracing::info!("stopping: {meanwhile}");
         stop.cancel();
     });
     Ok(())

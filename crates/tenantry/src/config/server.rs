@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{ConfigError, Settings, values, variables};
+use super::{ConfigError, Environment, Settings, values, variables};
 
 /// How the API is reached.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub struct Server {
     pub public_url: Option<String>,
     /// How many connections may be open at once.
     pub max_connections: usize,
+    /// Whether there is a demonstration of the bus.
+    pub demo_routes: bool,
     /// The address of the page of metrics, when there is one.
     pub metrics_address: Option<SocketAddr>,
     /// How long requests in flight have to finish after SIGTERM.
@@ -26,8 +28,9 @@ pub struct Server {
 }
 
 impl Server {
-    pub(super) fn read(settings: &Settings) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &Settings, environment: Environment) -> Result<Self, ConfigError> {
         Ok(Self {
+            demo_routes: settings.find(&variables::DEMO_ROUTES, values::boolean)?.unwrap_or(environment != Environment::Production),
             host: settings.get(&variables::HOST, |text| text.parse().map_err(|_| "must be an IP address".to_owned()))?,
             port: settings.get(&variables::PORT, values::number(0..=u16::MAX))?,
             public_url: settings.find(&variables::PUBLIC_URL, values::base_url)?,

@@ -26,6 +26,7 @@ const PREFIXES: &[&str] = &[
     "DOWNLOAD_",
     "GARBAGE_",
     "EVENT_",
+    "DEMO_",
     "TRASH_",
     "DOCUMENT_",
 ];

@@ -95,6 +95,10 @@ variables! {
         /// Whether pages of those origins may send cookies and HTTP authentication; not together with *.
         CORS_ALLOW_CREDENTIALS: Value("false");
     }
+    "Demonstration" {
+        /// Whether there is a demonstration of the bus at /api/demo/kafka, where everybody with an account can send and see messages.
+        DEMO_ROUTES: Otherwise { words: "true, but in production false", example: "false" };
+    }
     "Databases" {
         /// The main database: sqlite:PATH or postgres://user:password@host:port/database.
         DATABASE_URL: Otherwise {
@@ -133,6 +137,39 @@ variables! {
         S3_USE_SSL: Value("true");
         /// Whether the bucket is named in the path of URLs (true) or in the host (false).
         S3_PATH_STYLE: Otherwise { words: "true with S3_ENDPOINT_URL, false with Amazon S3", example: "true" };
+    }
+    "Kafka" {
+        /// Kafka's brokers, host:port, separated by commas. Events are published there, and `tenantry worker` handles them.
+        KAFKA_BOOTSTRAP_SERVERS: Otherwise {
+            words: "none: `tenantry serve` handles events itself, and the other KAFKA_* mean nothing",
+            example: "kafka1:9092,kafka2:9092"
+        };
+        /// How this program is called in the brokers' logs and quotas.
+        KAFKA_CLIENT_ID: Value("tenantry");
+        /// Which brokers have an event before it counts as published: all that are in sync.
+        KAFKA_ACKS: Value("all");
+        /// How events are compressed: none, gzip, snappy or lz4.
+        KAFKA_COMPRESSION_TYPE: Value("lz4");
+        /// The group of workers that share the events among them.
+        KAFKA_CONSUMER_GROUP_ID: Value("tenantry-worker");
+        /// Where a group begins that never read: earliest or latest (which loses what was published before).
+        KAFKA_AUTO_OFFSET_RESET: Value("earliest");
+        /// PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.
+        KAFKA_SECURITY_PROTOCOL: Otherwise { words: "SASL_SSL with KAFKA_SASL_USERNAME, else PLAINTEXT", example: "SASL_SSL" };
+        /// PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
+        KAFKA_SASL_MECHANISM: Value("PLAIN");
+        /// Who logs in to the brokers.
+        KAFKA_SASL_USERNAME: Otherwise { words: "nobody", example: "tenantry" };
+        /// The password for that.
+        KAFKA_SASL_PASSWORD: Otherwise { words: "none", example: "the-password-of-kafka-sasl-username" }, secret;
+        /// A file with the certificates of who signed the brokers'.
+        KAFKA_SSL_CA_LOCATION: Otherwise { words: "the system's", example: "/etc/ssl/certs/ca-certificates.crt" };
+        /// Before the name of every topic, where others share the cluster.
+        KAFKA_TOPIC_PREFIX: Otherwise { words: "nothing", example: "staging." };
+        /// How many partitions a topic is made with: the most workers that can share one.
+        KAFKA_TOPIC_PARTITIONS: Value("12");
+        /// How many brokers keep a topic that is made.
+        KAFKA_REPLICATION_FACTOR: Otherwise { words: "what the brokers think best", example: "3" };
     }
     "Sessions" {
         /// The secret that signs tokens: at least 32 random bytes. Whoever knows it can be anybody.

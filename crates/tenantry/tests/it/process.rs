@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use testkit::{Persona, TestDatabases, TestObjects, invariants};
 
 /// How long a process may take to do what takes it milliseconds: a busy machine is no failure.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A temporary folder with everything that the program keeps, and databases of its own. Outlives the processes that run on
 /// it, one after the other.
@@ -367,5 +367,5 @@ impl Drop for Server {
 /// A client that follows no redirects and keeps no connection that a dead server had. It gives up at last: a request in which a
 /// server died was seen to wait for ever, with no connection any more.
 pub(crate) fn client() -> Client {
-    Client::builder().redirect(redirect::Policy::none()).no_proxy().timeout(6 * PATIENCE).build().unwrap()
+    Client::builder().redirect(redirect::Policy::none()).no_proxy().timeout(3 * PATIENCE).build().unwrap()
 }

@@ -1,0 +1,161 @@
+//! Where events go when that is not this process.
+
+use std::net::SocketAddr;
+
+use secrecy::SecretString;
+use worker::{KafkaSasl, KafkaSettings};
+
+use super::{ConfigError, Settings, Variable, values, variables};
+
+/// Kafka's limit of a topic's name, less the longest of ours with its `.dlq`.
+const LONGEST_PREFIX: usize = 249 - 64;
+
+/// Reads where the brokers are and how they are spoken to. None: events are handled in the process that publishes them.
+pub(super) fn read(settings: &Settings) -> Result<Option<KafkaSettings>, ConfigError> {
+    settings.get(&variables::KAFKA_ACKS, |text| match text {
+        "all" | "-1" => Ok(()),
+        _ => Err("must be all: an event that one broker alone has is lost with it".to_owned()),
+    })?;
+    let sasl = sasl(settings)?;
+    let kafka = KafkaSettings {
+        bootstrap_servers: settings.find(&variables::KAFKA_BOOTSTRAP_SERVERS, servers)?.unwrap_or_default(),
+        client_id: settings.get(&variables::KAFKA_CLIENT_ID, values::text)?,
+        compression: settings.get(&variables::KAFKA_COMPRESSION_TYPE, one_of(&["none", "gzip", "snappy", "lz4"]))?,
+        security_protocol: settings
+            .find(&variables::KAFKA_SECURITY_PROTOCOL, protocol)?
+            .unwrap_or_else(|| if sasl.is_some() { "SASL_SSL" } else { "PLAINTEXT" }.to_owned()),
+        sasl,
+        ca_location: settings.find(&variables::KAFKA_SSL_CA_LOCATION, settings.path())?,
+        topic_prefix: settings.find(&variables::KAFKA_TOPIC_PREFIX, prefix)?.unwrap_or_default(),
+        partitions: settings.get(&variables::KAFKA_TOPIC_PARTITIONS, values::number(1..=1_000))?,
+        replication_factor: settings.find(&variables::KAFKA_REPLICATION_FACTOR, values::number(1..=100))?,
+        group_id: settings.get(&variables::KAFKA_CONSUMER_GROUP_ID, values::text)?,
+        auto_offset_reset: settings.get(&variables::KAFKA_AUTO_OFFSET_RESET, one_of(&["earliest", "latest"]))?,
+    };
+    if kafka.bootstrap_servers.is_empty() {
+        return Ok(None);
+    }
+    if kafka.sasl.is_some() != kafka.security_protocol.starts_with("SASL") {
+        return Err(ConfigError::of(
+            &variables::KAFKA_SECURITY_PROTOCOL,
+            match &kafka.sasl {
+                Some(_) => "must be SASL_SSL or SASL_PLAINTEXT while KAFKA_SASL_USERNAME is set",
+                None => "needs KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD",
+            },
+        ));
+    }
+    Ok(Some(kafka))
+}
+
+/// The values in effect, in the table's order; empty ones without Kafka.
+pub(super) fn describe(kafka: Option<&KafkaSettings>) -> [String; 14] {
+    let Some(kafka) = kafka else { return Default::default() };
+    let (mechanism, username, password) = match &kafka.sasl {
+        Some(sasl) => (sasl.mechanism.clone(), sasl.username.clone(), "(secret)".to_owned()),
+        None => Default::default(),
+    };
+    [
+        kafka.bootstrap_servers.clone(),
+        kafka.client_id.clone(),
+        "all".to_owned(),
+        kafka.compression.clone(),
+        kafka.group_id.clone(),
+        kafka.auto_offset_reset.clone(),
+        kafka.security_protocol.clone(),
+        mechanism,
+        username,
+        password,
+        kafka.ca_location.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        kafka.topic_prefix.clone(),
+        kafka.partitions.to_string(),
+        kafka.replication_factor.map(|factor| factor.to_string()).unwrap_or_default(),
+    ]
+}
+
+fn sasl(settings: &Settings) -> Result<Option<KafkaSasl>, ConfigError> {
+    let mechanism = settings.get(&variables::KAFKA_SASL_MECHANISM, one_of(&["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]))?;
+    let username = settings.find(&variables::KAFKA_SASL_USERNAME, values::text)?;
+    let password = settings.find(&variables::KAFKA_SASL_PASSWORD, values::text)?;
+    let missing = |variable: &Variable, other| Err(ConfigError::of(variable, format!("is not set, but {other} is")));
+    match (username, password) {
+        (Some(username), Some(password)) => Ok(Some(KafkaSasl { mechanism, username, password: SecretString::from(password) })),
+        (None, None) => Ok(None),
+        (Some(_), None) => missing(&variables::KAFKA_SASL_PASSWORD, "KAFKA_SASL_USERNAME"),
+        (None, Some(_)) => missing(&variables::KAFKA_SASL_USERNAME, "KAFKA_SASL_PASSWORD"),
+    }
+}
+
+/// Parses `host:port`, several with commas.
+fn servers(text: &str) -> Result<String, String> {
+    let is_server = |server: &str| {
+        server.parse::<SocketAddr>().is_ok()
+            || server.rsplit_once(':').is_some_and(|(host, port)| {
+                !host.is_empty()
+                    && port.parse::<u16>().is_ok()
+                    && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+            })
+    };
+    let servers: Vec<_> = values::list(text).collect();
+    if servers.is_empty() || !servers.iter().all(|server| is_server(server)) {
+        return Err("must be host:port, several separated by commas".to_owned());
+    }
+    Ok(servers.join(","))
+}
+
+/// Parses a protocol; Kafka's own programs write it in upper case, others in lower.
+fn protocol(text: &str) -> Result<String, String> {
+    one_of(&["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"])(&text.to_ascii_uppercase())
+}
+
+fn prefix(text: &str) -> Result<String, String> {
+    let is_legal = text.len() <= LONGEST_PREFIX && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if is_legal { Ok(text.to_owned()) } else { Err(format!("must be at most {LONGEST_PREFIX} letters, digits, dots, _ and -")) }
+}
+
+fn one_of(choices: &'static [&'static str]) -> impl Fn(&str) -> Result<String, String> {
+    |text| if choices.contains(&text) { Ok(text.to_owned()) } else { Err(format!("must be one of {}", choices.join(", "))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Workplace, problem};
+
+    const SERVERS: (&str, &str) = ("KAFKA_BOOTSTRAP_SERVERS", "kafka1:9092, [::1]:9092");
+    const USERNAME: (&str, &str) = ("KAFKA_SASL_USERNAME", "tenantry");
+    const PASSWORD: (&str, &str) = ("KAFKA_SASL_PASSWORD", "hush");
+
+    #[test]
+    fn kafka_is_used_where_servers_are_named() {
+        assert!(Workplace::new().load(&[("KAFKA_CLIENT_ID", "x")]).unwrap().kafka.is_none());
+        let kafka = Workplace::new().load(&[SERVERS]).unwrap().kafka.unwrap();
+        assert_eq!(
+            (kafka.bootstrap_servers.as_str(), kafka.compression.as_str(), kafka.sasl.is_none()),
+            ("kafka1:9092,[::1]:9092", "lz4", true)
+        );
+        for text in ["", "kafka1", "kafka1:x", ":9092", "http://kafka1:9092", "a b:1"] {
+            assert!(problem(&[("KAFKA_BOOTSTRAP_SERVERS", text)]).starts_with("KAFKA_BOOTSTRAP_SERVERS must be host:port"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_event_that_one_broker_alone_has_is_not_published() {
+        Workplace::new().load(&[SERVERS, ("KAFKA_ACKS", "-1")]).unwrap();
+        assert!(problem(&[("KAFKA_ACKS", "1")]).starts_with("KAFKA_ACKS must be all"));
+    }
+
+    #[test]
+    fn a_login_to_the_brokers_is_whole_and_shows_no_secret() {
+        let protocol = |name| ("KAFKA_SECURITY_PROTOCOL", name);
+        let config = Workplace::new().load(&[SERVERS, USERNAME, PASSWORD]).unwrap();
+        let shown = format!("{config:?} {:?}", config.describe());
+        assert!(shown.contains("SASL_SSL") && shown.contains("PLAIN") && !shown.contains("hush"), "{shown}");
+        assert!(problem(&[USERNAME]).starts_with("KAFKA_SASL_PASSWORD is not set, but KAFKA_SASL_USERNAME is"));
+        assert!(problem(&[PASSWORD]).starts_with("KAFKA_SASL_USERNAME is not set, but KAFKA_SASL_PASSWORD is"));
+        assert!(
+            problem(&[SERVERS, USERNAME, PASSWORD, protocol("ssl")])
+                .starts_with("KAFKA_SECURITY_PROTOCOL must be SASL_SSL or SASL_PLAINTEXT")
+        );
+        assert!(problem(&[SERVERS, protocol("sasl_ssl")]).starts_with("KAFKA_SECURITY_PROTOCOL needs KAFKA_SASL_USERNAME"));
+        assert!(problem(&[("KAFKA_TOPIC_PREFIX", "a/b")]).starts_with("KAFKA_TOPIC_PREFIX must be"));
+    }
+}

@@ -1,0 +1,83 @@
+//! An event as others see it: a JSON object, the same on every topic.
+
+use std::borrow::Cow;
+
+use domain::{Event, EventId, EventKind, TenantId, Timestamp, UserId};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// The value of a message (SPEC §6).
+#[derive(Serialize, Deserialize)]
+struct Envelope<'a> {
+    event_id: String,
+    #[serde(borrow)]
+    event_type: Cow<'a, str>,
+    tenant_id: Option<String>,
+    user_id: Option<String>,
+    timestamp: String,
+    #[serde(borrow)]
+    data: &'a RawValue,
+}
+
+/// The header that bears an event's `traceparent` (CloudEvents, Distributed Tracing extension).
+pub(crate) const TRACEPARENT: &str = "ce_traceparent";
+
+/// An event as the value of a message. Particulars that are no JSON, which no event of ours has, go as they are: whoever handles it
+/// says what is wrong.
+pub(crate) fn encode(event: &Event) -> Vec<u8> {
+    let envelope = serde_json::from_str(&event.data).and_then(|data| {
+        serde_json::to_vec(&Envelope {
+            event_id: event.id.to_string(),
+            event_type: event.kind.as_str().into(),
+            tenant_id: event.tenant_id.map(|id| id.to_string()),
+            user_id: event.user_id.map(|id| id.to_string()),
+            timestamp: event.at.to_string(),
+            data,
+        })
+    });
+    envelope.unwrap_or_else(|_| event.data.clone().into_bytes())
+}
+
+/// The event that a message's value is. Members that it may have later are ignored.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn decode(value: &[u8], traceparent: Option<String>) -> Result<Event, String> {
+    let envelope: Envelope<'_> = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+    let id = |name: &str, text: &str| text.parse::<uuid::Uuid>().map_err(|_| format!("{name} is no UUID"));
+    Ok(Event {
+        id: EventId::from(id("event_id", &envelope.event_id)?),
+        kind: EventKind::parse(&envelope.event_type).ok_or_else(|| format!("event_type {} is none that is known", envelope.event_type))?,
+        tenant_id: envelope.tenant_id.map(|text| id("tenant_id", &text)).transpose()?.map(TenantId::from),
+        user_id: envelope.user_id.map(|text| id("user_id", &text)).transpose()?.map(UserId::from),
+        at: Timestamp::parse(&envelope.timestamp).ok_or("timestamp is none as in RFC 3339")?,
+        data: envelope.data.get().to_owned(),
+        traceparent,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_comes_back_as_it_went() {
+        let tenant = Some(TenantId::from(uuid::Uuid::from_u128(2)));
+        for (tenant_id, user_id) in [(tenant, Some(UserId::from(uuid::Uuid::from_u128(3)))), (None, None)] {
+            let event = Event {
+                id: EventId::from(uuid::Uuid::from_u128(1)),
+                kind: EventKind::AuditLog,
+                tenant_id,
+                user_id,
+                at: Timestamp::from_micros(1_795_990_668_777_268),
+                data: r#"{"action":"a.b","n":12345678901234567890}"#.to_owned(),
+                traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
+            };
+            let value = encode(&event);
+            assert_eq!(decode(&value, event.traceparent.clone()).unwrap(), event);
+        }
+        for wrong in ["", "{}", "[]", r#"{"event_id":"x","event_type":"audit.log","timestamp":"2026-11-24T09:30:00Z","data":{}}"#] {
+            assert!(decode(wrong.as_bytes(), None).is_err(), "{wrong}");
+        }
+    }
+}

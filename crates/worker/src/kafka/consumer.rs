@@ -1,0 +1,366 @@
+//! The worker on Kafka: takes events from all topics, and has them handled key after key in turn.
+//!
+//! An offset is committed once its event and all before it in its partition were handled: whatever dies, they come again. A key's
+//! events are handled one after the other, in the order in which they came; keys take turns, so that one with thousands does not
+//! hold up another. What can't be handled goes to its dead-letter topic and to the operator.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use domain::{Event, EventKind, Result};
+use rdkafka::{
+    ClientContext, Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance, StreamConsumer},
+    error::{KafkaError, KafkaResult},
+    message::{BorrowedMessage, Headers},
+};
+use services::EventKey;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{KafkaBus, log_error, refused, unavailable};
+use crate::{
+    KafkaSettings,
+    bus::{Bus, Published},
+    envelope,
+};
+
+/// How many events of a partition are in memory, waiting or being handled; then no more are taken until half of them are through.
+const MOST_TAKEN: usize = 2_000;
+/// How much more the library fetches ahead for all partitions, in KiB.
+const FETCHED: &str = "16384";
+/// How long the end waits for what is being handled, and for the brokers.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long to wait after an error of the consumer's.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A topic's partition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Partition {
+    topic: Arc<str>,
+    number: i32,
+}
+
+impl Partition {
+    fn list(&self, offset: Offset) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::with_capacity(1);
+        list.add_partition_offset(&self.topic, self.number, offset)?;
+        Ok(list)
+    }
+}
+
+/// How far a partition of ours is handled.
+#[derive(Default)]
+struct Progress {
+    /// Offsets of what was taken and is not handled yet.
+    open: BTreeSet<i64>,
+    /// The offset after the last one that was taken.
+    next: i64,
+    is_paused: bool,
+}
+
+impl Progress {
+    /// Everything before this offset was handled.
+    fn handled_up_to(&self) -> i64 {
+        self.open.first().copied().unwrap_or(self.next)
+    }
+}
+
+/// An event that was taken, and from where.
+struct Taken {
+    event: Event,
+    partition: Partition,
+    offset: i64,
+}
+
+/// A key's events that were taken.
+#[derive(Default)]
+struct Waiting {
+    events: VecDeque<Taken>,
+    is_in_turn: bool,
+}
+
+/// What became of a turn.
+enum Turn {
+    /// A key's events were handled, so many of them.
+    Handled(EventKey, Published),
+    /// A message that is no event is on the dead-letter topic.
+    Parked(Partition, i64),
+}
+
+/// Learns which partitions are not ours any more.
+#[derive(Clone, Default)]
+struct Context {
+    revoked: Arc<Mutex<Vec<Partition>>>,
+}
+
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        log_error(&error, reason);
+    }
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Revoke(partitions) = rebalance {
+            let gone = partitions.elements().into_iter().map(|it| Partition { topic: it.topic().into(), number: it.partition() });
+            self.revoked.lock().unwrap_or_else(PoisonError::into_inner).extend(gone);
+        }
+    }
+}
+
+/// Handles what is on the topics.
+pub struct KafkaWorker {
+    consumer: StreamConsumer<Context>,
+    context: Context,
+    settings: KafkaSettings,
+    kafka: Arc<KafkaBus>,
+    handler: Arc<dyn Bus>,
+    partitions: HashMap<Partition, Progress>,
+    keys: HashMap<EventKey, Waiting>,
+    /// Keys that wait for their turn, and those that wait until they are tried again.
+    queue: VecDeque<EventKey>,
+    later: HashMap<EventKey, Instant>,
+    turns: JoinSet<Turn>,
+}
+
+impl KafkaWorker {
+    /// Prepares to have events handled by this bus in the process. What is no event goes to a dead-letter topic. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// When the library refuses the settings.
+    pub fn new(settings: KafkaSettings, kafka: Arc<KafkaBus>, handler: Arc<dyn Bus>) -> Result<Self> {
+        let context = Context::default();
+        let consumer = settings
+            .client()
+            .set("group.id", &settings.group_id)
+            .set("auto.offset.reset", &settings.auto_offset_reset)
+            // Commits what was stored, and stores nothing by itself: an offset is stored when its event was handled.
+            .set("enable.auto.commit", "true")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.commit.interval.ms", "500")
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            // A worker that was killed is missed soon.
+            .set("session.timeout.ms", "10000")
+            .set("heartbeat.interval.ms", "2000")
+            .set("queued.max.messages.kbytes", FETCHED)
+            .create_with_context(context.clone())
+            .map_err(refused)?;
+        Ok(Self {
+            consumer,
+            context,
+            settings,
+            kafka,
+            handler,
+            partitions: HashMap::new(),
+            keys: HashMap::new(),
+            queue: VecDeque::new(),
+            later: HashMap::new(),
+            turns: JoinSet::new(),
+        })
+    }
+
+    /// Handles events until it is to stop; what was begun is finished then, unless that takes longer than some seconds.
+    ///
+    /// # Errors
+    /// When the topics can't be subscribed to.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<()> {
+        let topics: Vec<_> = EventKind::ALL.into_iter().map(|kind| self.settings.topic(kind)).collect();
+        let topics: Vec<_> = topics.iter().map(String::as_str).collect();
+        self.consumer.subscribe(&topics).map_err(unavailable)?;
+        while !stop.is_cancelled() {
+            self.advance();
+            let wake = self.later.values().min().copied().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+            tokio::select! {
+                received = self.consumer.recv() => match received.map(|message| Received::of(&message)) {
+                    Ok(received) => self.take(received),
+                    Err(error) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "events can't be taken; it is tried again");
+                        sleep(PAUSE).await;
+                    }
+                },
+                Some(turn) = self.turns.join_next() => self.after(turn.ok()),
+                () = sleep_until(wake) => {}
+                () = stop.cancelled() => {}
+            }
+            self.forget_revoked();
+        }
+        let finishing = async {
+            while let Some(turn) = self.turns.join_next().await {
+                self.after(turn.ok());
+            }
+        };
+        let _unfinished_comes_again = timeout(GRACE, finishing).await;
+        self.close().await;
+        Ok(())
+    }
+
+    /// Leaves the group, so that others go on at once. The library may take its time with that.
+    async fn close(self) {
+        let consumer = self.consumer;
+        let closing = tokio::task::spawn_blocking(move || {
+            // What fails here is handled again.
+            let _nothing_to_commit = consumer.commit_consumer_state(CommitMode::Sync);
+            consumer.unsubscribe();
+            drop(consumer);
+        });
+        if timeout(GRACE, closing).await.is_err() {
+            tracing::warn!("the group was not left in time; the brokers notice by themselves");
+        }
+    }
+
+    fn take(&mut self, Received { partition, offset, key, content }: Received) {
+        let progress = self.partitions.entry(partition.clone()).or_default();
+        progress.next = offset + 1;
+        progress.open.insert(offset);
+        // Asked for again where the library has forgotten it, as it does when partitions are shared out anew.
+        if progress.open.len() >= MOST_TAKEN {
+            progress.is_paused = is_done(partition.list(Offset::Invalid).and_then(|list| self.consumer.pause(&list)));
+        }
+        match content {
+            Ok(event) => {
+                let key = event.tenant_id;
+                let waiting = self.keys.entry(key).or_default();
+                waiting.events.push_back(Taken { event, partition, offset });
+                if !waiting.is_in_turn && waiting.events.len() == 1 {
+                    self.queue.push_back(key);
+                }
+            }
+            Err(NoEvent { kind, value, problem }) => {
+                tracing::error!(topic = &*partition.topic, partition = partition.number, offset, problem, "a message is no event");
+                let kafka = Arc::clone(&self.kafka);
+                self.turns.spawn(async move {
+                    while let Err(error) = kafka.send_dead_letter(kind, key, &value, &problem).await {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "a dead letter can't be sent; it is tried again");
+                        sleep(PAUSE).await;
+                    }
+                    Turn::Parked(partition, offset)
+                });
+            }
+        }
+    }
+
+    /// Gives turns to those that wait for them.
+    fn advance(&mut self) {
+        let now = Instant::now();
+        self.queue.extend(self.later.extract_if(|_, at| *at <= now).map(|(key, _)| key));
+        while self.turns.len() < self.handler.keys_at_once()
+            && let Some(key) = self.queue.pop_front()
+        {
+            let Some(waiting) = self.keys.get_mut(&key) else { continue };
+            waiting.is_in_turn = true;
+            let batch = usize::try_from(self.handler.batch()).unwrap_or(usize::MAX);
+            let events: Vec<_> = waiting.events.iter().take(batch).map(|taken| taken.event.clone()).collect();
+            let handler = Arc::clone(&self.handler);
+            self.turns.spawn(async move { Turn::Handled(key, handler.publish(key, &events).await) });
+        }
+    }
+
+    /// Goes on after a turn.
+    fn after(&mut self, turn: Option<Turn>) {
+        match turn {
+            Some(Turn::Handled(key, published)) => self.after_key(key, published),
+            Some(Turn::Parked(partition, offset)) => self.handled(&partition, [offset]),
+            // The runtime ends.
+            None => {}
+        }
+    }
+
+    fn after_key(&mut self, key: EventKey, Published { count, pause }: Published) {
+        let Some(waiting) = self.keys.get_mut(&key) else { return };
+        waiting.is_in_turn = false;
+        let mut done: HashMap<Partition, Vec<i64>> = HashMap::new();
+        for Taken { partition, offset, .. } in waiting.events.drain(..count.min(waiting.events.len())) {
+            done.entry(partition).or_default().push(offset);
+        }
+        match (waiting.events.is_empty(), pause) {
+            (true, _) => drop(self.keys.remove(&key)),
+            (false, Some(pause)) => drop(self.later.insert(key, Instant::now() + pause)),
+            (false, None) => self.queue.push_back(key),
+        }
+        for (partition, offsets) in done {
+            self.handled(&partition, offsets);
+        }
+    }
+
+    /// Has the library commit how far a partition is handled, and take more from it when there is room.
+    fn handled(&mut self, partition: &Partition, offsets: impl IntoIterator<Item = i64>) {
+        // It may be somebody else's now.
+        let Some(progress) = self.partitions.get_mut(partition) else { return };
+        for offset in offsets {
+            progress.open.remove(&offset);
+        }
+        let stored = partition.list(Offset::Offset(progress.handled_up_to())).and_then(|list| self.consumer.store_offsets(&list));
+        if let Err(error) = stored {
+            tracing::debug!(error = &error as &dyn std::error::Error, "an offset can't be stored: its partition is somebody else's now");
+        }
+        if progress.is_paused && progress.open.len() <= MOST_TAKEN / 2 {
+            progress.is_paused = !is_done(partition.list(Offset::Invalid).and_then(|list| self.consumer.resume(&list)));
+        }
+    }
+
+    /// Others handle what is on partitions that they have now; what was begun here is finished.
+    fn forget_revoked(&mut self) {
+        let revoked: Vec<_> = self.context.revoked.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
+        if revoked.is_empty() {
+            return;
+        }
+        for partition in &revoked {
+            self.partitions.remove(partition);
+        }
+        for waiting in self.keys.values_mut().filter(|waiting| !waiting.is_in_turn) {
+            waiting.events.retain(|taken| !revoked.contains(&taken.partition));
+        }
+        self.keys.retain(|_, waiting| waiting.is_in_turn || !waiting.events.is_empty());
+        self.queue.retain(|key| self.keys.contains_key(key));
+        self.later.retain(|key, _| self.keys.contains_key(key));
+    }
+}
+
+/// Whether the library did what it was told. It does not when a partition is somebody else's now.
+fn is_done(told: KafkaResult<()>) -> bool {
+    told.inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "a partition can't be paused or resumed")).is_ok()
+}
+
+/// A message.
+struct Received {
+    partition: Partition,
+    offset: i64,
+    key: EventKey,
+    content: Result<Event, NoEvent>,
+}
+
+/// A message that is no event, and why.
+struct NoEvent {
+    kind: EventKind,
+    value: Vec<u8>,
+    problem: String,
+}
+
+impl Received {
+    fn of(message: &BorrowedMessage<'_>) -> Self {
+        let value = message.payload().unwrap_or_default();
+        let header = |name: &str| {
+            let found = message.headers()?.iter().find(|header| header.key == name)?.value?;
+            String::from_utf8(found.to_vec()).ok()
+        };
+        let content = envelope::decode(value, header(envelope::TRACEPARENT)).map_err(|problem| NoEvent {
+            // Those topics only are subscribed to.
+            kind: EventKind::ALL.into_iter().find(|kind| message.topic().ends_with(kind.as_str())).unwrap_or(EventKind::AuditLog),
+            value: value.to_vec(),
+            problem,
+        });
+        Self {
+            partition: Partition { topic: message.topic().into(), number: message.partition() },
+            offset: message.offset(),
+            key: message.key().and_then(|key| str::from_utf8(key).ok()?.parse().ok()),
+            content,
+        }
+    }
+}
