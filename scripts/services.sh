@@ -3,11 +3,13 @@
 # directories. `down` stops exactly what `up` started.
 set -euo pipefail
 
-usage='usage: services.sh up|down|env|status
-  up      starts the services (installing what is missing, as root on Debian)
-  env     prints what tests need to find them, as export lines for the shell
-  status  says what runs; fails unless everything does
-  down    stops what up started and removes its data'
+usage='usage: services.sh up|down|env|status|kafka-stop|kafka-start
+  up           starts the services (installing what is missing, as root on Debian)
+  env          prints what tests need to find them, as export lines for the shell
+  status       says what runs; fails unless everything does
+  down         stops what up started and removes its data
+  kafka-stop   stops the second Kafka broker in an orderly way: an outage
+  kafka-start  starts it again, where it was and with its data'
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 # Where `up` notes what it started.
@@ -19,17 +21,22 @@ kafka=$root/target/tools/kafka-$(sed -n 's|.*<kafka.version>\(.*\)</kafka.versio
 
 main() {
     case ${1-} in
-        up) mkdir -p "$notes" && postgresql_up first && postgresql_up second && pgbouncer_up && seaweedfs_up && kafka_up ;;
-        down) kafka_down && seaweedfs_down && pgbouncer_down && postgresql_down second && postgresql_down first ;;
+        up) mkdir -p "$notes" && postgresql_up first && postgresql_up second && pgbouncer_up && seaweedfs_up && kafka_up first && kafka_up second ;;
+        down) kafka_down second && kafka_down first && seaweedfs_down && pgbouncer_down && postgresql_down second && postgresql_down first ;;
         env)
             echo "export TEST_DATABASE_URL=$(postgresql_url first)"
             echo "export TEST_SECOND_DATABASE_URL=$(postgresql_url second)"
             echo "export TEST_PGBOUNCER_URL=$(pgbouncer_url)"
             echo "export TEST_S3_ENDPOINT_URL=$(seaweedfs_url) TEST_S3_BUCKET=$s3_bucket"
             echo "export TEST_S3_ACCESS_KEY_ID=$s3_access_key_id TEST_S3_SECRET_ACCESS_KEY=$s3_secret_access_key"
-            echo "export TEST_KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:$(kafka_port)"
+            echo "export TEST_KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:$(kafka_port first)"
+            echo "export TEST_SECOND_KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:$(kafka_port second)"
+            echo "export TEST_SECOND_KAFKA_SASL_SSL=127.0.0.1:$(<"$(kafka_directory second)/sasl_ssl_port")"
+            echo "export TEST_SECOND_KAFKA_CA=$(kafka_directory second)/ca.pem TEST_SECOND_KAFKA_PASSWORD=$kafka_password"
             ;;
-        status) postgresql_status first && postgresql_status second && pgbouncer_status && seaweedfs_status && kafka_status ;;
+        status) postgresql_status first && postgresql_status second && pgbouncer_status && seaweedfs_status && kafka_status first && kafka_status second ;;
+        kafka-stop) stop "$(kafka_directory second)" ;;
+        kafka-start) kafka_start "$(kafka_directory second)" || fail "Kafka (second) doesn't start again" ;;
         *) fail "$usage" ;;
     esac
 }
@@ -275,17 +282,18 @@ seaweedfs_install() {
 }
 
 # --- Kafka -----------------------------------------------------------------------------------------------------------
-# One broker that is its own controller. Its note is the directory of its configuration, its data, its log, its process id and
-# its port.
+# Two brokers, by name, each its own controller. Tests stop and start the second one, and log in to it. A broker's note is the
+# directory of its configuration, its data, its log, its process id and its ports.
 
 kafka_cluster_id=s1THH7WwTcWZM4tpzx3-qg
+kafka_password=not-a-secret
 
 kafka_up() {
-    if kafka_status >/dev/null; then
-        kafka_status
+    if kafka_status "$1" >/dev/null; then
+        kafka_status "$1"
         return
     fi
-    kafka_down
+    kafka_down "$1"
     kafka_requirements || { can_install && install_packages openjdk-17-jre-headless maven; }
     kafka_requirements || fail "Java or Maven is missing: see to it that both are there (Debian: apt-get install openjdk-17-jre-headless maven)"
     # The copy of the pom is the last that is installed: where it is missing or another, the rest isn't what it should be.
@@ -293,31 +301,46 @@ kafka_up() {
 
     local directory
     directory=$(mktemp -d "${TMPDIR:-/tmp}/tenantry-kafka.XXXXXX")
-    printf '%s\n' "$directory" >"$notes/kafka"
+    printf '%s\n' "$directory" >"$notes/kafka-$1"
+    kafka_certificate "$directory" >"$directory/log" 2>&1 || fail "no certificate can be made: $(<"$directory/log")"
     # Another program may take a port between the choice and the start.
     for _ in {1..5}; do
-        if kafka_start "$directory"; then
-            kafka_status
+        if kafka_configure "$directory" && kafka_start "$directory"; then
+            kafka_status "$1"
             return
         fi
         stop "$directory"
     done
-    fail "Kafka doesn't start: $(grep -vE ' INFO |^[[:space:]]+(at |[a-z0-9.]+ = )' "$directory/log" | tail -n 5)"
+    fail "Kafka ($1) doesn't start: $(grep -vE ' INFO |^[[:space:]]+(at |[a-z0-9.]+ = )' "$directory/log" | tail -n 5)"
 }
 
-# Starts it, and waits until it makes a topic. It is set up so that tests needn't wait: a group starts with the members that it
-# has and may give up a dead one after a second, and what is kept of groups and transactions is in one partition instead of 50.
-kafka_start() {
-    local directory=$1 port controller_port java
-    java=(java -Xmx400m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.io.tmpdir="$directory" -Dlog4j2.level=INFO -cp "$kafka/*")
+# A certificate that signs itself, for the listener with TLS.
+kafka_certificate() {
+    local keytool=(keytool -keystore "$1/keys.p12" -storetype PKCS12 -storepass "$kafka_password" -alias broker)
+    "${keytool[@]}" -genkeypair -keyalg EC -dname CN=localhost -ext SAN=IP:127.0.0.1,DNS:localhost -validity 30 &&
+        "${keytool[@]}" -exportcert -rfc -file "$1/ca.pem"
+}
+
+# It is set up so that tests needn't wait: a group starts with the members that it has and may give up a dead one after a second,
+# and what is kept of groups and transactions is in one partition instead of 50.
+kafka_configure() {
+    local directory=$1 port sasl_ssl_port controller_port
     port=$(free_port)
+    sasl_ssl_port=$(free_port)
     controller_port=$(free_port)
     cat >"$directory/server.properties" <<END
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$controller_port
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller_port
+listeners=PLAINTEXT://127.0.0.1:$port,SASL_SSL://127.0.0.1:$sasl_ssl_port,CONTROLLER://127.0.0.1:$controller_port
 controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_tenantry="$kafka_password";
+ssl.keystore.location=$directory/keys.p12
+ssl.keystore.type=PKCS12
+ssl.keystore.password=$kafka_password
+ssl.key.password=$kafka_password
 log.dirs=$directory/data
 log.cleaner.dedupe.buffer.size=4194304
 auto.create.topics.enable=false
@@ -329,18 +352,31 @@ transaction.state.log.num.partitions=1
 transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 END
-    "${java[@]}" kafka.tools.StorageTool format --ignore-formatted --cluster-id "$kafka_cluster_id" \
-        --config "$directory/server.properties" >"$directory/log" 2>&1 || return 1
-    "${java[@]}" kafka.Kafka "$directory/server.properties" >"$directory/log" 2>&1 </dev/null &
-    echo $! >"$directory/pid"
+    (kafka_java "$directory" kafka.tools.StorageTool format --ignore-formatted --cluster-id "$kafka_cluster_id" \
+        --config "$directory/server.properties") >"$directory/log" 2>&1 || return 1
     echo "$port" >"$directory/port"
+    echo "$sasl_ssl_port" >"$directory/sasl_ssl_port"
+}
+
+# Starts it, and waits until it makes a topic.
+kafka_start() {
+    local directory=$1
+    if runs "$directory"; then return; fi
+    kafka_java "$directory" kafka.Kafka "$directory/server.properties" >"$directory/log" 2>&1 </dev/null &
+    echo $! >"$directory/pid"
     local end=$((SECONDS + 60))
     while ((SECONDS < end)); do
         kill -0 "$(<"$directory/pid")" 2>/dev/null || return 1
-        if kafka_answers "$port"; then return; fi
+        if kafka_answers "$(<"$directory/port")"; then return; fi
         sleep 0.1
     done
     return 1
+}
+
+kafka_java() {
+    local directory=$1
+    shift
+    exec java -Xmx400m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.io.tmpdir="$directory" -Dlog4j2.level=INFO -cp "$kafka/*" "$@"
 }
 
 # Whether it makes the topic "ready", or has it already (error 36). Kafka's own programs are slow to start, so this is the request
@@ -355,19 +391,23 @@ kafka_answers() {
 }
 
 kafka_down() {
-    [[ -e $notes/kafka ]] || return 0
+    [[ -e $notes/kafka-$1 ]] || return 0
     local directory
-    directory=$(<"$notes/kafka")
+    directory=$(kafka_directory "$1")
     stop "$directory"
-    rm -rf "$directory" "$notes/kafka"
+    rm -rf "$directory" "$notes/kafka-$1"
 }
 
 kafka_status() {
-    say_status Kafka kafka_port
+    say_status "Kafka ($1)" kafka_port "$1"
 }
 
 kafka_port() {
-    noted_port kafka Kafka
+    noted_port "kafka-$1" "Kafka ($1)"
+}
+
+kafka_directory() {
+    cat "$notes/kafka-$1"
 }
 
 kafka_requirements() {

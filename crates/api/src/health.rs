@@ -13,8 +13,10 @@ use services::{Dependency, Services};
 use utoipa::ToSchema;
 
 use crate::{
+    App,
     answer::{Answer, ApiResult},
     extract::{Ids, LoggedIn},
+    metrics::Probe,
     query::TenantPath,
 };
 
@@ -92,23 +94,33 @@ pub(crate) struct ReadinessOut {
 
 /// Ready?
 ///
-/// Asks every dependency. 503 says which one is down.
+/// Asks every dependency. 503 says which one is down. Kafka may be: events wait for it.
 #[utoipa::path(get, path = "/health/ready", tag = "health", security(()),
     responses((status = 200, description = "Ready", body = Answer<ReadinessOut>)))]
-pub(crate) async fn ready(State(services): State<Services>) -> Response {
-    readiness(services.readiness().await.iter())
+pub(crate) async fn ready(State(app): State<App>, State(services): State<Services>) -> Response {
+    let (checked, bus) = tokio::join!(services.readiness(), ask(app.settings.bus.as_deref()));
+    readiness(checked.iter(), bus.as_ref())
 }
 
-/// The answer to who asks whether these are there.
-pub(crate) fn readiness<'a>(checked: impl Iterator<Item = &'a Dependency> + Clone) -> Response {
-    for dependency in checked.clone() {
+/// The bus, if it is one that may be down.
+pub(crate) async fn ask(probe: Option<&Probe>) -> Option<Dependency> {
+    match probe {
+        Some(probe) => Some(probe().await),
+        None => None,
+    }
+}
+
+/// The answer to who asks whether all that is needed is there, and how it is with what can be done without for a time.
+pub(crate) fn readiness<'a>(needed: impl Iterator<Item = &'a Dependency> + Clone, spared: Option<&'a Dependency>) -> Response {
+    let all = needed.clone().chain(spared);
+    for dependency in all.clone() {
         if let Some(problem) = &dependency.problem {
             tracing::warn!(dependency = dependency.name, error = problem as &dyn std::error::Error, "a dependency is down");
         }
     }
-    let all_up = checked.clone().all(|dependency| dependency.problem.is_none());
+    let all_up = needed.clone().all(|dependency| dependency.problem.is_none());
     let state = |problem: &Option<_>| if problem.is_none() { "up" } else { "down" };
-    let dependencies = checked.map(|dependency| (dependency.name.clone(), state(&dependency.problem))).collect();
+    let dependencies = all.map(|dependency| (dependency.name.clone(), state(&dependency.problem))).collect();
     if all_up {
         return Answer::ok("Ready", ReadinessOut { status: "ready", dependencies }).into_response();
     }

@@ -56,6 +56,8 @@ pub struct Settings {
     pub cors_origins: Vec<String>,
     /// Whether browsers may send credentials from them.
     pub cors_allow_credentials: bool,
+    /// Asks the bus that events are published on whether it is there, where that is another process.
+    pub bus: Option<Arc<metrics::Probe>>,
     /// The bus of the demonstration. Absent: there is none, and nothing at its paths.
     pub demo: Option<Arc<dyn DemoBus>>,
 }

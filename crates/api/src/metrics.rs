@@ -13,13 +13,13 @@ pub type Probe = dyn Fn() -> BoxFuture<'static, Dependency> + Send + Sync;
 
 /// What a process without the API shows of itself: `GET /metrics`, `GET /health`, and `GET /health/ready`, which also asks the
 /// probe. Whoever reaches it needs no token.
-pub fn worker_router(services: Services, probe: Arc<Probe>) -> Router {
+pub fn worker_router(services: Services, probe: Option<Arc<Probe>>) -> Router {
     let ready = services.clone();
     router(services).route("/health", get(health::health)).route(
         "/health/ready",
         get(async move || {
-            let (checked, probed) = tokio::join!(ready.readiness(), probe());
-            health::readiness(checked.iter().chain([&probed]))
+            let (checked, bus) = tokio::join!(ready.readiness(), health::ask(probe.as_deref()));
+            health::readiness(checked.iter().chain(&bus), None)
         }),
     )
 }

@@ -1,13 +1,18 @@
 //! Which bus events are published on, and what hangs on it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
+use api::metrics::Probe;
 use services::{DemoBus, DemoInProcess, Dependency, Services};
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
-use worker::{Bus, InProcess, KafkaSettings};
+use worker::{Bus, InProcess, KafkaSettings, Relay};
 
 use crate::config::Config;
+
+/// How long publishing what was told until the end may take.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The bus that events are published on.
 ///
@@ -32,9 +37,34 @@ pub fn demo(config: &Config) -> Result<Option<Arc<dyn DemoBus>>> {
     })
 }
 
-/// Asks the broker whether it is there.
-pub async fn check(settings: &KafkaSettings) -> Dependency {
-    Dependency { name: "Kafka".to_owned(), problem: kafka::check(settings).await.err() }
+/// Asks the broker whether it is there, where there is one.
+///
+/// # Errors
+/// As [`bus`].
+pub fn probe(config: &Config) -> Result<Option<Arc<Probe>>> {
+    config.kafka.as_ref().map(kafka::probe).transpose()
+}
+
+/// A relay at work.
+pub struct Publishing {
+    stop: CancellationToken,
+    relay: JoinHandle<()>,
+}
+
+impl Publishing {
+    /// Begins to publish on a bus.
+    pub fn begin(services: &Services, bus: Arc<dyn Bus>) -> Self {
+        let stop = CancellationToken::new();
+        Self { relay: tokio::spawn(Relay::new(services.clone(), bus).run(stop.clone())), stop }
+    }
+
+    /// Publishes what was told until now, unless that takes longer than some seconds.
+    pub async fn end(self) {
+        self.stop.cancel();
+        if timeout(FLUSH_PATIENCE, self.relay).await.is_err() {
+            tracing::warn!("events could not be published in time; whoever starts next does it");
+        }
+    }
 }
 
 /// Handles events until it is to stop.
@@ -48,9 +78,11 @@ pub async fn work(settings: &KafkaSettings, services: &Services, stop: Cancellat
 #[cfg(feature = "kafka")]
 mod kafka {
     use anyhow::Context;
-    use worker::{DeadLetterTopic, KafkaBus, KafkaDemo, KafkaWorker, Relay};
+    use futures_util::FutureExt;
+    use tokio_util::task::AbortOnDropHandle;
+    use worker::{DeadLetterTopic, KafkaBus, KafkaDemo, KafkaProbe, KafkaWorker};
 
-    use super::{Arc, Bus, CancellationToken, DemoBus, InProcess, KafkaSettings, Result, Services};
+    use super::{Arc, Bus, CancellationToken, DemoBus, Dependency, InProcess, KafkaSettings, Probe, Publishing, Result, Services};
 
     /// What to look at when the library does not take the settings.
     const SETTINGS: &str = "prepare Kafka (see the settings KAFKA_*)";
@@ -66,8 +98,12 @@ mod kafka {
         Ok(Arc::new(KafkaDemo::start(settings.clone()).context(SETTINGS)?))
     }
 
-    pub(super) async fn check(settings: &KafkaSettings) -> domain::Result<()> {
-        settings.check().await
+    pub(super) fn probe(settings: &KafkaSettings) -> Result<Arc<Probe>> {
+        let probe = Arc::new(KafkaProbe::new(settings).context(SETTINGS)?);
+        Ok(Arc::new(move || {
+            let probe = Arc::clone(&probe);
+            async move { Dependency { name: "Kafka".to_owned(), problem: probe.check().await.err() } }.boxed()
+        }))
     }
 
     pub(super) async fn work(settings: &KafkaSettings, services: &Services, stop: CancellationToken) -> Result<()> {
@@ -75,22 +111,24 @@ mod kafka {
         let dead_letters = Arc::clone(&bus) as Arc<dyn DeadLetterTopic>;
         let handler = Arc::new(InProcess::with_dead_letter_topic(services.clone(), dead_letters));
         let worker = KafkaWorker::new(settings.clone(), Arc::clone(&bus), handler).context(SETTINGS)?;
-        let relay_stop = CancellationToken::new();
         // What is handled tells of more.
-        let relay = tokio::spawn(Relay::new(services.clone(), bus).run(relay_stop.clone()));
-        if stop.run_until_cancelled(settings.make_topics()).await.is_some() {
-            worker.run(stop).await?;
-        }
-        relay_stop.cancel();
-        relay.await?;
-        Ok(())
+        let relay = Publishing::begin(services, bus);
+        // Topics that are not there yet are found when they are.
+        let making = AbortOnDropHandle::new(tokio::spawn({
+            let settings = settings.clone();
+            async move { settings.make_topics().await }
+        }));
+        let worked = worker.run(stop).await;
+        drop(making);
+        relay.end().await;
+        Ok(worked?)
     }
 }
 
 /// A program that was built without Kafka says so.
 #[cfg(not(feature = "kafka"))]
 mod kafka {
-    use super::{Arc, Bus, CancellationToken, DemoBus, KafkaSettings, Result, Services};
+    use super::{Arc, Bus, CancellationToken, DemoBus, KafkaSettings, Probe, Result, Services};
 
     const MISSING: &str = "this program was built without Kafka (the cargo feature `kafka`), but KAFKA_BOOTSTRAP_SERVERS is set";
 
@@ -102,8 +140,8 @@ mod kafka {
         anyhow::bail!(MISSING)
     }
 
-    pub(super) async fn check(_: &KafkaSettings) -> domain::Result<()> {
-        Err(domain::Error::internal(MISSING))
+    pub(super) fn probe(_: &KafkaSettings) -> Result<Arc<Probe>> {
+        anyhow::bail!(MISSING)
     }
 
     pub(super) async fn work(_: &KafkaSettings, _: &Services, _: CancellationToken) -> Result<()> {

@@ -25,6 +25,8 @@ const TURN: Duration = Duration::from_millis(500);
 const KEYS_AT_ONCE: usize = 8;
 /// How long handling may take: a database or a store that never answers is no reason to wait for ever.
 const HANDLED_WITHIN: Duration = Duration::from_secs(300);
+/// How long putting an event on its dead-letter topic may take.
+const PARKED_WITHIN: Duration = Duration::from_secs(5);
 /// How often an event is tried that fails for a reason of its own.
 const ATTEMPTS: u32 = 5;
 /// How long to wait between them.
@@ -68,7 +70,9 @@ impl InProcess {
 
     async fn park(&self, event: &Event, error: &str, attempts: u32) -> Result<()> {
         if let Some(topic) = &self.dead_letters {
-            topic.send(event, error).await?;
+            // Who waits here keeps others from their turn.
+            let sent = timeout(PARKED_WITHIN, topic.send(event, error)).await;
+            sent.unwrap_or_else(|_| Err(Error::Unavailable { dependency: "event bus", source: "no answer in time".into() }))?;
         }
         self.services.park(event, error.to_owned(), attempts).await
     }

@@ -4,7 +4,11 @@ mod consumer;
 mod demo;
 mod producer;
 
-use std::time::Duration;
+use std::{
+    ops::Deref,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use domain::{Error, EventKind, Result};
 use rdkafka::{
@@ -28,6 +32,10 @@ use crate::KafkaSettings;
 const SOON: Duration = Duration::from_secs(10);
 /// How long they have to say that they are there.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an answer counts.
+const FRESH: Duration = Duration::from_secs(1);
+/// More than the library has to say at once.
+const EVENTS_SAID: usize = 100;
 /// How long it is waited before topics are asked for again.
 const AGAIN: Duration = Duration::from_secs(2);
 /// How long a dead letter is kept, in milliseconds: a month.
@@ -40,9 +48,11 @@ impl KafkaSettings {
             .set("bootstrap.servers", &self.bootstrap_servers)
             .set("client.id", &self.client_id)
             .set("security.protocol", &self.security_protocol)
-            // Of a broker that is back, it is learned soon.
+            // They are made with what they need, or not at all.
+            .set("allow.auto.create.topics", "false")
+            // Of a broker that is back, it is learned soon, and of a topic.
             .set("reconnect.backoff.max.ms", "1000")
-            .set("topic.metadata.refresh.interval.ms", "30000");
+            .set("topic.metadata.refresh.interval.ms", "5000");
         if let Some(sasl) = &self.sasl {
             config
                 .set("sasl.mechanism", &sasl.mechanism)
@@ -77,20 +87,23 @@ impl KafkaSettings {
     async fn try_make_topics(&self) -> Result<()> {
         let admin = self.admin()?;
         let dead_letters = [("retention.ms", DEAD_LETTER_RETENTION)];
+        let mut outcome = Ok(());
         for kind in EventKind::ALL {
-            self.make_topic(&admin, &self.topic(kind), &[]).await?;
-            self.make_topic(&admin, &self.dead_letter_topic(kind), &dead_letters).await?;
+            // Those that can be made are needed, whatever is wrong with others.
+            let made = self.make_topic(&admin, &self.topic(kind), self.partitions, &[]).await;
+            let letters = self.make_topic(&admin, &self.dead_letter_topic(kind), self.partitions, &dead_letters).await;
+            outcome = outcome.and(made).and(letters);
         }
-        Ok(())
+        outcome
     }
 
-    fn admin(&self) -> Result<AdminClient<Logged>> {
-        self.client().create_with_context(Logged).map_err(refused)
+    fn admin(&self) -> Result<Detached<AdminClient<Logged>>> {
+        Ok(Detached::new(self.client().create_with_context(Logged).map_err(refused)?))
     }
 
-    async fn make_topic(&self, admin: &AdminClient<Logged>, name: &str, options: &[(&str, &str)]) -> Result<()> {
+    async fn make_topic(&self, admin: &AdminClient<Logged>, name: &str, partitions: u16, options: &[(&str, &str)]) -> Result<()> {
         let replication = TopicReplication::Fixed(self.replication_factor.map_or(-1, i32::from));
-        let mut topic = NewTopic::new(name, self.partitions.into(), replication);
+        let mut topic = NewTopic::new(name, partitions.into(), replication);
         // A broker of three may be away, and what is published is still on two.
         let in_sync = self.replication_factor.filter(|factor| *factor > 2).map(|factor| (factor - 1).to_string());
         if let Some(in_sync) = &in_sync {
@@ -111,18 +124,80 @@ impl KafkaSettings {
         }
         Ok(())
     }
+}
 
-    /// Asks the brokers whether they are there.
+/// Asks the brokers, again and again, whether they are there.
+pub struct KafkaProbe {
+    client: Arc<Detached<BaseProducer<Heard>>>,
+    /// When it was asked last, and what was wrong then. One asks at a time.
+    last: tokio::sync::Mutex<Option<(Instant, Option<String>)>>,
+}
+
+impl KafkaProbe {
+    /// Connects to nothing yet.
+    ///
+    /// # Errors
+    /// When the library refuses the settings.
+    pub fn new(settings: &KafkaSettings) -> Result<Self> {
+        let client = settings.client().create_with_context(Heard::default()).map_err(refused)?;
+        Ok(Self { client: Arc::new(Detached::new(client)), last: tokio::sync::Mutex::default() })
+    }
+
+    /// Whether they are there, or were a moment ago.
     ///
     /// # Errors
     /// When none answers within two seconds.
     pub async fn check(&self) -> Result<()> {
-        let config = self.client();
+        let mut last = self.last.lock().await;
+        let problem = match &*last {
+            Some((asked_at, problem)) if asked_at.elapsed() < FRESH => problem.clone(),
+            _ => {
+                let problem = self.topics().await.err();
+                *last = Some((Instant::now(), problem.clone()));
+                problem
+            }
+        };
+        problem.map_or(Ok(()), |problem| Err(unavailable(problem)))
+    }
+
+    /// The names of all topics.
+    async fn topics(&self) -> Result<Vec<String>, String> {
+        let client = Arc::clone(&self.client);
         let asked = tokio::task::spawn_blocking(move || {
-            let producer: BaseProducer<_> = config.create_with_context(Quiet).map_err(refused)?;
-            producer.client().fetch_metadata(None, PATIENCE).map(drop).map_err(unavailable)
+            let found = client.client().fetch_metadata(None, PATIENCE);
+            // Has the library say what it has to say.
+            (0..EVENTS_SAID).for_each(|_| client.poll(Duration::ZERO));
+            let heard = client.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let found = found.map_err(|error| heard.unwrap_or_else(|| error.to_string()))?;
+            Ok(found.topics().iter().map(|topic| topic.name().to_owned()).collect())
         });
-        asked.await.map_err(Error::internal)?
+        asked.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+}
+
+/// A client whose end nobody waits for: the library may take its time with that, and would keep a thread of the runtime.
+struct Detached<T: Send + 'static>(Option<T>);
+
+impl<T: Send + 'static> Detached<T> {
+    const fn new(client: T) -> Self {
+        Self(Some(client))
+    }
+}
+
+impl<T: Send + 'static> Deref for Detached<T> {
+    type Target = T;
+
+    #[expect(clippy::expect_used, reason = "it is taken out at the end")]
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl<T: Send + 'static> Drop for Detached<T> {
+    fn drop(&mut self) {
+        let client = self.0.take();
+        // Without another thread, it is dropped here.
+        drop(std::thread::Builder::new().name("kafka-end".to_owned()).spawn(move || drop(client)));
     }
 }
 
@@ -131,6 +206,10 @@ impl KafkaSettings {
 struct Logged;
 
 impl ClientContext for Logged {
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(facility, message);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         log_error(&error, reason);
     }
@@ -138,19 +217,30 @@ impl ClientContext for Logged {
 
 impl ConsumerContext for Logged {}
 
-/// Says what is wrong by its answer.
-struct Quiet;
+/// Keeps the first thing that the library says is wrong, for the answer.
+#[derive(Default)]
+struct Heard(Mutex<Option<String>>);
 
-impl ClientContext for Quiet {
+impl ClientContext for Heard {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
 
-    fn error(&self, _: KafkaError, _: &str) {}
+    fn error(&self, error: KafkaError, reason: &str) {
+        // That all are down follows of what was said before.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.to_owned());
+        }
+    }
 }
 
-impl ProducerContext for Quiet {
+impl ProducerContext for Heard {
     type DeliveryOpaque = ();
 
     fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
+
+/// What is wrong is told as an error, too.
+fn log(facility: &str, message: &str) {
+    tracing::debug!(facility, message, "of Kafka");
 }
 
 fn log_error(error: &KafkaError, reason: &str) {
@@ -168,9 +258,4 @@ fn refused(error: KafkaError) -> Error {
 
 fn unavailable(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::Unavailable { dependency: "event bus", source: reason.into() }
-}
-
-/// Whether this is the message's own fault: it would fail again.
-fn is_its_own(error: &KafkaError) -> bool {
-    matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidRecord))
 }

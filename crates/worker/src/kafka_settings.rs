@@ -1,6 +1,6 @@
 //! Where Kafka's brokers are, and how they are spoken to.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 
@@ -27,6 +27,8 @@ pub struct KafkaSettings {
     pub replication_factor: Option<u16>,
     /// Which workers share the events among them.
     pub group_id: String,
+    /// How long a worker may be silent until others take over its events.
+    pub session_timeout: Duration,
     /// Where a group begins that has never read: `earliest` or `latest`.
     pub auto_offset_reset: String,
 }

@@ -19,6 +19,6 @@ pub use bus::{Bus, Published};
 pub use handlers::handle;
 pub use in_process::{DeadLetterTopic, InProcess};
 #[cfg(feature = "kafka")]
-pub use kafka::{KafkaBus, KafkaDemo, KafkaWorker};
+pub use kafka::{KafkaBus, KafkaDemo, KafkaProbe, KafkaWorker};
 pub use kafka_settings::{KafkaSasl, KafkaSettings};
 pub use relay::Relay;

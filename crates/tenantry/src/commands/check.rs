@@ -28,8 +28,8 @@ pub struct Arguments {
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     let (services, _) = assemble(config)?;
     let mut dependencies = services.check_dependencies().await;
-    if let Some(kafka) = &config.kafka {
-        dependencies.push(events::check(kafka).await);
+    if let Some(ask) = events::probe(config)? {
+        dependencies.push(ask().await);
     }
     let all_up = dependencies.iter().all(|dependency| dependency.problem.is_none());
     let problem = |problem: &Option<domain::Error>| problem.as_ref().map(domain::Error::with_causes);

@@ -15,12 +15,11 @@ use tokio::{
     time::{MissedTickBehavior, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use worker::Relay;
 
 use crate::{
     assembly::assemble,
     config::{Config, Origins},
-    events,
+    events::{self, Publishing},
 };
 
 /// How often what a crash left of a tenant's making, deletion or move is looked for.
@@ -33,8 +32,6 @@ const METRICS_CONNECTIONS: usize = 16;
 const METRICS_GRACE: Duration = Duration::from_secs(1);
 /// How long giving up leases may take at the end.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
-/// How long publishing what was told until the end may take.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 /// How often expired sessions are forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -59,6 +56,7 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
         },
         cors_allow_credentials: config.cors.allow_credentials,
         demo: events::demo(config)?,
+        bus: events::probe(config)?,
     };
     let app = api::router(services.clone(), Arc::new(SystemClock), settings);
     let limits =
@@ -66,17 +64,12 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let stop = CancellationToken::new();
     stop_on_signals(&stop, "requests in flight may finish")?;
     serve_metrics(config, metrics::router(services.clone()), &stop)?;
-    let relay_stop = CancellationToken::new();
-    let relay = Relay::new(services.clone(), events::bus(config, &services)?);
-    let relay = tokio::spawn(relay.run(relay_stop.clone()));
+    let publishing = Publishing::begin(&services, events::bus(config, &services)?);
     let housekeeping = tokio::spawn(keep_house(services.clone(), config.documents.garbage_interval));
     tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
     let report = server::serve(listener, app, limits, stop).await;
     // After the last request: what that told is still published.
-    relay_stop.cancel();
-    if timeout(FLUSH_PATIENCE, relay).await.is_err() {
-        tracing::warn!("events could not be published in time; whoever starts next does it");
-    }
+    publishing.end().await;
     housekeeping.abort();
     // What was interrupted, others go on with at once.
     let _was_aborted = housekeeping.await;

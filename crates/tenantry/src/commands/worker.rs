@@ -1,10 +1,9 @@
 //! `tenantry worker`
 
-use std::{process::ExitCode, sync::Arc};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use api::metrics::{self, Probe};
-use futures_util::FutureExt;
+use api::metrics;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -32,12 +31,7 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     main.migrate().await.context("bring the main database up to date")?;
     let stop = CancellationToken::new();
     stop_on_signals(&stop, "what was begun is finished")?;
-    let asked = kafka.clone();
-    let probe: Arc<Probe> = Arc::new(move || {
-        let kafka = asked.clone();
-        async move { events::check(&kafka).await }.boxed()
-    });
-    serve_metrics(config, metrics::worker_router(services.clone(), probe), &stop)?;
+    serve_metrics(config, metrics::worker_router(services.clone(), events::probe(config)?), &stop)?;
     let following = tokio::spawn({
         let services = services.clone();
         async move { services.follow_access_changes().await }

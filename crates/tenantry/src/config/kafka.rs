@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use secrecy::SecretString;
+use services::DEMO_PREFIX;
 use worker::{KafkaSasl, KafkaSettings};
 
 use super::{ConfigError, Settings, Variable, values, variables};
@@ -30,6 +31,7 @@ pub(super) fn read(settings: &Settings) -> Result<Option<KafkaSettings>, ConfigE
         partitions: settings.get(&variables::KAFKA_TOPIC_PARTITIONS, values::number(1..=1_000))?,
         replication_factor: settings.find(&variables::KAFKA_REPLICATION_FACTOR, values::number(1..=100))?,
         group_id: settings.get(&variables::KAFKA_CONSUMER_GROUP_ID, values::text)?,
+        session_timeout: settings.get(&variables::KAFKA_SESSION_TIMEOUT, values::seconds(300))?,
         auto_offset_reset: settings.get(&variables::KAFKA_AUTO_OFFSET_RESET, one_of(&["earliest", "latest"]))?,
     };
     if kafka.bootstrap_servers.is_empty() {
@@ -48,7 +50,7 @@ pub(super) fn read(settings: &Settings) -> Result<Option<KafkaSettings>, ConfigE
 }
 
 /// The values in effect, in the table's order; empty ones without Kafka.
-pub(super) fn describe(kafka: Option<&KafkaSettings>) -> [String; 14] {
+pub(super) fn describe(kafka: Option<&KafkaSettings>) -> [String; 15] {
     let Some(kafka) = kafka else { return Default::default() };
     let (mechanism, username, password) = match &kafka.sasl {
         Some(sasl) => (sasl.mechanism.clone(), sasl.username.clone(), "(secret)".to_owned()),
@@ -61,6 +63,7 @@ pub(super) fn describe(kafka: Option<&KafkaSettings>) -> [String; 14] {
         kafka.compression.clone(),
         kafka.group_id.clone(),
         kafka.auto_offset_reset.clone(),
+        kafka.session_timeout.as_secs().to_string(),
         kafka.security_protocol.clone(),
         mechanism,
         username,
@@ -109,6 +112,9 @@ fn protocol(text: &str) -> Result<String, String> {
 
 fn prefix(text: &str) -> Result<String, String> {
     let is_legal = text.len() <= LONGEST_PREFIX && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if text.starts_with(DEMO_PREFIX) {
+        return Err(format!("must not begin with {DEMO_PREFIX}: others' demonstrations would show what happens here"));
+    }
     if is_legal { Ok(text.to_owned()) } else { Err(format!("must be at most {LONGEST_PREFIX} letters, digits, dots, _ and -")) }
 }
 
@@ -157,5 +163,6 @@ mod tests {
         );
         assert!(problem(&[SERVERS, protocol("sasl_ssl")]).starts_with("KAFKA_SECURITY_PROTOCOL needs KAFKA_SASL_USERNAME"));
         assert!(problem(&[("KAFKA_TOPIC_PREFIX", "a/b")]).starts_with("KAFKA_TOPIC_PREFIX must be"));
+        assert!(problem(&[("KAFKA_TOPIC_PREFIX", "demo.")]).starts_with("KAFKA_TOPIC_PREFIX must not begin with demo."));
     }
 }

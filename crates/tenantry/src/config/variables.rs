@@ -154,6 +154,8 @@ variables! {
         KAFKA_CONSUMER_GROUP_ID: Value("tenantry-worker");
         /// Where a group begins that never read: earliest or latest (which loses what was published before).
         KAFKA_AUTO_OFFSET_RESET: Value("earliest");
+        /// How many seconds a worker may be silent until others take over its events; the brokers have bounds of their own.
+        KAFKA_SESSION_TIMEOUT: Value("10");
         /// PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.
         KAFKA_SECURITY_PROTOCOL: Otherwise { words: "SASL_SSL with KAFKA_SASL_USERNAME, else PLAINTEXT", example: "SASL_SSL" };
         /// PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.

@@ -23,7 +23,7 @@ pub(crate) const EVENTS: &[&str] = &["outbox.noting", "outbox.noted", "document.
 pub(crate) const TAKE_OVER: &[&str] = &["tenant.events_taken_over"];
 
 /// What waits to be published, as the operator sees it.
-fn status(home: &Home) -> Value {
+pub(crate) fn status(home: &Home) -> Value {
     home.run(["events", "status", "--json"]).expect(0).json()
 }
 
@@ -42,7 +42,7 @@ pub(crate) async fn drained(home: &Home) {
 }
 
 /// What is missing of what follows of all events.
-async fn find_unhandled(home: &Home) -> Vec<String> {
+pub(crate) async fn find_unhandled(home: &Home) -> Vec<String> {
     let (main, directory) = home.databases().open();
     let mut missing = Vec::new();
     let everything = tenants::list(&mut main.read().await.unwrap()).await.unwrap();
@@ -80,7 +80,7 @@ async fn all_audited(connection: &mut models::Connection<models::Tenant>) -> Vec
 }
 
 /// Uploads, downloads, and deletes every fourth. Answers whether all of it was answered.
-async fn act(alice: &Persona, tenant: &str, n: usize) -> bool {
+pub(crate) async fn act(alice: &Persona, tenant: &str, n: usize) -> bool {
     let path = format!("/api/tenants/{tenant}/documents");
     let form = reqwest::multipart::Form::new()
         .part("file", reqwest::multipart::Part::bytes(format!("{tenant} {n}").into_bytes()).file_name(format!("{n}.txt")));
@@ -93,7 +93,7 @@ async fn act(alice: &Persona, tenant: &str, n: usize) -> bool {
     download.is_ok() && deleted
 }
 
-async fn assert_crashed(server: &mut Server, failpoint: &str) {
+pub(crate) async fn assert_crashed(server: &mut Server, failpoint: &str) {
     let status = server.ended().await;
     assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{failpoint}: {}", server.log());
     println!("{failpoint}: hit once");
@@ -135,7 +135,7 @@ fn a_crash_on_the_way_of_an_event_loses_none() {
 }
 
 /// One file that was not looked into, and an event that asks for that.
-async fn leave_unprocessed(home: &Home, kind: EventKind) {
+pub(crate) async fn leave_unprocessed(home: &Home, kind: EventKind) {
     let (main, directory) = home.databases().open();
     let tenant = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0);
     let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
@@ -146,7 +146,7 @@ async fn leave_unprocessed(home: &Home, kind: EventKind) {
         kind,
         tenant_id: Some(tenant.id),
         user_id: None,
-        at: tenant.created_at,
+        at: domain::Clock::now(&domain::SystemClock),
         data: format!(r#"{{"file_id":"{file}"}}"#),
         traceparent: None,
     };

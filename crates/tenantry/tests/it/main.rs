@@ -4,6 +4,7 @@
 
 mod bad_days;
 mod command_line;
+mod event_bus;
 mod events;
 mod failpoints;
 mod kill;

@@ -21,7 +21,7 @@ use rustix::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
-use testkit::{Persona, TestDatabases, TestObjects, invariants};
+use testkit::{Persona, TestDatabases, TestKafka, TestObjects, invariants};
 
 /// How long a process may take to do what takes it milliseconds: a busy machine is no failure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
@@ -32,6 +32,7 @@ pub(crate) struct Home {
     folder: TempDir,
     databases: TestDatabases,
     objects: TestObjects,
+    kafka: Option<TestKafka>,
 }
 
 impl Home {
@@ -40,7 +41,18 @@ impl Home {
         let folder = tempfile::tempdir().unwrap();
         let databases = TestDatabases::new(folder.path());
         let objects = TestObjects::new(folder.path());
-        Self { folder, databases, objects }
+        Self { folder, databases, objects, kafka: None }
+    }
+
+    /// The same home with events on Kafka, where there is one.
+    pub(crate) fn with_events_on(mut self, kafka: Option<TestKafka>) -> Self {
+        self.kafka = kafka;
+        self
+    }
+
+    /// Where events are, unless the server handles them itself.
+    pub(crate) fn kafka(&self) -> Option<&TestKafka> {
+        self.kafka.as_ref()
     }
 
     /// The same home with a further server for tenants' databases.
@@ -76,8 +88,20 @@ impl Home {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tenantry"));
         command.args(arguments).env_clear().envs(self.databases.environment()).envs(self.objects.environment());
         command.env("DATA_DIR", self.path()).env("PORT", "0").env("GARBAGE_GRACE", "0").env("TRASH_RETENTION", "0");
+        command.envs(self.kafka.iter().flat_map(TestKafka::environment));
         command.current_dir(self.path()).stdin(Stdio::null());
         command
+    }
+
+    /// A worker, where events are on Kafka.
+    pub(crate) async fn worker(&self, variables: &[(&str, &str)]) -> Option<Server> {
+        self.kafka.as_ref()?;
+        let mut command = self.command(["worker"]);
+        command.env("METRICS_ADDRESS", "127.0.0.1:0").envs(variables.iter().copied());
+        let mut worker = Server::spawn(command, self.path());
+        let log = worker.wait_for("handling events", |log| log.contains("handling events")).await;
+        worker.base = log.split("metrics at ").nth(1).unwrap().split("/metrics").next().unwrap().to_owned();
+        Some(worker)
     }
 
     /// The server. What is deleted waits for `gc`, which has no patience with it.
@@ -267,9 +291,7 @@ impl Server {
     /// Starts a server by a command of one's own, and waits until it answers.
     pub(crate) async fn start(command: Command, home: &Path) -> Self {
         let mut server = Self::spawn(command, home);
-        let log = server.wait_for("listening on http://", |log| log.contains(": documentation at")).await;
-        let address = log.split("listening on ").nth(1).unwrap().split(": documentation").next().unwrap();
-        server.base = address.to_owned();
+        assert!(server.listens().await, "the server ended: {}", server.log());
         let started = Instant::now();
         while !server.is_healthy().await {
             assert!(started.elapsed() < PATIENCE, "the server is not healthy: {}", server.log());
@@ -282,6 +304,23 @@ impl Server {
         let log = home.join(format!("log-{:?}", Instant::now()).replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', ""));
         let child = command.stderr(File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap();
         Self { child, base: String::new(), log }
+    }
+
+    /// Waits until it listens. False when it has died before.
+    pub(crate) async fn listens(&mut self) -> bool {
+        let started = Instant::now();
+        loop {
+            let log = self.log();
+            if let Some((before, _)) = log.split_once(": documentation at") {
+                self.base = before.rsplit("listening on ").next().unwrap().to_owned();
+                return true;
+            }
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            assert!(started.elapsed() < PATIENCE, "it does not listen: {log}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Waits until the log says something, and answers the log.

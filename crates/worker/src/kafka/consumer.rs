@@ -1,18 +1,22 @@
 //! The worker on Kafka: takes events from all topics, and has them handled key after key in turn.
 //!
 //! An offset is committed once its event and all before it in its partition were handled: whatever dies, they come again. A key's
-//! events are handled one after the other, in the order in which they came; keys take turns, so that one with thousands does not
+//! events are handled one after the other, in the order in which they came (for each topic: another worker may have another's
+//! partition); keys take turns, so that one with thousands does not
 //! hold up another. What can't be handled goes to its dead-letter topic and to the operator.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use domain::{Event, EventKind, Result};
+use futures_util::FutureExt;
 use rdkafka::{
     ClientContext, Message, Offset, TopicPartitionList,
+    config::RDKafkaLogLevel,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance, StreamConsumer},
     error::{KafkaError, KafkaResult},
     message::{BorrowedMessage, Headers},
@@ -24,7 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{KafkaBus, log_error, refused, unavailable};
+use super::{KafkaBus, log, log_error, refused, unavailable};
 use crate::{
     KafkaSettings,
     bus::{Bus, Published},
@@ -63,6 +67,8 @@ struct Progress {
     /// The offset after the last one that was taken.
     next: i64,
     is_paused: bool,
+    /// Since when it is ours.
+    generation: u64,
 }
 
 impl Progress {
@@ -77,6 +83,14 @@ struct Taken {
     event: Event,
     partition: Partition,
     offset: i64,
+    generation: u64,
+}
+
+impl Taken {
+    /// Whether its partition has been ours since it was taken: else it comes again, here or to others.
+    fn is_ours(&self, partitions: &HashMap<Partition, Progress>) -> bool {
+        partitions.get(&self.partition).is_some_and(|progress| progress.generation == self.generation)
+    }
 }
 
 /// A key's events that were taken.
@@ -86,14 +100,6 @@ struct Waiting {
     is_in_turn: bool,
 }
 
-/// What became of a turn.
-enum Turn {
-    /// A key's events were handled, so many of them.
-    Handled(EventKey, Published),
-    /// A message that is no event is on the dead-letter topic.
-    Parked(Partition, i64),
-}
-
 /// Learns which partitions are not ours any more.
 #[derive(Clone, Default)]
 struct Context {
@@ -101,14 +107,20 @@ struct Context {
 }
 
 impl ClientContext for Context {
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(facility, message);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         log_error(&error, reason);
     }
 }
 
 impl ConsumerContext for Context {
-    fn pre_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         if let Rebalance::Revoke(partitions) = rebalance {
+            // One that is paused would be so when it is ours again.
+            is_done(consumer.resume(partitions));
             let gone = partitions.elements().into_iter().map(|it| Partition { topic: it.topic().into(), number: it.partition() });
             self.revoked.lock().unwrap_or_else(PoisonError::into_inner).extend(gone);
         }
@@ -127,7 +139,13 @@ pub struct KafkaWorker {
     /// Keys that wait for their turn, and those that wait until they are tried again.
     queue: VecDeque<EventKey>,
     later: HashMap<EventKey, Instant>,
-    turns: JoinSet<Turn>,
+    turns: JoinSet<(EventKey, Published)>,
+    /// Messages that are no events, on their way to the dead letters.
+    letters: JoinSet<(Partition, i64)>,
+    /// Until when nothing is taken, since that failed.
+    deaf_until: Instant,
+    /// How often partitions were revoked.
+    generation: u64,
 }
 
 impl KafkaWorker {
@@ -146,9 +164,8 @@ impl KafkaWorker {
             .set("enable.auto.offset.store", "false")
             .set("auto.commit.interval.ms", "500")
             .set("partition.assignment.strategy", "cooperative-sticky")
-            // A worker that was killed is missed soon.
-            .set("session.timeout.ms", "10000")
-            .set("heartbeat.interval.ms", "2000")
+            .set("session.timeout.ms", settings.session_timeout.as_millis().to_string())
+            .set("heartbeat.interval.ms", (settings.session_timeout / 4).as_millis().to_string())
             .set("queued.max.messages.kbytes", FETCHED)
             .create_with_context(context.clone())
             .map_err(refused)?;
@@ -163,6 +180,9 @@ impl KafkaWorker {
             queue: VecDeque::new(),
             later: HashMap::new(),
             turns: JoinSet::new(),
+            letters: JoinSet::new(),
+            deaf_until: Instant::now(),
+            generation: 0,
         })
     }
 
@@ -176,20 +196,35 @@ impl KafkaWorker {
         self.consumer.subscribe(&topics).map_err(unavailable)?;
         while !stop.is_cancelled() {
             self.advance();
-            let wake = self.later.values().min().copied().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+            let now = Instant::now();
+            let deaf = (self.deaf_until > now).then_some(self.deaf_until);
+            let wake = self.later.values().copied().chain(deaf).min().unwrap_or(now + Duration::from_secs(60));
             tokio::select! {
-                received = self.consumer.recv() => match received.map(|message| Received::of(&message)) {
-                    Ok(received) => self.take(received),
-                    Err(error) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "events can't be taken; it is tried again");
-                        sleep(PAUSE).await;
+                received = self.consumer.recv(), if self.deaf_until <= Instant::now() => {
+                    let received = received.map(|message| Received::of(&message));
+                    // What was revoked, was so before this came: it may be of a partition that is ours again.
+                    self.forget_revoked();
+                    match received {
+                        Ok(received) => self.take(received),
+                        Err(error) => {
+                            tracing::debug!(error = &error as &dyn std::error::Error, "events can't be taken; it is tried again");
+                            self.deaf_until = Instant::now() + PAUSE;
+                        }
                     }
-                },
-                Some(turn) = self.turns.join_next() => self.after(turn.ok()),
+                }
+                Some(turn) = self.turns.join_next() => {
+                    self.forget_revoked();
+                    self.after(turn.ok());
+                }
+                Some(parked) = self.letters.join_next() => {
+                    self.forget_revoked();
+                    if let Ok((partition, offset)) = parked {
+                        self.handled(&partition, [offset]);
+                    }
+                }
                 () = sleep_until(wake) => {}
                 () = stop.cancelled() => {}
             }
-            self.forget_revoked();
         }
         let finishing = async {
             while let Some(turn) = self.turns.join_next().await {
@@ -197,6 +232,8 @@ impl KafkaWorker {
             }
         };
         let _unfinished_comes_again = timeout(GRACE, finishing).await;
+        self.turns.shutdown().await;
+        self.letters.shutdown().await;
         self.close().await;
         Ok(())
     }
@@ -216,10 +253,11 @@ impl KafkaWorker {
     }
 
     fn take(&mut self, Received { partition, offset, key, content }: Received) {
-        let progress = self.partitions.entry(partition.clone()).or_default();
+        let generation = self.generation;
+        let ours = self.partitions.entry(partition.clone());
+        let progress = ours.or_insert_with(|| Progress { generation, ..Progress::default() });
         progress.next = offset + 1;
         progress.open.insert(offset);
-        // Asked for again where the library has forgotten it, as it does when partitions are shared out anew.
         if progress.open.len() >= MOST_TAKEN {
             progress.is_paused = is_done(partition.list(Offset::Invalid).and_then(|list| self.consumer.pause(&list)));
         }
@@ -227,7 +265,7 @@ impl KafkaWorker {
             Ok(event) => {
                 let key = event.tenant_id;
                 let waiting = self.keys.entry(key).or_default();
-                waiting.events.push_back(Taken { event, partition, offset });
+                waiting.events.push_back(Taken { event, partition, offset, generation: progress.generation });
                 if !waiting.is_in_turn && waiting.events.len() == 1 {
                     self.queue.push_back(key);
                 }
@@ -235,12 +273,12 @@ impl KafkaWorker {
             Err(NoEvent { kind, value, problem }) => {
                 tracing::error!(topic = &*partition.topic, partition = partition.number, offset, problem, "a message is no event");
                 let kafka = Arc::clone(&self.kafka);
-                self.turns.spawn(async move {
+                self.letters.spawn(async move {
                     while let Err(error) = kafka.send_dead_letter(kind, key, &value, &problem).await {
                         tracing::warn!(error = &error as &dyn std::error::Error, "a dead letter can't be sent; it is tried again");
                         sleep(PAUSE).await;
                     }
-                    Turn::Parked(partition, offset)
+                    (partition, offset)
                 });
             }
         }
@@ -258,27 +296,23 @@ impl KafkaWorker {
             let batch = usize::try_from(self.handler.batch()).unwrap_or(usize::MAX);
             let events: Vec<_> = waiting.events.iter().take(batch).map(|taken| taken.event.clone()).collect();
             let handler = Arc::clone(&self.handler);
-            self.turns.spawn(async move { Turn::Handled(key, handler.publish(key, &events).await) });
+            self.turns.spawn(async move {
+                let handled = AssertUnwindSafe(handler.publish(key, &events)).catch_unwind().await;
+                (key, handled.unwrap_or(Published { count: 0, pause: Some(PAUSE) }))
+            });
         }
     }
 
-    /// Goes on after a turn.
-    fn after(&mut self, turn: Option<Turn>) {
-        match turn {
-            Some(Turn::Handled(key, published)) => self.after_key(key, published),
-            Some(Turn::Parked(partition, offset)) => self.handled(&partition, [offset]),
-            // The runtime ends.
-            None => {}
-        }
-    }
-
-    fn after_key(&mut self, key: EventKey, Published { count, pause }: Published) {
+    /// Goes on after a key's turn.
+    fn after(&mut self, turn: Option<(EventKey, Published)>) {
+        let Some((key, Published { count, pause })) = turn else { return };
         let Some(waiting) = self.keys.get_mut(&key) else { return };
         waiting.is_in_turn = false;
         let mut done: HashMap<Partition, Vec<i64>> = HashMap::new();
-        for Taken { partition, offset, .. } in waiting.events.drain(..count.min(waiting.events.len())) {
-            done.entry(partition).or_default().push(offset);
+        for taken in waiting.events.drain(..count.min(waiting.events.len())).filter(|taken| taken.is_ours(&self.partitions)) {
+            done.entry(taken.partition).or_default().push(taken.offset);
         }
+        waiting.events.retain(|taken| taken.is_ours(&self.partitions));
         match (waiting.events.is_empty(), pause) {
             (true, _) => drop(self.keys.remove(&key)),
             (false, Some(pause)) => drop(self.later.insert(key, Instant::now() + pause)),
@@ -311,11 +345,13 @@ impl KafkaWorker {
         if revoked.is_empty() {
             return;
         }
+        self.generation += 1;
         for partition in &revoked {
             self.partitions.remove(partition);
         }
+        // Those in their turn are looked at after it.
         for waiting in self.keys.values_mut().filter(|waiting| !waiting.is_in_turn) {
-            waiting.events.retain(|taken| !revoked.contains(&taken.partition));
+            waiting.events.retain(|taken| taken.is_ours(&self.partitions));
         }
         self.keys.retain(|_, waiting| waiting.is_in_turn || !waiting.events.is_empty());
         self.queue.retain(|key| self.keys.contains_key(key));

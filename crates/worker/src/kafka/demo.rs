@@ -1,29 +1,27 @@
 //! The demonstration on Kafka: a producer, and a consumer of every topic that begins with `demo.`.
 
-use std::{
-    collections::HashSet,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 
 use domain::{Error, FieldErrors, Result, Timestamp};
 use futures_util::{FutureExt, future::BoxFuture};
 use rdkafka::{
     Message,
+    admin::AdminClient,
     consumer::{Consumer, StreamConsumer},
     message::{BorrowedMessage, Header, Headers, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
 };
 use services::{DEMO_PREFIX, DEMO_TOPICS, DemoBus, DemoMessage, DemoReceived};
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::{Logged, producer::delivered, refused, unavailable};
+use super::{Detached, KafkaProbe, Logged, producer::delivered, refused, unavailable};
 use crate::KafkaSettings;
 
 /// How long a message may be on its way, in milliseconds: somebody waits for the answer.
 const SENT_WITHIN: &str = "5000";
 /// How soon the consumer learns of a new topic, in milliseconds.
-const NEW_TOPICS: &str = "1000";
+const NEW_TOPICS: &str = "5000";
 /// How long to wait after an error of the consumer's.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The headers that bear what is no part of a message's content.
@@ -33,8 +31,10 @@ const TIME: &str = "ce_time";
 /// A producer and a consumer of the demonstration's topics.
 pub struct KafkaDemo {
     settings: KafkaSettings,
-    producer: FutureProducer<Logged>,
-    /// Topics that are there.
+    producer: Detached<FutureProducer<Logged>>,
+    admin: Detached<AdminClient<Logged>>,
+    probe: KafkaProbe,
+    /// Topics of the demonstration that are there. One makes another at a time.
     topics: Mutex<HashSet<String>>,
     received: DemoReceived,
 }
@@ -59,26 +59,31 @@ impl KafkaDemo {
         let pattern = format!("^{}{}.*", of_ours(&settings.topic_prefix), of_ours(DEMO_PREFIX));
         consumer.subscribe(&[&pattern]).map_err(unavailable)?;
         let producer = settings.producer().set("message.timeout.ms", SENT_WITHIN).create_with_context(Logged).map_err(refused)?;
-        let received = DemoReceived::default();
-        tokio::spawn(receive(consumer, settings.topic_prefix.clone(), received.clone()));
-        Ok(Self { settings, producer, topics: Mutex::default(), received })
+        let (admin, probe, received) = (settings.admin()?, KafkaProbe::new(&settings)?, DemoReceived::default());
+        tokio::spawn(receive(Detached::new(consumer), settings.topic_prefix.clone(), received.clone()));
+        Ok(Self { settings, producer: Detached::new(producer), admin, probe, topics: Mutex::default(), received })
     }
 
     /// Makes a topic, unless it is there.
     async fn ensure_topic(&self, topic: &str) -> Result<()> {
-        {
-            let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
-            if topics.contains(topic) {
-                return Ok(());
-            }
-            if topics.len() >= DEMO_TOPICS {
-                let mut errors = FieldErrors::default();
-                errors.add("topic", "must be one of those that there are: the demonstration has no room for more");
-                return Err(Error::Invalid(errors));
-            }
+        let mut known = self.topics.lock().await;
+        if known.contains(topic) {
+            return Ok(());
         }
-        self.settings.make_topic(&self.settings.admin()?, &format!("{}{topic}", self.settings.topic_prefix), &[]).await?;
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner).insert(topic.to_owned());
+        let of_demo = format!("{}{DEMO_PREFIX}", self.settings.topic_prefix);
+        let found = self.probe.topics().await.map_err(unavailable)?;
+        let found = found.iter().filter(|topic| topic.starts_with(&of_demo));
+        known.extend(found.map(|topic| topic[self.settings.topic_prefix.len()..].to_owned()));
+        if known.contains(topic) {
+            return Ok(());
+        }
+        if known.len() >= DEMO_TOPICS {
+            let mut errors = FieldErrors::default();
+            errors.add("topic", "must be one of those that there are: the demonstration has no room for more");
+            return Err(Error::Invalid(errors));
+        }
+        self.settings.make_topic(&self.admin, &format!("{}{topic}", self.settings.topic_prefix), 1, &[]).await?;
+        known.insert(topic.to_owned());
         Ok(())
     }
 
@@ -97,7 +102,7 @@ impl KafkaDemo {
 }
 
 /// Receives until the consumer is dropped with the runtime.
-async fn receive(consumer: StreamConsumer<Logged>, prefix: String, received: DemoReceived) {
+async fn receive(consumer: Detached<StreamConsumer<Logged>>, prefix: String, received: DemoReceived) {
     loop {
         match consumer.recv().await {
             Ok(message) => received.push(demo_message(&message, &prefix)),
@@ -137,6 +142,6 @@ impl DemoBus for KafkaDemo {
     }
 
     fn check(&self) -> BoxFuture<'_, Result<()>> {
-        self.settings.check().boxed()
+        self.probe.check().boxed()
     }
 }

@@ -1,18 +1,21 @@
 //! What is published to Kafka.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use domain::{Error, Event, EventKind, Result};
 use futures_util::{FutureExt, future::BoxFuture};
 use rdkafka::{
     error::KafkaError,
     message::{Header, OwnedHeaders},
-    producer::{DeliveryFuture, FutureProducer, FutureRecord},
+    producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer},
     types::RDKafkaErrorCode,
 };
 use services::{EventKey, Services};
 
-use super::{Logged, is_its_own, refused, unavailable};
+use super::{Detached, Logged, refused, unavailable};
 use crate::{
     KafkaSettings,
     bus::{Bus, Published},
@@ -21,8 +24,8 @@ use crate::{
 };
 
 /// How many events of a key are on their way to the brokers at once, and of how many keys: all of them are in memory.
-const BATCH: u32 = 500;
-const KEYS_AT_ONCE: usize = 64;
+const BATCH: u32 = 200;
+const KEYS_AT_ONCE: usize = 256;
 /// How much of what is on its way the library keeps, in KiB.
 const QUEUE: &str = "65536";
 /// How long to wait where that is full, or after an error.
@@ -30,12 +33,24 @@ const FULL: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_secs(1);
 /// The key of events that concern no tenant.
 const PLATFORM: &str = "platform";
+/// How much of a dead letter, and of what is said about it, is published: more is too much for a broker as it comes.
+const LETTER: usize = 256 << 10;
+const ERROR: usize = 4 << 10;
 
 /// Publishes to Kafka: at least once, in order for each key, acknowledged by all replicas in sync.
 pub struct KafkaBus {
-    producer: FutureProducer<Logged>,
+    /// Another one after an error that ends a producer.
+    producer: RwLock<Arc<Detached<FutureProducer<Logged>>>>,
     settings: KafkaSettings,
     services: Services,
+}
+
+/// Why an event was not published.
+enum Failure {
+    /// Its own fault, unless others were with it.
+    Own(String),
+    /// The brokers', or the connection's.
+    Passing(String),
 }
 
 impl KafkaBus {
@@ -44,31 +59,26 @@ impl KafkaBus {
     /// # Errors
     /// When the library refuses the settings.
     pub fn new(settings: KafkaSettings, services: Services) -> Result<Self> {
-        let producer = settings
-            .producer()
-            // Nothing is given up: an event that was, would be overtaken by those after it. A broker that is away is waited for.
-            .set("message.timeout.ms", "0")
-            .create_with_context(Logged)
-            .map_err(refused)?;
+        let producer = RwLock::new(Arc::new(make(&settings)?));
         Ok(Self { producer, settings, services })
     }
 
-    /// Hands a message to the library, which sends it as soon as it can.
-    async fn send(&self, topic: &str, key: EventKey, value: &[u8], headers: OwnedHeaders) -> Result<DeliveryFuture, KafkaError> {
-        let key = key.map_or_else(|| PLATFORM.to_owned(), |id| id.to_string());
-        let mut record = FutureRecord::to(topic).key(&key).payload(value).headers(headers);
-        loop {
-            match self.producer.send_result(record) {
-                Ok(delivery) => return Ok(delivery),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => record = back,
-                Err((error, _)) => return Err(error),
-            }
-            tokio::time::sleep(FULL).await;
-        }
+    fn producer(&self) -> Arc<Detached<FutureProducer<Logged>>> {
+        Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn send_event(&self, event: &Event) -> Result<DeliveryFuture, KafkaError> {
-        self.send(&self.settings.topic(event.kind), event.tenant_id, &envelope::encode(event), headers(event)).await
+    /// Replaces a producer that has ended: what it had on its way has failed, and is sent again.
+    fn replace_if_ended(&self, producer: &Arc<Detached<FutureProducer<Logged>>>) {
+        let Some((_, reason)) = producer.client().fatal_error() else { return };
+        let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&current, producer) {
+            return;
+        }
+        tracing::warn!(reason, "the producer has ended, and another goes on");
+        match make(&self.settings) {
+            Ok(another) => *current = Arc::new(another),
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "no producer can be made"),
+        }
     }
 
     /// Publishes what could not be handled, with why.
@@ -76,40 +86,101 @@ impl KafkaBus {
     /// # Errors
     /// When the library refuses it.
     pub(super) async fn send_dead_letter(&self, kind: EventKind, key: EventKey, value: &[u8], error: &str) -> Result<()> {
+        let (value, error) = (&value[..value.len().min(LETTER)], &error.as_bytes()[..error.len().min(ERROR)]);
         let headers = OwnedHeaders::new().insert(Header { key: "error", value: Some(error) });
-        let sent = async { delivered(self.send(&self.settings.dead_letter_topic(kind), key, value, headers).await?).await };
-        sent.await.map_err(unavailable)
+        let (producer, topic) = (self.producer(), self.settings.dead_letter_topic(kind));
+        let sent = async { delivered(send(&producer, &topic, key, value, headers).await?).await };
+        let sent = sent.await;
+        self.replace_if_ended(&producer);
+        sent.map_err(unavailable)
     }
 
     async fn publish_all(&self, events: &[Event]) -> Published {
-        let mut deliveries = Vec::with_capacity(events.len());
+        let (mut count, mut failure) = self.send_all(events).await;
+        if let (Some(Failure::Own(_)), Some(event)) = (&failure, events.get(count).filter(|_| events.len() > 1)) {
+            // The brokers refuse those that came with it, too: whose fault it is, is seen when it comes alone.
+            let (sent, of_it_alone) = self.send_all(std::slice::from_ref(event)).await;
+            (count, failure) = (count + sent, of_it_alone);
+        }
+        let error = match (failure, events.get(count)) {
+            (None, _) => return Published { count, pause: None },
+            (Some(Failure::Own(error)), Some(event)) => match self.services.park(event, error, 1).await {
+                Ok(()) => return Published { count: count + 1, pause: None },
+                Err(error) => error.with_causes(),
+            },
+            (Some(Failure::Own(error) | Failure::Passing(error)), _) => error,
+        };
+        tracing::warn!(error, "Kafka does not take events; they are sent again");
+        Published { count, pause: Some(PAUSE) }
+    }
+
+    /// Sends events. Answers how many arrived, from the first on, and what became of the one after them.
+    async fn send_all(&self, events: &[Event]) -> (usize, Option<Failure>) {
+        let producer = self.producer();
+        let (mut deliveries, mut failure) = (Vec::with_capacity(events.len()), None);
         for event in events {
-            deliveries.push(self.send_event(event).await);
-        }
-        let (mut count, mut failure) = (0, None);
-        for (event, sent) in events.iter().zip(deliveries) {
-            let outcome = match sent {
-                Ok(delivery) => delivered(delivery).await,
-                Err(error) => Err(error),
-            };
-            // Those after the first that failed are waited for, too, and published again.
-            let Some(error) = outcome.err().map(|error| (is_its_own(&error), error.to_string())) else {
-                count += usize::from(failure.is_none());
-                continue;
-            };
-            if failure.is_some() {
-                continue;
+            let (topic, value) = (self.settings.topic(event.kind), envelope::encode(event));
+            match send(&producer, &topic, event.tenant_id, &value, headers(event)).await {
+                Ok(delivery) => deliveries.push(delivery),
+                Err(error) => {
+                    // Nothing that comes after it may overtake it.
+                    failure = Some(failure_of(&error));
+                    break;
+                }
             }
-            failure = match error {
-                (true, error) => self.services.park(event, error, 1).await.err().map(|error| error.with_causes()),
-                (false, error) => Some(error),
-            };
-            count += usize::from(failure.is_none());
         }
-        if let Some(error) = &failure {
-            tracing::warn!(error, "Kafka does not take events; they are sent again");
+        let mut count = 0;
+        for delivery in deliveries {
+            match delivered(delivery).await {
+                Ok(()) => count += 1,
+                Err(error) => {
+                    // With a gap, the producer has ended: those after it did not arrive, either.
+                    failure = Some(failure_of(&error));
+                    break;
+                }
+            }
         }
-        Published { count, pause: failure.map(|_| PAUSE) }
+        self.replace_if_ended(&producer);
+        (count, failure)
+    }
+}
+
+fn make(settings: &KafkaSettings) -> Result<Detached<FutureProducer<Logged>>> {
+    let producer = settings
+        .producer()
+        // Nothing is given up: an event that was, would be overtaken by those after it. A broker that is away is waited for, and
+        // one that refuses an event ends the producer.
+        .set("message.timeout.ms", "0")
+        .set("enable.gapless.guarantee", "true")
+        .create_with_context(Logged)
+        .map_err(refused)?;
+    Ok(Detached::new(producer))
+}
+
+/// Hands a message to the library, which sends it as soon as it can.
+async fn send(
+    producer: &FutureProducer<Logged>,
+    topic: &str,
+    key: EventKey,
+    value: &[u8],
+    headers: OwnedHeaders,
+) -> Result<DeliveryFuture, KafkaError> {
+    let key = key.map_or_else(|| PLATFORM.to_owned(), |id| id.to_string());
+    let mut record = FutureRecord::to(topic).key(&key).payload(value).headers(headers);
+    loop {
+        match producer.send_result(record) {
+            Ok(delivery) => return Ok(delivery),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => record = back,
+            Err((error, _)) => return Err(error),
+        }
+        tokio::time::sleep(FULL).await;
+    }
+}
+
+fn failure_of(error: &KafkaError) -> Failure {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidRecord) => Failure::Own(error.to_string()),
+        _ => Failure::Passing(error.to_string()),
     }
 }
 
@@ -124,6 +195,7 @@ impl KafkaSettings {
             // As the clients in Java do it: theirs find a key in the same partition.
             .set("partitioner", "murmur2_random")
             .set("linger.ms", "2")
+            .set("batch.size", "131072")
             .set("queue.buffering.max.kbytes", QUEUE);
         config
     }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -10,13 +9,9 @@ use domain::{AuditFilter, Event, EventId, EventKind, PageRequest, SystemClock};
 use models::{audit_log, outbox};
 use serde_json::{Value, json};
 use testkit::{Persona, TestApp};
-use worker::{InProcess, handle};
+use worker::handle;
 
-use crate::recorder::{PATIENCE, Running, database_of, drained, unprocess};
-
-fn in_process(app: &TestApp) -> Running {
-    Running::start(app.services(), Arc::new(InProcess::new(app.services().clone())))
-}
+use crate::recorder::{PATIENCE, Running, database_of, unprocess};
 
 /// What a tenant's admin sees of the audit log.
 async fn audit(alice: &Persona, tenant: &str, query: &str) -> Vec<Value> {
@@ -26,7 +21,7 @@ async fn audit(alice: &Persona, tenant: &str, query: &str) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happened_is_in_the_audit_log_for_admins() {
     let app = TestApp::new().await;
-    let relay = in_process(&app);
+    let relay = Running::handling(&app).await;
     let (alice, bob, carol) = (app.user("alice").await, app.user("bob").await, app.user("carol").await);
     let (tenant, other) = (alice.creates_tenant("Acme").await, alice.creates_tenant("Other").await);
     alice.invites(&bob, &tenant, "viewer").await;
@@ -37,7 +32,7 @@ async fn what_happened_is_in_the_audit_log_for_admins() {
     bob.delete(&path).await.expect_error(403, "insufficient_role");
     carol.get(&path).await.expect_error(404, "tenant_not_found");
     alice.delete(&path).await.expect(200);
-    drained(&app).await;
+    relay.drained(&app).await;
 
     let entries = audit(&alice, &tenant, "").await;
     let mut actions: Vec<_> = entries.iter().map(|entry| entry["action"].as_str().unwrap()).collect();
@@ -73,14 +68,14 @@ async fn what_happened_is_in_the_audit_log_for_admins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_fails_is_noted_without_what_may_be_a_password() {
     let app = TestApp::new().await;
-    let relay = in_process(&app);
+    let relay = Running::handling(&app).await;
     let alice = app.user("alice").await;
     let stranger = app.stranger();
     for email in [alice.email.as_str(), "nobody@example.com", "hunter2 in the wrong field"] {
         let body = json!({ "email": email, "password": "wrong password 1" });
         stranger.post("/api/auth/login", &body).await.expect_error(401, "invalid_credentials");
     }
-    drained(&app).await;
+    relay.drained(&app).await;
     let (main, _) = app.databases().open();
     let filter = AuditFilter { action: Some("login.failed".to_owned()), ..AuditFilter::default() };
     let found = audit_log::list_platform(&mut main.read().await.unwrap(), None, &filter, PageRequest::first(100)).await.unwrap().items;
@@ -96,10 +91,10 @@ async fn a_login_that_fails_is_noted_without_what_may_be_a_password() {
 #[expect(clippy::disallowed_methods, reason = "tells nothing")]
 async fn the_audit_log_is_only_ever_added_to() {
     let app = TestApp::new().await;
-    let relay = in_process(&app);
+    let relay = Running::handling(&app).await;
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
-    drained(&app).await;
+    relay.drained(&app).await;
     let database = database_of(&app, &tenant).await;
     let (main, _) = app.databases().open();
     for sql in ["UPDATE audit_log SET action = 'a.b'", "DELETE FROM audit_log"] {
@@ -139,8 +134,8 @@ async fn events_that_come_three_times_in_any_order_change_nothing_more() {
     }
     let known: Vec<_> = state(&app, &alice, &tenant).await.1.into_values().collect();
     unprocess(&app, &tenant).await;
-    let relay = in_process(&app);
-    drained(&app).await;
+    let relay = Running::handling(&app).await;
+    relay.drained(&app).await;
     relay.stop().await;
     let once = state(&app, &alice, &tenant).await;
     assert_eq!(once.1.values().map(String::as_str).collect::<Vec<_>>().len(), 4);
@@ -198,20 +193,26 @@ async fn a_poison_event_is_parked_and_only_its_tenant_waits() {
     let mut tx = main.begin().await.unwrap();
     outbox::push(&mut tx, &poison);
     tx.commit().await.unwrap();
-    alice.uploads(&tenant, "after.txt", "after").await.expect(201);
-    let relay = in_process(&app);
-    let began = Instant::now();
-    alice.uploads(&other, "elsewhere.txt", "elsewhere").await.expect(201);
-    let backlog = async |id: &str| {
-        let status = app.services().outbox_status().await.unwrap();
-        status.backlogs.iter().find(|backlog| backlog.key == Some(id.parse().unwrap())).map_or(0, |backlog| backlog.events)
+    let downloads = async |tenant: &str| {
+        let id = alice.uploads(tenant, "a.txt", "a").await.expect(201).id();
+        alice.get(&format!("/api/tenants/{tenant}/documents/{id}/download?redirect=false")).await.expect(200);
     };
-    while backlog(&other).await > 0 {
+    downloads(&tenant).await;
+    let relay = Running::handling(&app).await;
+    let began = Instant::now();
+    downloads(&other).await;
+    while audit(&alice, &other, "&action=document.downloaded").await.is_empty() {
         assert!(began.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(backlog(&tenant).await > 1, "its own tenant waits");
-    drained(&app).await;
+    assert_eq!(audit(&alice, &tenant, "&action=document.downloaded").await.len(), 0, "its own tenant waits");
+    relay.drained(&app).await;
+    assert_eq!(audit(&alice, &tenant, "&action=document.downloaded").await.len(), 1);
+    if let Some(kafka) = relay.kafka().cloned() {
+        let parked = tokio::task::spawn_blocking(move || kafka.read("audit.log.dlq")).await.unwrap();
+        assert_eq!((parked.len(), &parked[0].key), (1, &tenant));
+        assert!(parked[0].headers["error"].contains("names no action") && parked[0].value.contains(&poison.id.to_string()), "{parked:?}");
+    }
     let parked = app.services().list_dead_letters(PageRequest::default()).await.unwrap();
     assert_eq!(parked.total, 1);
     let letter = &parked.items[0];
@@ -220,7 +221,7 @@ async fn a_poison_event_is_parked_and_only_its_tenant_waits() {
 
     // The same again, as long as nothing has changed; then it is given up.
     app.services().replay_dead_letter(poison.id).await.unwrap();
-    drained(&app).await;
+    relay.drained(&app).await;
     assert_eq!(app.services().get_dead_letter(poison.id).await.unwrap().event.id, poison.id);
     app.services().drop_dead_letter(poison.id).await.unwrap();
     assert!(app.services().drop_dead_letter(poison.id).await.is_err());
@@ -236,13 +237,13 @@ async fn a_dead_letter_is_handled_once_its_cause_is_gone() {
     let storage = app.objects().open();
     storage.delete(&file).await.unwrap();
     unprocess(&app, &tenant).await;
-    let relay = in_process(&app);
-    drained(&app).await;
+    let relay = Running::handling(&app).await;
+    relay.drained(&app).await;
     let parked = app.services().list_dead_letters(PageRequest::default()).await.unwrap().items;
     assert_eq!(parked.iter().map(|letter| letter.event.kind).collect::<Vec<_>>(), [EventKind::FileProcess], "{parked:?}");
     app.objects().leave(&file, b"%PDF-1.7").await;
     app.services().replay_dead_letter(parked[0].event.id).await.unwrap();
-    drained(&app).await;
+    relay.drained(&app).await;
     assert_eq!(app.services().list_dead_letters(PageRequest::default()).await.unwrap().total, 0);
     let (_, files, _) = state(&app, &alice, &tenant).await;
     assert_eq!(files.into_values().collect::<Vec<_>>(), ["application/pdf"]);

@@ -9,13 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Event, EventId};
+use domain::{Event, EventId, EventKind};
 use futures_util::{FutureExt, future::BoxFuture};
 use models::tenants;
 use services::{EventKey, Services};
-use testkit::TestApp;
+use testkit::{TestApp, TestKafka};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use worker::{Bus, Published, Relay};
+use worker::{Bus, DeadLetterTopic, InProcess, KafkaBus, KafkaSettings, KafkaWorker, Published, Relay};
 
 /// How long is waited for what takes milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -84,21 +85,89 @@ impl Bus for Recorder {
     }
 }
 
-/// A relay at work. Stopped, it has flushed.
+/// A relay at work, and a worker where there is a broker between the two. Stopped, the relay has flushed.
 pub(crate) struct Running {
     stop: CancellationToken,
-    relay: tokio::task::JoinHandle<()>,
+    relay: JoinHandle<()>,
+    broker: Option<(TestKafka, JoinHandle<domain::Result<()>>)>,
 }
 
 impl Running {
     pub(crate) fn start(services: &Services, bus: Arc<dyn Bus>) -> Self {
         let stop = CancellationToken::new();
-        Self { relay: tokio::spawn(Relay::new(services.clone(), bus).run(stop.clone())), stop }
+        Self { relay: tokio::spawn(Relay::new(services.clone(), bus).run(stop.clone())), stop, broker: None }
+    }
+
+    /// Has events handled, by the bus that the test run is for.
+    pub(crate) async fn handling(app: &TestApp) -> Self {
+        match TestKafka::find() {
+            None => Self::start(app.services(), Arc::new(InProcess::new(app.services().clone()))),
+            Some(kafka) => {
+                let bus = kafka_bus(app, &kafka).await;
+                let letters = Arc::clone(&bus) as Arc<dyn DeadLetterTopic>;
+                let handler = Arc::new(InProcess::with_dead_letter_topic(app.services().clone(), letters));
+                Self::on_kafka(app, kafka, bus, handler)
+            }
+        }
+    }
+
+    /// Has events handled by this, with Kafka between.
+    pub(crate) fn on_kafka(app: &TestApp, kafka: TestKafka, bus: Arc<KafkaBus>, handler: Arc<dyn Bus>) -> Self {
+        let worker = KafkaWorker::new(kafka_settings(&kafka), Arc::clone(&bus), handler).unwrap();
+        let running = Self::start(app.services(), bus);
+        let worker = tokio::spawn(worker.run(running.stop.clone()));
+        Self { broker: Some((kafka, worker)), ..running }
+    }
+
+    /// The broker between the relay and the worker.
+    pub(crate) fn kafka(&self) -> Option<&TestKafka> {
+        self.broker.as_ref().map(|(kafka, _)| kafka)
+    }
+
+    /// Waits until everything that was told, and what follows of it, is handled.
+    pub(crate) async fn drained(&self, app: &TestApp) {
+        let Some((kafka, _)) = &self.broker else { return drained(app).await };
+        let (began, mut quiet) = (Instant::now(), 0);
+        // What is handled tells of more, and between two looks that may be on its way.
+        while quiet < 3 {
+            drained(app).await;
+            let asked = kafka.clone();
+            let lag = tokio::task::spawn_blocking(move || asked.lag(&EventKind::ALL.map(EventKind::as_str))).await.unwrap();
+            quiet = if lag == 0 { quiet + 1 } else { 0 };
+            assert!(began.elapsed() < PATIENCE, "{lag} messages are not handled");
+        }
     }
 
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.relay.await.unwrap();
+        if let Some((_, worker)) = self.broker {
+            worker.await.unwrap().unwrap();
+        }
+    }
+}
+
+/// A producer, once its topics are there.
+pub(crate) async fn kafka_bus(app: &TestApp, kafka: &TestKafka) -> Arc<KafkaBus> {
+    let settings = kafka_settings(kafka);
+    settings.make_topics().await;
+    Arc::new(KafkaBus::new(settings, app.services().clone()).unwrap())
+}
+
+fn kafka_settings(kafka: &TestKafka) -> KafkaSettings {
+    KafkaSettings {
+        bootstrap_servers: kafka.servers().to_owned(),
+        client_id: "tests".to_owned(),
+        compression: "lz4".to_owned(),
+        security_protocol: "PLAINTEXT".to_owned(),
+        sasl: None,
+        ca_location: None,
+        topic_prefix: kafka.prefix().to_owned(),
+        partitions: 3,
+        replication_factor: None,
+        group_id: kafka.prefix().to_owned(),
+        session_timeout: Duration::from_secs(2),
+        auto_offset_reset: "earliest".to_owned(),
     }
 }
 
