@@ -99,7 +99,7 @@ pub(crate) struct ReadinessOut {
     responses((status = 200, description = "Ready", body = Answer<ReadinessOut>)))]
 pub(crate) async fn ready(State(app): State<App>, State(services): State<Services>) -> Response {
     let (checked, bus) = tokio::join!(services.readiness(), ask(app.settings.bus.as_deref()));
-    readiness(checked.iter(), bus.as_ref())
+    readiness(&checked.iter().collect::<Vec<_>>(), bus.as_ref())
 }
 
 /// The bus, if it is one that may be down.
@@ -111,16 +111,16 @@ pub(crate) async fn ask(probe: Option<&Probe>) -> Option<Dependency> {
 }
 
 /// The answer to who asks whether all that is needed is there, and how it is with what can be done without for a time.
-pub(crate) fn readiness<'a>(needed: impl Iterator<Item = &'a Dependency> + Clone, spared: Option<&'a Dependency>) -> Response {
-    let all = needed.clone().chain(spared);
-    for dependency in all.clone() {
+pub(crate) fn readiness(needed: &[&Dependency], spared: Option<&Dependency>) -> Response {
+    let all = || needed.iter().copied().chain(spared);
+    for dependency in all() {
         if let Some(problem) = &dependency.problem {
             tracing::warn!(dependency = dependency.name, error = problem as &dyn std::error::Error, "a dependency is down");
         }
     }
-    let all_up = needed.clone().all(|dependency| dependency.problem.is_none());
+    let all_up = needed.iter().all(|dependency| dependency.problem.is_none());
     let state = |problem: &Option<_>| if problem.is_none() { "up" } else { "down" };
-    let dependencies = all.map(|dependency| (dependency.name.clone(), state(&dependency.problem))).collect();
+    let dependencies = all().map(|dependency| (dependency.name.clone(), state(&dependency.problem))).collect();
     if all_up {
         return Answer::ok("Ready", ReadinessOut { status: "ready", dependencies }).into_response();
     }

@@ -19,7 +19,7 @@ pub fn worker_router(services: Services, probe: Option<Arc<Probe>>) -> Router {
         "/health/ready",
         get(async move || {
             let (checked, bus) = tokio::join!(ready.readiness(), health::ask(probe.as_deref()));
-            health::readiness(checked.iter().chain(&bus), None)
+            health::readiness(&checked.iter().chain(&bus).collect::<Vec<_>>(), None)
         }),
     )
 }

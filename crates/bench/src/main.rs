@@ -1,6 +1,7 @@
 //! The benchmark: the real server under load, beside what the same machine does without it (docs/PERFORMANCE.md).
 
 mod bare_http;
+mod events;
 mod fixture;
 mod fleet;
 mod floors;
@@ -81,6 +82,13 @@ enum Part {
         #[command(flatten)]
         options: Options,
     },
+    /// Measure events on Kafka: how soon they are there, how fast a backlog goes, beside a producer alone
+    Events {
+        #[command(flatten)]
+        events: events::Options,
+        #[command(flatten)]
+        options: Options,
+    },
     /// Measure uploads to S3 and downloads, beside the AWS CLI, bare PUTs and nginx
     Objects {
         #[command(flatten)]
@@ -100,6 +108,12 @@ fn main() -> Result<()> {
             let seconds = Duration::from_secs(options.seconds);
             let measured =
                 runtime.block_on(run(&options, async |place, tenantry| fleet::measure(&fleet, place, tenantry, seconds).await))?;
+            println!("{}", if options.json { measured.to_json()? } else { measured.to_string() });
+        }
+        Some(Part::Events { events, options }) => {
+            let seconds = Duration::from_secs(options.seconds);
+            let measured =
+                runtime.block_on(run(&options, async |place, tenantry| events::measure(&events, place, tenantry, seconds).await))?;
             println!("{}", if options.json { measured.to_json()? } else { measured.to_string() });
         }
         Some(Part::Objects { objects, options }) => {

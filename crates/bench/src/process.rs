@@ -42,10 +42,20 @@ impl Tenantry {
     /// Starts it with more in its environment.
     pub(crate) fn start_with(&self, variables: &[(&str, &str)]) -> Result<Server> {
         let address = free_address()?;
+        self.start_command("serve", address, &[&[("PORT", address.port().to_string().as_str())], variables].concat())
+    }
+
+    /// Starts a worker.
+    pub(crate) fn start_worker(&self, variables: &[(&str, &str)]) -> Result<Server> {
+        let address = free_address()?;
+        self.start_command("worker", address, &[&[("METRICS_ADDRESS", address.to_string().as_str())], variables].concat())
+    }
+
+    fn start_command(&self, name: &str, address: SocketAddr, variables: &[(&str, &str)]) -> Result<Server> {
         let log = File::options().create(true).append(true).open(self.directory.join("log"))?;
         let mut command = Command::new(&self.program);
-        command.arg("serve").env_clear().current_dir(&self.directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        command.env("PORT", address.port().to_string()).env("DATA_DIR", self.directory.join("data"));
+        command.arg(name).env_clear().current_dir(&self.directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.env("DATA_DIR", self.directory.join("data"));
         command.env("JWT_ACCESS_TOKEN_EXPIRES", "86400").envs(variables.iter().copied());
         if let Some(url) = &self.database_url {
             command.env("DATABASE_URL", url);
