@@ -122,12 +122,11 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
         let begin = topic.end()?;
         let consumer = topic.consume(Offset::End)?;
         let server = tenantry.start_with(&on_kafka)?;
-        let cpu = server.cpu_time()?;
-        let backlog = options.backlog;
-        let (elapsed, messages) = tokio::task::spawn_blocking(move || receive(&consumer, backlog)).await??;
+        let (cpu, backlog, arriving) = (server.cpu_time()?, options.backlog, topic.clone());
+        let elapsed = tokio::task::spawn_blocking(move || arriving.time_to(begin + i64::try_from(backlog)?, begin)).await??;
         let cpu = server.cpu_time()? - cpu;
         server.stop()?;
-        ensure!(topic.end()? - begin >= i64::try_from(backlog)?, "not all events are there");
+        let messages = tokio::task::spawn_blocking(move || receive(&consumer, backlog)).await??;
         let relayed = backlog as f64 / elapsed.as_secs_f64();
         let plain = topic.clone();
         let produced = tokio::task::spawn_blocking(move || produce(&plain, &messages)).await??;
@@ -263,6 +262,25 @@ impl Topic {
         Ok(consumer)
     }
 
+    /// How long it takes from the first new message until there are so many. Nobody reads them meanwhile.
+    fn time_to(&self, end: i64, begin: i64) -> Result<Duration> {
+        let consumer: BaseConsumer = self.client().create()?;
+        let partitions = self.partitions(&consumer)?;
+        let (began, mut first) = (Instant::now(), None);
+        loop {
+            let ends = partitions.iter().map(|it| Ok(consumer.fetch_watermarks(&self.name, *it, PATIENCE)?.1));
+            let there: i64 = ends.sum::<Result<i64>>()?;
+            if there > begin {
+                first.get_or_insert_with(Instant::now);
+            }
+            if there >= end {
+                return Ok(first.map_or(Duration::ZERO, |first| first.elapsed()));
+            }
+            ensure!(began.elapsed() < PATIENCE, "only {} of {} events are there", there - begin, end - begin);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// How many messages there are.
     fn end(&self) -> Result<i64> {
         let consumer: BaseConsumer = self.client().create()?;
@@ -286,21 +304,20 @@ fn latencies(consumer: &BaseConsumer, count: u64) -> Result<Histogram> {
     Ok(latencies)
 }
 
-/// Receives so many messages. Answers how long that took from the first to the last, and them.
-fn receive(consumer: &BaseConsumer, count: u64) -> Result<(Duration, Vec<Told>)> {
-    let (mut told, began, mut first) = (Vec::new(), Instant::now(), None);
+/// Receives so many messages.
+fn receive(consumer: &BaseConsumer, count: u64) -> Result<Vec<Told>> {
+    let (mut told, began) = (Vec::new(), Instant::now());
     while (told.len() as u64) < count {
         ensure!(began.elapsed() < PATIENCE, "only {} of {count} events came", told.len());
         let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
         let message = message?;
-        first.get_or_insert_with(Instant::now);
         told.push(Told {
             key: message.key().unwrap_or_default().to_vec(),
             value: message.payload().unwrap_or_default().to_vec(),
             headers: message.headers().map(BorrowedHeaders::detach).unwrap_or_default(),
         });
     }
-    Ok((first.map_or(Duration::ZERO, |first| first.elapsed()), told))
+    Ok(told)
 }
 
 /// Sends messages with nothing but the client library, set as the server's. Answers how many per second.

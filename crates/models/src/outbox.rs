@@ -10,6 +10,9 @@ use domain::{Event, EventId, EventKind, TenantId, Timestamp};
 use crate::{single, word};
 
 /// Selects what [`event`] reads.
+/// How many events one statement notes as published.
+const MARKED_AT_ONCE: usize = 32;
+
 macro_rules! select {
     ($rest:literal) => {
         concat!("SELECT id, event_type, tenant_id, user_id, occurred_at, data, traceparent FROM outbox ", $rest)
@@ -87,9 +90,17 @@ pub async fn count_unpublished_by_tenant(connection: &mut Connection<Main>) -> R
     rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?, row.take()?))).collect()
 }
 
-/// Notes that an event is published.
-pub fn mark_published<S: Scope>(tx: &mut Tx<S>, id: EventId, at: Timestamp) {
-    tx.defer("UPDATE outbox SET published_at = $2 WHERE id = $1", params![id, at]);
+/// Notes that events are published. By their ids: others may have come meanwhile, and have any number.
+pub fn mark_published<S: Scope>(tx: &mut Tx<S>, events: &[Event], at: Timestamp) {
+    for some in events.chunks(MARKED_AT_ONCE) {
+        // The last one fills up: one statement, whatever their number.
+        let ids = some.iter().chain(std::iter::repeat(&some[some.len() - 1])).take(MARKED_AT_ONCE);
+        tx.defer(
+            "UPDATE outbox SET published_at = $1 WHERE id IN ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
+             $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33)",
+            std::iter::once(at.into()).chain(ids.map(|event| event.id.into())).collect(),
+        );
+    }
 }
 
 /// Whether an event is there that was not noted as published, locked until the end of the transaction.

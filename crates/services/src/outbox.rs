@@ -31,6 +31,8 @@ const FORGOTTEN_AT_ONCE: u32 = 1_000;
 pub struct Unpublished {
     /// In the order in which they are to be published; empty when there are none.
     pub events: Vec<Event>,
+    /// Whether there were no more when they were read.
+    pub are_all: bool,
     outbox: Outbox,
 }
 
@@ -171,15 +173,17 @@ impl Services {
             let tenant = tenants::find(&mut main, tenant_id).await?;
             if tenant.is_some_and(|tenant| tenant.provisioning == Provisioning::Deleting) {
                 events = outbox::list_taken_over(&mut main, tenant_id, limit).await?;
-                return Ok(Unpublished { events, outbox: Outbox::Main });
+                return Ok(Unpublished { events, are_all: false, outbox: Outbox::Main });
             }
         }
         drop(main);
-        let Some(tenant_id) = key.filter(|_| events.is_empty()) else { return Ok(Unpublished { events, outbox: Outbox::Main }) };
+        let is_short = |events: &Vec<Event>| events.len() < limit as usize;
+        let of_main = |events: Vec<Event>| Unpublished { are_all: key.is_none() && is_short(&events), events, outbox: Outbox::Main };
+        let Some(tenant_id) = key.filter(|_| events.is_empty()) else { return Ok(of_main(events)) };
         // What is being deleted is taken over by the main database.
-        let Some(database) = self.open_tenant(tenant_id).await? else { return Ok(Unpublished { events, outbox: Outbox::Main }) };
+        let Some(database) = self.open_tenant(tenant_id).await? else { return Ok(of_main(events)) };
         let events = outbox::list_unpublished(&mut database.read().await?, limit).await?;
-        Ok(Unpublished { events, outbox: Outbox::Tenant(database) })
+        Ok(Unpublished { are_all: is_short(&events), events, outbox: Outbox::Tenant(database) })
     }
 
     /// Notes that the first so many of these events are published.
@@ -232,7 +236,7 @@ impl Services {
             tx.commit().await?;
             failpoint!("tenant.events_taken_over");
             let count = events.len();
-            self.note_published(&Unpublished { events, outbox: Outbox::Tenant(database.clone()) }, count).await?;
+            self.note_published(&Unpublished { events, are_all: false, outbox: Outbox::Tenant(database.clone()) }, count).await?;
         }
     }
 
@@ -278,7 +282,7 @@ impl Services {
 
 /// Notes events of an outbox as published.
 async fn note_in<S: Scope>(mut tx: Tx<S>, published: &[Event], now: Timestamp) -> Result<()> {
-    published.iter().for_each(|event| outbox::mark_published(&mut tx, event.id, now));
+    outbox::mark_published(&mut tx, published, now);
     Ok(tx.commit().await?)
 }
 

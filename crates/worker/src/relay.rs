@@ -27,6 +27,8 @@ use crate::{
 
 /// How long a lease is kept after its outbox was found empty.
 const LINGER: Duration = Duration::from_millis(200);
+/// How much longer, so that several are given up at once.
+const GROUPED: Duration = Duration::from_millis(50);
 /// When to ask again for a lease that another instance has.
 const TAKEN: Duration = Duration::from_millis(100);
 /// How long before its end a lease is prolonged.
@@ -96,7 +98,7 @@ impl State {
 
 /// What became of a key's turn.
 enum Turn {
-    /// There was nothing to publish.
+    /// There is nothing more to publish.
     Empty,
     /// There may be more.
     More,
@@ -239,7 +241,7 @@ impl Relay {
             }
         }
         let due = self.held.values().filter_map(|held| match held.state {
-            State::Lingering { until } => Some(until),
+            State::Lingering { until } => Some(until + GROUPED),
             state => state.needs_lease().then(|| held.lease_until - PROLONG),
         });
         let next = due.chain(self.later.values().copied()).min();
@@ -290,10 +292,14 @@ impl Relay {
             State::Lingering { until } => until <= now,
             state => state == State::PutOff,
         };
-        let over: Vec<_> = self.held.extract_if(|_, held| is_over(held)).collect();
-        if over.is_empty() {
+        let is_late = |held: &Held| match held.state {
+            State::Lingering { until } => until + GROUPED <= now,
+            state => state == State::PutOff,
+        };
+        if !self.held.values().any(is_late) {
             return;
         }
+        let over: Vec<_> = self.held.extract_if(|_, held| is_over(held)).collect();
         // Their outboxes were found empty, after the marks were found.
         let empty = over.iter().filter(|(_, held)| held.state != State::PutOff);
         let marks: Vec<_> = empty.filter_map(|(key, _)| self.marks.remove(&(*key)?)).collect();
@@ -370,5 +376,10 @@ async fn publish(services: &Services, bus: &dyn Bus, key: EventKey) -> Turn {
     {
         return Turn::Failed(error);
     }
-    pause.map_or(Turn::More, Turn::Paused)
+    match pause {
+        Some(pause) => Turn::Paused(pause),
+        // Whoever tells more meanwhile says so; another instance's is found when it has the lease.
+        None if unpublished.are_all && count == unpublished.events.len() => Turn::Empty,
+        None => Turn::More,
+    }
 }
