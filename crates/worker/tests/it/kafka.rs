@@ -123,7 +123,7 @@ async fn tell(app: &TestApp, tenant_id: TenantId, count: usize) -> Vec<EventId> 
     ids
 }
 
-/// Planted once, and caught: a key that has had its turn is put first in the queue again.
+/// Planted once, and caught: one queue for all keys (then it is over before the single event comes).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_with_a_thousand_events_holds_up_no_other() {
     let Some(kafka) = TestKafka::find() else { return };
