@@ -175,8 +175,8 @@ async fn tell_in_all(home: &Home, count: usize) {
     stream::iter(telling).buffer_unordered(PEOPLE).collect::<Vec<()>>().await;
 }
 
-/// Planted once each, and caught: an offset stored when its event is taken instead of when it was handled; events of a key sent
-/// without waiting for those before them.
+/// Planted once each, and caught on Kafka: an offset stored when its event is taken instead of when it was handled; events noted as
+/// published before the brokers have them. (With a third of the events, the first was not.)
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_told_survives_the_death_of_servers_and_workers() {
     let home = Home::new().with_events_on(TestKafka::find());
