@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use api::metrics::Probe;
-use services::{DemoBus, DemoInProcess, Dependency, Services};
+use services::{DemoBus, DemoInProcess, Services};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use worker::{Bus, InProcess, KafkaSettings, Relay};
@@ -79,10 +79,11 @@ pub async fn work(settings: &KafkaSettings, services: &Services, stop: Cancellat
 mod kafka {
     use anyhow::Context;
     use futures_util::FutureExt;
+    use services::Dependency;
     use tokio_util::task::AbortOnDropHandle;
     use worker::{DeadLetterTopic, KafkaBus, KafkaDemo, KafkaProbe, KafkaWorker};
 
-    use super::{Arc, Bus, CancellationToken, DemoBus, Dependency, InProcess, KafkaSettings, Probe, Publishing, Result, Services};
+    use super::{Arc, Bus, CancellationToken, DemoBus, InProcess, KafkaSettings, Probe, Publishing, Result, Services};
 
     /// What to look at when the library does not take the settings.
     const SETTINGS: &str = "prepare Kafka (see the settings KAFKA_*)";

@@ -6,10 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Event, EventId, EventKind, SystemClock, TenantId, Timestamp};
+use domain::{Event, EventId, EventKind, PageRequest, SystemClock, TenantId, Timestamp};
 use models::outbox;
 use rdkafka::{
     ClientConfig,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     producer::{BaseProducer, BaseRecord, Producer},
 };
 use serde_json::{Value, json};
@@ -104,14 +105,14 @@ async fn a_message_that_is_no_event_holds_up_nobody() {
 }
 
 /// Events of a tenant that does not exist, in the outbox.
-async fn tell(app: &TestApp, tenant_id: TenantId, count: usize) -> Vec<EventId> {
+async fn tell(app: &TestApp, tenant_id: TenantId, what: impl IntoIterator<Item = String>) -> Vec<EventId> {
     let (main, _) = app.databases().open();
     let mut tx = main.begin().await.unwrap();
     let mut ids = Vec::new();
-    for n in 0..count {
+    for what in what {
         let id = EventId::generate(&SystemClock);
         let at = Timestamp::from_seconds(0);
-        let data = json!({ "action": "a.b", "n": n }).to_string();
+        let data = json!({ "action": "a.b", "what": what }).to_string();
         outbox::push(
             &mut tx,
             &Event { id, kind: EventKind::AuditLog, tenant_id: Some(tenant_id), user_id: None, at, data, traceparent: None },
@@ -121,6 +122,32 @@ async fn tell(app: &TestApp, tenant_id: TenantId, count: usize) -> Vec<EventId> 
     tx.commit().await.unwrap();
     app.services().wake(Some(tenant_id));
     ids
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_too_large_for_the_brokers_is_parked_alone() {
+    let Some(kafka) = TestKafka::find() else { return };
+    let app = TestApp::new().await;
+    // Before we make it, with another limit.
+    let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", kafka.servers()).create().unwrap();
+    let name = format!("{}audit.log", kafka.prefix());
+    let topic = NewTopic::new(&name, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "2000");
+    admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    let bus = kafka_bus(&app, &kafka).await;
+    let tenant_id = TenantId::from(uuid::Uuid::from_u128(7));
+    let large: String = domain::random_bytes::<4000>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let told = tell(&app, tenant_id, (0..21).map(|n| if n == 10 { large.clone() } else { n.to_string() })).await;
+    let relay = Running::start(app.services(), bus);
+    crate::recorder::drained(&app).await;
+    relay.stop().await;
+    let parked = app.services().list_dead_letters(PageRequest::default()).await.unwrap().items;
+    assert_eq!(parked.iter().map(|letter| letter.event.id).collect::<Vec<_>>(), [told[10]], "{parked:?}");
+    let mut expected: Vec<_> = told.iter().map(EventId::to_string).collect();
+    expected.remove(10);
+    let mut came: Vec<_> = read(&kafka, "audit.log").await.into_iter().filter(|message| message.key == tenant_id.to_string()).collect();
+    let mut seen = std::collections::HashSet::new();
+    came.retain(|message| seen.insert(message.headers["ce_id"].clone()));
+    assert_eq!(came.iter().map(|message| message.headers["ce_id"].clone()).collect::<Vec<_>>(), expected, "in their order");
 }
 
 /// Planted once, and caught: one queue for all keys (then it is over before the single event comes).
@@ -135,7 +162,7 @@ async fn a_tenant_with_a_thousand_events_holds_up_no_other() {
     let id = |n: u128| TenantId::from(uuid::Uuid::from_u128(n));
     let took = async |tenant_id| {
         let began = Instant::now();
-        let event = tell(&app, tenant_id, 1).await[0];
+        let event = tell(&app, tenant_id, [String::new()]).await[0];
         while recorder.seen_at(event).is_none() {
             assert!(began.elapsed() < PATIENCE);
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -147,7 +174,7 @@ async fn a_tenant_with_a_thousand_events_holds_up_no_other() {
     for n in 2..9 {
         idle.push(took(id(n)).await);
     }
-    let queued = tell(&app, id(100), 1_000).await;
+    let queued = tell(&app, id(100), (0..1_000).map(|n| n.to_string())).await;
     while recorder.seen_at(queued[20]).is_none() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
