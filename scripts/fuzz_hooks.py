@@ -24,6 +24,7 @@ UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}
 
 sessions = {}  # by user and what it is for; one that was ended is begun anew
 stage = {}  # ids by parameter name; empty when the last call spoiled it
+upload_ids = set()  # those of direct uploads
 known_ids = set()  # those that an answer named: where a case goes on from one, they stay
 answers = collections.Counter()  # by operation and status
 
@@ -111,11 +112,13 @@ def is_chained(case):
     return case.meta is not None and case.meta.phase.name.value == "stateful"
 
 
-def is_arbitrary_id(case, value):
+def is_arbitrary_id(case, name, value):
     """A well-formed id that leads nowhere, but for one in sixteen, which are to be answered by 404."""
     if not isinstance(value, str) or not UUID.fullmatch(value) or value.endswith("0"):
         return False
-    return not (is_chained(case) and value.lower() in known_ids)
+    # What is below `documents` is taken for a document's: an upload has an id of its own.
+    known = upload_ids if name == "upload_id" else known_ids
+    return not (is_chained(case) and value.lower() in known and "/tus/" not in case.operation.path)
 
 
 @schemathesis.auth(refresh_interval=None)
@@ -149,7 +152,7 @@ def filter_body(_, body):
 @schemathesis.hook
 def before_call(_, case, __):
     for name, value in (case.path_parameters or {}).items():
-        if name != "key" and is_arbitrary_id(case, value):
+        if name != "key" and is_arbitrary_id(case, name, value):
             case.path_parameters[name] = an_id(case, name)
     if "/documents/tus" in case.operation.path:
         override = {"X-HTTP-Method-Override": "DELETE"} if case.operation.label.startswith("POST") else {}
@@ -216,7 +219,10 @@ def after_call(_, case, response):
     if response.request.method != case.operation.method.upper():
         return
     answers[label, response.status_code] += 1
-    known_ids.update(id.lower() for id in UUID.findall(response.text))
+    named = {id.lower() for id in UUID.findall(response.text)}
+    known_ids.update(named)
+    if "/uploads" in label:
+        upload_ids.update(named)
     if not 200 <= response.status_code < 300:
         return
     if SPOILING.fullmatch(label):
