@@ -50,9 +50,9 @@ impl KafkaSettings {
             .set("security.protocol", &self.security_protocol)
             // They are made with what they need, or not at all.
             .set("allow.auto.create.topics", "false")
-            // Of a broker that is back, it is learned soon, and of a topic.
+            // Of a broker that is back, it is learned soon.
             .set("reconnect.backoff.max.ms", "1000")
-            .set("topic.metadata.refresh.interval.ms", "5000");
+            .set("topic.metadata.refresh.interval.ms", "30000");
         if let Some(sasl) = &self.sasl {
             config
                 .set("sasl.mechanism", &sasl.mechanism)

@@ -167,6 +167,10 @@ impl KafkaWorker {
             .set("session.timeout.ms", settings.session_timeout.as_millis().to_string())
             .set("heartbeat.interval.ms", (settings.session_timeout / 4).as_millis().to_string())
             .set("queued.max.messages.kbytes", FETCHED)
+            // A topic that is made after the start is found soon.
+            .set("topic.metadata.refresh.interval.ms", "5000")
+            // What comes is sent at once; this is how often is asked while nothing comes.
+            .set("fetch.wait.max.ms", "2000")
             .create_with_context(context.clone())
             .map_err(refused)?;
         Ok(Self {
