@@ -46,6 +46,8 @@ const BUSY: usize = 16;
 const NOWHERE: &str = "127.0.0.1:1";
 /// How long whatever is waited for may take.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often the brokers are asked how much of it is there.
+const ASKED: Duration = Duration::from_millis(20);
 /// How often a backlog is measured, for the median.
 const ROUNDS: usize = 3;
 /// Bytes of each tenant's document.
@@ -98,7 +100,7 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
     let downloads: Arc<[Request]> = downloads.into();
 
     progress("a steady rate");
-    let consumer = topic.consume(Offset::End)?;
+    let consumer = topic.consume(&topic.ends()?)?;
     let count = u64::from(PER_SECOND) * seconds.as_secs() * 2;
     let cpu = server.cpu_time()?;
     let began = Instant::now();
@@ -119,17 +121,20 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
         let server = tenantry.start_with(&elsewhere)?;
         tell(server.address, &downloads, options.backlog).await?;
         server.stop()?;
-        let begin = topic.end()?;
-        let consumer = topic.consume(Offset::End)?;
+        let begin = topic.ends()?;
         let server = tenantry.start_with(&on_kafka)?;
-        let (cpu, backlog, arriving) = (server.cpu_time()?, options.backlog, topic.clone());
-        let elapsed = tokio::task::spawn_blocking(move || arriving.time_to(begin + i64::try_from(backlog)?, begin)).await??;
+        let (cpu, backlog, arriving, from) = (server.cpu_time()?, options.backlog, topic.clone(), begin.clone());
+        let elapsed = tokio::task::spawn_blocking(move || arriving.time_to(&from, backlog)).await??;
         let cpu = server.cpu_time()? - cpu;
         server.stop()?;
-        let messages = tokio::task::spawn_blocking(move || receive(&consumer, backlog)).await??;
         let relayed = backlog as f64 / elapsed.as_secs_f64();
         let plain = topic.clone();
-        let produced = tokio::task::spawn_blocking(move || produce(&plain, &messages)).await??;
+        let again = move || {
+            // Whoever received them is gone when they are sent again.
+            let messages = receive(&plain.consume(&begin)?, backlog)?;
+            produce(&plain, &messages)
+        };
+        let produced = tokio::task::spawn_blocking(again).await??;
         ratios.push((relayed / produced, relayed, produced, millis(cpu) / backlog as f64));
     }
     ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -234,13 +239,17 @@ impl Topic {
         config
     }
 
-    fn partitions(&self, consumer: &BaseConsumer) -> Result<Vec<i32>> {
-        let began = Instant::now();
+    /// Where each partition ends, once the topic is there.
+    fn ends(&self) -> Result<TopicPartitionList> {
+        let (consumer, began) = (self.client().create::<BaseConsumer>()?, Instant::now());
         loop {
             let found = consumer.fetch_metadata(Some(&self.name), PATIENCE)?;
-            let partitions: Vec<_> = found.topics().iter().flat_map(|topic| topic.partitions()).map(|it| it.id()).collect();
-            if !partitions.is_empty() {
-                return Ok(partitions);
+            let mut partitions = TopicPartitionList::new();
+            for partition in found.topics().iter().flat_map(|topic| topic.partitions()) {
+                partitions.add_partition_offset(&self.name, partition.id(), Offset::End)?;
+            }
+            if partitions.count() > 0 {
+                return Ok(consumer.offsets_for_times(partitions, PATIENCE)?);
             }
             ensure!(began.elapsed() < PATIENCE, "the topic {} is not made", self.name);
             std::thread::sleep(Duration::from_millis(100));
@@ -248,45 +257,36 @@ impl Topic {
     }
 
     /// Begins to receive from there on.
-    fn consume(&self, offset: Offset) -> Result<BaseConsumer> {
+    fn consume(&self, from: &TopicPartitionList) -> Result<BaseConsumer> {
         let consumer: BaseConsumer = self.client().set("fetch.wait.max.ms", "10").create()?;
-        let mut assigned = TopicPartitionList::new();
-        for partition in self.partitions(&consumer)? {
-            let at = match offset {
-                Offset::End => Offset::Offset(consumer.fetch_watermarks(&self.name, partition, PATIENCE)?.1),
-                offset => offset,
-            };
-            assigned.add_partition_offset(&self.name, partition, at)?;
-        }
-        consumer.assign(&assigned)?;
+        consumer.assign(from)?;
         Ok(consumer)
     }
 
-    /// How long it takes from the first new message until there are so many. Nobody reads them meanwhile.
-    fn time_to(&self, end: i64, begin: i64) -> Result<Duration> {
+    /// How long it takes from the first message after these ends until there are so many. Nobody reads them meanwhile, and the
+    /// brokers are seldom asked.
+    fn time_to(&self, ends: &TopicPartitionList, count: u64) -> Result<Duration> {
         let consumer: BaseConsumer = self.client().create()?;
-        let partitions = self.partitions(&consumer)?;
+        let mut asked = ends.clone();
+        asked.set_all_offsets(Offset::End)?;
         let (began, mut first) = (Instant::now(), None);
         loop {
-            let ends = partitions.iter().map(|it| Ok(consumer.fetch_watermarks(&self.name, *it, PATIENCE)?.1));
-            let there: i64 = ends.sum::<Result<i64>>()?;
-            if there > begin {
+            let there = messages(&consumer.offsets_for_times(asked.clone(), PATIENCE)?) - messages(ends);
+            if there > 0 {
                 first.get_or_insert_with(Instant::now);
             }
-            if there >= end {
+            if there >= i64::try_from(count)? {
                 return Ok(first.map_or(Duration::ZERO, |first| first.elapsed()));
             }
-            ensure!(began.elapsed() < PATIENCE, "only {} of {} events are there", there - begin, end - begin);
-            std::thread::sleep(Duration::from_millis(10));
+            ensure!(began.elapsed() < PATIENCE, "only {there} of {count} events are there");
+            std::thread::sleep(ASKED);
         }
     }
+}
 
-    /// How many messages there are.
-    fn end(&self) -> Result<i64> {
-        let consumer: BaseConsumer = self.client().create()?;
-        let ends = self.partitions(&consumer)?.into_iter().map(|it| Ok(consumer.fetch_watermarks(&self.name, it, PATIENCE)?.1));
-        ends.sum()
-    }
+/// How many messages are before these offsets.
+fn messages(offsets: &TopicPartitionList) -> i64 {
+    offsets.elements().iter().filter_map(|partition| partition.offset().to_raw()).sum()
 }
 
 /// How long so many events were on their way, from their transaction to a consumer.

@@ -34,6 +34,7 @@ const MAIN: &[Migration] = migrations! {
     2 => "main/0002_moves.sql",
     3 => "main/0003_quotas.sql",
     4 => "main/0004_events.sql",
+    5 => "main/0005_outbox_by_id.sql",
 };
 static TENANT: LazyLock<Vec<Migration>> = LazyLock::new(|| {
     let released: &[Migration] = migrations! {
@@ -42,6 +43,7 @@ static TENANT: LazyLock<Vec<Migration>> = LazyLock::new(|| {
         3 => "tenant/0003_trash_by_owner.sql",
         4 => "tenant/0004_events.sql",
         5 => "tenant/0005_audit_by_user.sql",
+        6 => "tenant/0006_outbox_by_id.sql",
     };
     [released, &injected(latest(released))].concat()
 });

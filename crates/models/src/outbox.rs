@@ -7,12 +7,14 @@
 use database::{Connection, Main, MainTx, Result, Row, Scope, Tenant, Tx, Value, params};
 use domain::{Event, EventId, EventKind, TenantId, Timestamp};
 
+use uuid::Uuid;
+
 use crate::{single, word};
 
-/// Selects what [`event`] reads.
 /// How many events one statement notes as published.
 const MARKED_AT_ONCE: usize = 32;
 
+/// Selects what [`event`] reads.
 macro_rules! select {
     ($rest:literal) => {
         concat!("SELECT id, event_type, tenant_id, user_id, occurred_at, data, traceparent FROM outbox ", $rest)
@@ -116,8 +118,10 @@ pub fn delete(tx: &mut MainTx, id: EventId) {
 
 /// Removes some of the events that were published before a time. Answers how many.
 pub async fn delete_published_before<S: Scope>(tx: &mut Tx<S>, before: Timestamp, limit: u32) -> Result<u64> {
-    let sql = "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE published_at < $1 ORDER BY published_at LIMIT $2)";
-    tx.execute(sql, params![before, limit]).await
+    // What was published then has an id of before then, and those are found without an index of their own.
+    let millis = u128::try_from(before.micros() / 1_000).unwrap_or(0);
+    let sql = "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE id < $1 AND published_at < $2 ORDER BY id LIMIT $3)";
+    tx.execute(sql, params![Uuid::from_u128(millis << 80), before, limit]).await
 }
 
 /// Removes the events of a tenant that were published; others stay, so that they are told.

@@ -1,41 +1,55 @@
 //! An event as others see it: a JSON object, the same on every topic.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt::Display};
 
 use domain::{Event, EventId, EventKind, TenantId, Timestamp, UserId};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 /// The value of a message (SPEC §6).
 #[derive(Serialize, Deserialize)]
-struct Envelope<'a> {
-    event_id: String,
+struct Envelope<'a, T> {
+    event_id: T,
     #[serde(borrow)]
     event_type: Cow<'a, str>,
-    tenant_id: Option<String>,
-    user_id: Option<String>,
-    timestamp: String,
+    tenant_id: Option<T>,
+    user_id: Option<T>,
+    timestamp: T,
     #[serde(borrow)]
     data: &'a RawValue,
+}
+
+/// What is written as text where it goes, without a string of its own.
+struct Text<'a>(&'a dyn Display);
+
+impl Serialize for Text<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self.0)
+    }
 }
 
 /// The header that bears an event's `traceparent` (CloudEvents, Distributed Tracing extension).
 pub(crate) const TRACEPARENT: &str = "ce_traceparent";
 
+/// More than an envelope takes besides its particulars.
+const ROOM: usize = 320;
+
 /// An event as the value of a message. Particulars that are no JSON, which no event of ours has, go as they are: whoever handles it
 /// says what is wrong.
 pub(crate) fn encode(event: &Event) -> Vec<u8> {
-    let envelope = serde_json::from_str(&event.data).and_then(|data| {
-        serde_json::to_vec(&Envelope {
-            event_id: event.id.to_string(),
+    let mut value = Vec::with_capacity(ROOM + event.data.len());
+    let encoded = serde_json::from_str(&event.data).and_then(|data| {
+        let envelope = Envelope {
+            event_id: Text(&event.id),
             event_type: event.kind.as_str().into(),
-            tenant_id: event.tenant_id.map(|id| id.to_string()),
-            user_id: event.user_id.map(|id| id.to_string()),
-            timestamp: event.at.to_string(),
+            tenant_id: event.tenant_id.as_ref().map(|id| Text(id)),
+            user_id: event.user_id.as_ref().map(|id| Text(id)),
+            timestamp: Text(&event.at),
             data,
-        })
+        };
+        serde_json::to_writer(&mut value, &envelope)
     });
-    envelope.unwrap_or_else(|_| event.data.clone().into_bytes())
+    encoded.map_or_else(|_| event.data.clone().into_bytes(), |()| value)
 }
 
 /// The event that a message's value is. Members that it may have later are ignored.
@@ -43,7 +57,7 @@ pub(crate) fn encode(event: &Event) -> Vec<u8> {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn decode(value: &[u8], traceparent: Option<String>) -> Result<Event, String> {
-    let envelope: Envelope<'_> = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+    let envelope: Envelope<'_, String> = serde_json::from_slice(value).map_err(|error| error.to_string())?;
     let id = |name: &str, text: &str| text.parse::<uuid::Uuid>().map_err(|_| format!("{name} is no UUID"));
     Ok(Event {
         id: EventId::from(id("event_id", &envelope.event_id)?),

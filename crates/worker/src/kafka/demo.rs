@@ -15,7 +15,7 @@ use services::{DEMO_PREFIX, DEMO_TOPICS, DemoBus, DemoMessage, DemoReceived};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::{Detached, KafkaProbe, Logged, producer::delivered, refused, unavailable};
+use super::{Detached, KafkaProbe, Logged, refused, unavailable};
 use crate::KafkaSettings;
 
 /// How long a message may be on its way, in milliseconds: somebody waits for the answer.
@@ -97,7 +97,10 @@ impl KafkaDemo {
             record = record.key(key);
         }
         let sent = self.producer.send_result(record).map_err(|(error, _)| unavailable(error))?;
-        delivered(sent).await.map_err(unavailable)
+        match sent.await {
+            Ok(delivery) => delivery.map(drop).map_err(|(error, _)| unavailable(error)),
+            Err(canceled) => Err(unavailable(canceled)),
+        }
     }
 }
 

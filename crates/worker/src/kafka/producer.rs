@@ -10,10 +10,11 @@ use futures_util::{FutureExt, future::BoxFuture};
 use rdkafka::{
     error::KafkaError,
     message::{Header, OwnedHeaders},
-    producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer},
+    producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer},
     types::RDKafkaErrorCode,
 };
 use services::{EventKey, Services};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{Detached, Logged, refused, unavailable};
 use crate::{
@@ -40,9 +41,19 @@ const ERROR: usize = 4 << 10;
 /// Publishes to Kafka: at least once, in order for each key, acknowledged by all replicas in sync.
 pub struct KafkaBus {
     /// Another one after an error that ends a producer.
-    producer: RwLock<Arc<Detached<FutureProducer<Logged>>>>,
+    producer: RwLock<Arc<Client>>,
     settings: KafkaSettings,
     services: Services,
+}
+
+type Client = Detached<ThreadedProducer<Logged>>;
+
+/// What the library keeps of a message until the brokers have it or never will.
+pub(super) struct OnItsWay {
+    /// Which of its batch it is.
+    place: usize,
+    /// Tells what did not arrive. Without senders left, all of the batch is decided about.
+    failures: UnboundedSender<(usize, KafkaError)>,
 }
 
 /// Why an event was not published.
@@ -63,12 +74,12 @@ impl KafkaBus {
         Ok(Self { producer, settings, services })
     }
 
-    fn producer(&self) -> Arc<Detached<FutureProducer<Logged>>> {
+    fn producer(&self) -> Arc<Client> {
         Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Replaces a producer that has ended: what it had on its way has failed, and is sent again.
-    fn replace_if_ended(&self, producer: &Arc<Detached<FutureProducer<Logged>>>) {
+    fn replace_if_ended(&self, producer: &Arc<Client>) {
         let Some((_, reason)) = producer.client().fatal_error() else { return };
         let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&current, producer) {
@@ -89,17 +100,18 @@ impl KafkaBus {
         let (value, error) = (&value[..value.len().min(LETTER)], &error.as_bytes()[..error.len().min(ERROR)]);
         let headers = OwnedHeaders::new().insert(Header { key: "error", value: Some(error) });
         let (producer, topic) = (self.producer(), self.settings.dead_letter_topic(kind));
-        let sent = async { delivered(send(&producer, &topic, key, value, headers).await?).await };
-        let sent = sent.await;
+        let (failures, failed) = unbounded_channel();
+        let sent = send(&producer, &topic, &key_of(key), value, headers, OnItsWay { place: 0, failures }).await;
+        let failure = sent.err().or(first_of(failed).await.map(|(_, error)| error));
         self.replace_if_ended(&producer);
-        sent.map_err(unavailable)
+        failure.map_or(Ok(()), |error| Err(unavailable(error)))
     }
 
-    async fn publish_all(&self, events: &[Event]) -> Published {
-        let (mut count, mut failure) = self.send_all(events).await;
+    async fn publish_all(&self, key: EventKey, events: &[Event]) -> Published {
+        let (mut count, mut failure) = self.send_all(key, events).await;
         if let (Some(Failure::Own(_)), Some(event)) = (&failure, events.get(count).filter(|_| events.len() > 1)) {
             // The brokers refuse those that came with it, too: whose fault it is, is seen when it comes alone.
-            let (sent, of_it_alone) = self.send_all(std::slice::from_ref(event)).await;
+            let (sent, of_it_alone) = self.send_all(key, std::slice::from_ref(event)).await;
             (count, failure) = (count + sent, of_it_alone);
         }
         let error = match (failure, events.get(count)) {
@@ -115,37 +127,50 @@ impl KafkaBus {
     }
 
     /// Sends events. Answers how many arrived, from the first on, and what became of the one after them.
-    async fn send_all(&self, events: &[Event]) -> (usize, Option<Failure>) {
-        let producer = self.producer();
-        let (mut deliveries, mut failure) = (Vec::with_capacity(events.len()), None);
-        for event in events {
+    async fn send_all(&self, key: EventKey, events: &[Event]) -> (usize, Option<Failure>) {
+        let (producer, key) = (self.producer(), key_of(key));
+        let (failures, failed) = unbounded_channel();
+        let mut refused = None;
+        for (place, event) in events.iter().enumerate() {
             let (topic, value) = (self.settings.topic(event.kind), envelope::encode(event));
-            match send(&producer, &topic, event.tenant_id, &value, headers(event)).await {
-                Ok(delivery) => deliveries.push(delivery),
-                Err(error) => {
-                    // Nothing that comes after it may overtake it.
-                    failure = Some(failure_of(&error));
-                    break;
-                }
+            let on_its_way = OnItsWay { place, failures: failures.clone() };
+            if let Err(error) = send(&producer, &topic, &key, &value, headers(event), on_its_way).await {
+                // Nothing that comes after it may overtake it.
+                refused = Some((place, error));
+                break;
             }
         }
-        let mut count = 0;
-        for delivery in deliveries {
-            match delivered(delivery).await {
-                Ok(()) => count += 1,
-                Err(error) => {
-                    // With a gap, the producer has ended: those after it did not arrive, either.
-                    failure = Some(failure_of(&error));
-                    break;
-                }
-            }
-        }
+        drop(failures);
+        // With a gap, the producer has ended: those after it did not arrive, either.
+        let failure = first_of(failed).await.or(refused);
         self.replace_if_ended(&producer);
-        (count, failure)
+        failure.map_or((events.len(), None), |(place, error)| (place, Some(failure_of(&error))))
     }
 }
 
-fn make(settings: &KafkaSettings) -> Result<Detached<FutureProducer<Logged>>> {
+/// The first of a batch that did not arrive, once everything was decided about.
+async fn first_of(mut failed: UnboundedReceiver<(usize, KafkaError)>) -> Option<(usize, KafkaError)> {
+    let mut first = None;
+    while let Some((place, error)) = failed.recv().await {
+        if first.as_ref().is_none_or(|(before, _)| place < *before) {
+            first = Some((place, error));
+        }
+    }
+    first
+}
+
+impl ProducerContext for Logged {
+    type DeliveryOpaque = Box<OnItsWay>;
+
+    fn delivery(&self, outcome: &DeliveryResult<'_>, message: Box<OnItsWay>) {
+        if let Err((error, _)) = outcome {
+            // Whoever waited may have been stopped.
+            _ = message.failures.send((message.place, error.clone()));
+        }
+    }
+}
+
+fn make(settings: &KafkaSettings) -> Result<Client> {
     let producer = settings
         .producer()
         // Nothing is given up: an event that was, would be overtaken by those after it. A broker that is away is waited for, and
@@ -159,22 +184,27 @@ fn make(settings: &KafkaSettings) -> Result<Detached<FutureProducer<Logged>>> {
 
 /// Hands a message to the library, which sends it as soon as it can.
 async fn send(
-    producer: &FutureProducer<Logged>,
+    producer: &Client,
     topic: &str,
-    key: EventKey,
+    key: &str,
     value: &[u8],
     headers: OwnedHeaders,
-) -> Result<DeliveryFuture, KafkaError> {
-    let key = key.map_or_else(|| PLATFORM.to_owned(), |id| id.to_string());
-    let mut record = FutureRecord::to(topic).key(&key).payload(value).headers(headers);
+    on_its_way: OnItsWay,
+) -> Result<(), KafkaError> {
+    let mut record = BaseRecord::with_opaque_to(topic, Box::new(on_its_way)).key(key).payload(value).headers(headers);
     loop {
-        match producer.send_result(record) {
-            Ok(delivery) => return Ok(delivery),
+        match producer.send(record) {
+            Ok(()) => return Ok(()),
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => record = back,
             Err((error, _)) => return Err(error),
         }
         tokio::time::sleep(FULL).await;
     }
+}
+
+/// What decides on the partition.
+fn key_of(tenant_id: EventKey) -> String {
+    tenant_id.map_or_else(|| PLATFORM.to_owned(), |id| id.to_string())
 }
 
 fn failure_of(error: &KafkaError) -> Failure {
@@ -201,14 +231,6 @@ impl KafkaSettings {
     }
 }
 
-pub(super) async fn delivered(delivery: DeliveryFuture) -> Result<(), KafkaError> {
-    match delivery.await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err((error, _))) => Err(error),
-        Err(_) => Err(KafkaError::Canceled),
-    }
-}
-
 /// What an event is, in the binary mode of CloudEvents 1.0's Kafka binding, with its Distributed Tracing extension.
 fn headers(event: &Event) -> OwnedHeaders {
     let (id, time) = (event.id.to_string(), event.at.to_string());
@@ -226,8 +248,8 @@ fn headers(event: &Event) -> OwnedHeaders {
 }
 
 impl Bus for KafkaBus {
-    fn publish<'a>(&'a self, _: EventKey, events: &'a [Event]) -> BoxFuture<'a, Published> {
-        self.publish_all(events).boxed()
+    fn publish<'a>(&'a self, key: EventKey, events: &'a [Event]) -> BoxFuture<'a, Published> {
+        self.publish_all(key, events).boxed()
     }
 
     fn batch(&self) -> u32 {
