@@ -546,15 +546,11 @@ fn commit_together(mut lease: Lease, mut all: Vec<Whole>) {
     all.retain(|whole| !whole.answer.is_closed());
     let job = |connection: &Connection| {
         connection.execute_batch("BEGIN IMMEDIATE").map_err(from_rusqlite)?;
-        let mut outcomes = Vec::new();
-        for Whole { statements, .. } in &all {
-            connection.execute_batch("SAVEPOINT whole").map_err(from_rusqlite)?;
-            let outcome = run_statements(connection, false, statements).map(drop);
-            // Some failures (of the disk above all) undo all of it. Then this fails, too.
-            let end = if outcome.is_ok() { "RELEASE whole" } else { "ROLLBACK TO whole; RELEASE whole" };
-            connection.execute_batch(end).map_err(|error| outcome.as_ref().err().map_or_else(|| from_rusqlite(error), Error::again))?;
-            outcomes.push(outcome);
-        }
+        let outcomes = match &all[..] {
+            // A savepoint copies each page before its first change. What fails alone, all of it is rolled back with the lease.
+            [only] => vec![Ok(drop(run_statements(connection, false, &only.statements)?))],
+            all => all.iter().map(|whole| run_in_savepoint(connection, &whole.statements)).collect::<Result<_>>()?,
+        };
         connection.execute_batch("COMMIT").map_err(from_rusqlite)?;
         Ok(outcomes)
     };
@@ -568,6 +564,19 @@ fn commit_together(mut lease: Lease, mut all: Vec<Whole>) {
         Ok(outcomes) => all.into_iter().zip(outcomes).for_each(|(whole, outcome)| drop(whole.answer.send(outcome))),
         Err(error) => all.into_iter().for_each(|whole| drop(whole.answer.send(Err(error.again())))),
     }
+}
+
+/// Answers what became of the statements, all or none of which are done.
+///
+/// # Errors
+/// When whatever was done before them in this transaction is undone, too.
+fn run_in_savepoint(connection: &Connection, statements: &[Statement]) -> Result<Result<()>> {
+    connection.execute_batch("SAVEPOINT whole").map_err(from_rusqlite)?;
+    let outcome = run_statements(connection, false, statements).map(drop);
+    // Some failures (of the disk above all) undo all of it. Then this fails, too.
+    let end = if outcome.is_ok() { "RELEASE whole" } else { "ROLLBACK TO whole; RELEASE whole" };
+    connection.execute_batch(end).map_err(|error| outcome.as_ref().err().map_or_else(|| from_rusqlite(error), Error::again))?;
+    Ok(outcome)
 }
 
 fn run_statements(connection: &Connection, begin: bool, statements: &[Statement]) -> Result<Vec<Outcome>> {

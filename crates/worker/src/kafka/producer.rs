@@ -25,8 +25,8 @@ use crate::{
 };
 
 /// How many events of a key are on their way to the brokers at once, and of how many keys: all of them are in memory.
-const BATCH: u32 = 200;
-const KEYS_AT_ONCE: usize = 256;
+const BATCH: u32 = 400;
+const KEYS_AT_ONCE: usize = 128;
 /// How much of what is on its way the library keeps, in KiB.
 const QUEUE: &str = "65536";
 /// How long to wait where that is full, or after an error.
