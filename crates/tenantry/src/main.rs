@@ -9,6 +9,7 @@ use tenantry::{
     logging,
 };
 
+/// Of SQLite, librdkafka and OpenSSL, too: it takes the place of the C library's (feature `override`).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -303,3 +303,36 @@ async fn drained_key(app: &TestApp, tenant: &str) {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_published_long_ago_is_forgotten() {
+    const LONGER_THAN_KEPT: Duration = Duration::from_secs(25 * 3600);
+    let app = TestApp::new().await;
+    let relay = Running::start(app.services(), Arc::new(Recorder::default()));
+    let alice = app.user("alice").await;
+    let tenant = alice.creates_tenant("Acme").await;
+    alice.uploads(&tenant, "published", "1").await.expect(201);
+    drained(&app).await;
+    relay.stop().await;
+    alice.uploads(&tenant, "waiting", "2").await.expect(201);
+    let forget = async || {
+        let tenant = app.services().list_all_tenants().await.unwrap().remove(0);
+        app.services().collect_garbage(&tenant).await.unwrap();
+        app.services().forget_platform_events().await.unwrap();
+        let of_nobody = app.services().list_events(None, 100).await.unwrap().iter().filter(|event| event.tenant_id.is_none()).count();
+        let mut of_tenant = of_documents(&app.services().list_events(Some(tenant.id), 100).await.unwrap());
+        of_tenant.sort();
+        (of_tenant, of_nobody)
+    };
+    let both = vec!["+published".to_owned(), "+waiting".to_owned()];
+    let waiting = vec!["+waiting".to_owned()];
+    assert_eq!(forget().await, (both, 2), "published just now");
+    app.clock().advance(LONGER_THAN_KEPT);
+    assert_eq!(forget().await, (waiting.clone(), 0), "one is old, but was never published");
+    let relay = Running::start(app.services(), Arc::new(Recorder::default()));
+    drained(&app).await;
+    assert_eq!(forget().await, (waiting, 0), "it is old, but was published just now");
+    app.clock().advance(LONGER_THAN_KEPT);
+    assert_eq!(forget().await, (Vec::new(), 0));
+    relay.stop().await;
+}
