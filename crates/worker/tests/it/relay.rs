@@ -311,10 +311,15 @@ async fn what_was_published_long_ago_is_forgotten() {
     let relay = Running::start(app.services(), Arc::new(Recorder::default()));
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
-    alice.uploads(&tenant, "published", "1").await.expect(201);
+    // No document is left whose upload would be forgotten.
+    let upload_and_delete = async |name: &str| {
+        let id = alice.uploads(&tenant, name, name.to_owned()).await.expect(201).id();
+        alice.delete(&format!("/api/tenants/{tenant}/documents/{id}")).await.expect(200);
+    };
+    upload_and_delete("published").await;
     drained(&app).await;
     relay.stop().await;
-    alice.uploads(&tenant, "waiting", "2").await.expect(201);
+    upload_and_delete("waiting").await;
     let forget = async || {
         let tenant = app.services().list_all_tenants().await.unwrap().remove(0);
         app.services().collect_garbage(&tenant).await.unwrap();
@@ -324,8 +329,8 @@ async fn what_was_published_long_ago_is_forgotten() {
         of_tenant.sort();
         (of_tenant, of_nobody)
     };
-    let both = vec!["+published".to_owned(), "+waiting".to_owned()];
-    let waiting = vec!["+waiting".to_owned()];
+    let waiting = ["+waiting", "-waiting"].map(ToOwned::to_owned).to_vec();
+    let both = ["+published", "+waiting", "-published", "-waiting"].map(ToOwned::to_owned).to_vec();
     assert_eq!(forget().await, (both, 2), "published just now");
     app.clock().advance(LONGER_THAN_KEPT);
     assert_eq!(forget().await, (waiting.clone(), 0), "one is old, but was never published");
