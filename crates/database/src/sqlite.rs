@@ -548,7 +548,10 @@ fn commit_together(mut lease: Lease, mut all: Vec<Whole>) {
         connection.execute_batch("BEGIN IMMEDIATE").map_err(from_rusqlite)?;
         let outcomes = match &all[..] {
             // A savepoint copies each page before its first change. What fails alone, all of it is rolled back with the lease.
-            [only] => vec![Ok(drop(run_statements(connection, false, &only.statements)?))],
+            [only] => {
+                run_statements(connection, false, &only.statements)?;
+                vec![Ok(())]
+            }
             all => all.iter().map(|whole| run_in_savepoint(connection, &whole.statements)).collect::<Result<_>>()?,
         };
         connection.execute_batch("COMMIT").map_err(from_rusqlite)?;

@@ -6,7 +6,6 @@
 
 use database::{Connection, Main, MainTx, Result, Row, Scope, Tenant, Tx, Value, params};
 use domain::{Event, EventId, EventKind, TenantId, Timestamp};
-
 use uuid::Uuid;
 
 use crate::{single, word};

@@ -52,8 +52,25 @@ type Client = Detached<ThreadedProducer<Logged>>;
 pub(super) struct OnItsWay {
     /// Which of its batch it is.
     place: usize,
+    /// What became of it: it did not arrive, unless the brokers say so.
+    failure: Option<KafkaError>,
     /// Tells what did not arrive. Without senders left, all of the batch is decided about.
     failures: UnboundedSender<(usize, KafkaError)>,
+}
+
+impl OnItsWay {
+    fn new(place: usize, failures: UnboundedSender<(usize, KafkaError)>) -> Box<Self> {
+        Box::new(Self { place, failure: Some(KafkaError::Canceled), failures })
+    }
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        if let Some(error) = self.failure.take() {
+            // Whoever waited may have been stopped.
+            _ = self.failures.send((self.place, error));
+        }
+    }
 }
 
 /// Why an event was not published.
@@ -101,7 +118,7 @@ impl KafkaBus {
         let headers = OwnedHeaders::new().insert(Header { key: "error", value: Some(error) });
         let (producer, topic) = (self.producer(), self.settings.dead_letter_topic(kind));
         let (failures, failed) = unbounded_channel();
-        let sent = send(&producer, &topic, &key_of(key), value, headers, OnItsWay { place: 0, failures }).await;
+        let sent = send(&producer, &topic, &key_of(key), value, headers, OnItsWay::new(0, failures)).await;
         let failure = sent.err().or(first_of(failed).await.map(|(_, error)| error));
         self.replace_if_ended(&producer);
         failure.map_or(Ok(()), |error| Err(unavailable(error)))
@@ -133,7 +150,7 @@ impl KafkaBus {
         let mut refused = None;
         for (place, event) in events.iter().enumerate() {
             let (topic, value) = (self.settings.topic(event.kind), envelope::encode(event));
-            let on_its_way = OnItsWay { place, failures: failures.clone() };
+            let on_its_way = OnItsWay::new(place, failures.clone());
             if let Err(error) = send(&producer, &topic, &key, &value, headers(event), on_its_way).await {
                 // Nothing that comes after it may overtake it.
                 refused = Some((place, error));
@@ -142,7 +159,7 @@ impl KafkaBus {
         }
         drop(failures);
         // With a gap, the producer has ended: those after it did not arrive, either.
-        let failure = first_of(failed).await.or(refused);
+        let failure = [refused, first_of(failed).await].into_iter().flatten().min_by_key(|(place, _)| *place);
         self.replace_if_ended(&producer);
         failure.map_or((events.len(), None), |(place, error)| (place, Some(failure_of(&error))))
     }
@@ -162,11 +179,8 @@ async fn first_of(mut failed: UnboundedReceiver<(usize, KafkaError)>) -> Option<
 impl ProducerContext for Logged {
     type DeliveryOpaque = Box<OnItsWay>;
 
-    fn delivery(&self, outcome: &DeliveryResult<'_>, message: Box<OnItsWay>) {
-        if let Err((error, _)) = outcome {
-            // Whoever waited may have been stopped.
-            _ = message.failures.send((message.place, error.clone()));
-        }
+    fn delivery(&self, outcome: &DeliveryResult<'_>, mut message: Box<OnItsWay>) {
+        message.failure = outcome.as_ref().err().map(|(error, _)| error.clone());
     }
 }
 
@@ -189,9 +203,9 @@ async fn send(
     key: &str,
     value: &[u8],
     headers: OwnedHeaders,
-    on_its_way: OnItsWay,
+    on_its_way: Box<OnItsWay>,
 ) -> Result<(), KafkaError> {
-    let mut record = BaseRecord::with_opaque_to(topic, Box::new(on_its_way)).key(key).payload(value).headers(headers);
+    let mut record = BaseRecord::with_opaque_to(topic, on_its_way).key(key).payload(value).headers(headers);
     loop {
         match producer.send(record) {
             Ok(()) => return Ok(()),
