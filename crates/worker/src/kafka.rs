@@ -247,6 +247,8 @@ fn log_error(error: &KafkaError, reason: &str) {
     match error.rdkafka_error_code() {
         // Topics are made, or will be.
         Some(RDKafkaErrorCode::UnknownTopicOrPartition) => tracing::debug!(reason, "a topic of Kafka is not there"),
+        // Said again and again; it follows of what was said of each.
+        Some(RDKafkaErrorCode::AllBrokersDown) => tracing::debug!(reason, "no broker of Kafka is there"),
         _ => tracing::warn!(reason, "Kafka can't be spoken to"),
     }
 }

@@ -142,8 +142,6 @@ pub struct KafkaWorker {
     turns: JoinSet<(EventKey, Published)>,
     /// Messages that are no events, on their way to the dead letters.
     letters: JoinSet<(Partition, i64)>,
-    /// Until when nothing is taken, since that failed.
-    deaf_until: Instant,
     /// How often partitions were revoked.
     generation: u64,
 }
@@ -185,7 +183,6 @@ impl KafkaWorker {
             later: HashMap::new(),
             turns: JoinSet::new(),
             letters: JoinSet::new(),
-            deaf_until: Instant::now(),
             generation: 0,
         })
     }
@@ -200,20 +197,17 @@ impl KafkaWorker {
         self.consumer.subscribe(&topics).map_err(unavailable)?;
         while !stop.is_cancelled() {
             self.advance();
-            let now = Instant::now();
-            let deaf = (self.deaf_until > now).then_some(self.deaf_until);
-            let wake = self.later.values().copied().chain(deaf).min().unwrap_or(now + Duration::from_secs(60));
+            let wake = self.later.values().copied().min().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
             tokio::select! {
-                received = self.consumer.recv(), if self.deaf_until <= Instant::now() => {
+                received = self.consumer.recv() => {
                     let received = received.map(|message| Received::of(&message));
                     // What was revoked, was so before this came: it may be of a partition that is ours again.
                     self.forget_revoked();
                     match received {
                         Ok(received) => self.take(received),
-                        Err(error) => {
-                            tracing::debug!(error = &error as &dyn std::error::Error, "events can't be taken; it is tried again");
-                            self.deaf_until = Instant::now() + PAUSE;
-                        }
+                        // Errors queue up, as messages do, several in a second while no broker is there: whoever waited after each
+                        // would be deaf for as long again after one is back.
+                        Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "events can't be taken now"),
                     }
                 }
                 Some(turn) = self.turns.join_next() => {
