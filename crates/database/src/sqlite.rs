@@ -540,7 +540,7 @@ impl Drop for SqliteConnection {
     }
 }
 
-/// Runs transactions in one, each in a savepoint of its own, and answers what became of them.
+/// Runs transactions in one, each in a savepoint of its own unless there is but one, and answers what became of them.
 fn commit_together(mut lease: Lease, mut all: Vec<Whole>) {
     // Whom nobody waits for any more was told to have failed, or to have been cut off before it began.
     all.retain(|whole| !whole.answer.is_closed());
