@@ -9,7 +9,7 @@ use domain::{DocumentId, Error, FieldErrors, FileId, IdempotencyKey, TenantId, T
 use http_body::Body as _;
 use http_body_util::Limited;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-use services::{Caller, Services};
+use services::{Caller, UserServices};
 use uuid::Uuid;
 
 use crate::{App, MAX_JSON_BYTES, error::ApiError};
@@ -21,7 +21,7 @@ impl FromRequestParts<App> for LoggedIn {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let services = Services::from_ref(app);
+        let services = UserServices::from_ref(app);
         Ok(Self(services.authenticate(bearer_token(&parts.headers)?).await?))
     }
 }

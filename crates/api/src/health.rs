@@ -9,7 +9,7 @@ use axum::{
 };
 use domain::TenantId;
 use serde::Serialize;
-use services::{Dependency, Services};
+use services::{Dependency, UserServices};
 use utoipa::ToSchema;
 
 use crate::{
@@ -73,7 +73,7 @@ pub(crate) async fn tenants_health() -> Answer<HealthOut> {
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/health", tag = "health", params(TenantPath),
     responses((status = 200, description = "Alive", body = Answer<HealthOut>)))]
 pub(crate) async fn documents_health(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
 ) -> ApiResult<HealthOut> {
@@ -97,7 +97,7 @@ pub(crate) struct ReadinessOut {
 /// Asks every dependency. 503 says which one is down. Kafka may be: events wait for it.
 #[utoipa::path(get, path = "/health/ready", tag = "health", security(()),
     responses((status = 200, description = "Ready", body = Answer<ReadinessOut>)))]
-pub(crate) async fn ready(State(app): State<App>, State(services): State<Services>) -> Response {
+pub(crate) async fn ready(State(app): State<App>, State(services): State<UserServices>) -> Response {
     let (checked, bus) = tokio::join!(services.readiness(), ask(app.settings.bus.as_deref()));
     readiness(&checked.iter().collect::<Vec<_>>(), bus.as_ref())
 }

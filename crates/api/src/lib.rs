@@ -28,7 +28,7 @@ use axum::{
 };
 use bytes::Bytes;
 use domain::Clock;
-use services::{DemoBus, Services};
+use services::{DemoBus, UserServices};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
@@ -62,7 +62,7 @@ pub struct Settings {
 pub(crate) struct App(Arc<Shared>);
 
 pub(crate) struct Shared {
-    services: Services,
+    services: UserServices,
     clock: Arc<dyn Clock>,
     settings: Settings,
     specification: Bytes,
@@ -76,7 +76,7 @@ impl Deref for App {
     }
 }
 
-impl FromRef<App> for Services {
+impl FromRef<App> for UserServices {
     fn from_ref(app: &App) -> Self {
         app.services.clone()
     }
@@ -104,7 +104,7 @@ pub fn specification() -> String {
 }
 
 /// The API over the services.
-pub fn router(services: Services, clock: Arc<dyn Clock>, settings: Settings) -> Router {
+pub fn router(services: UserServices, clock: Arc<dyn Clock>, settings: Settings) -> Router {
     let cors = cors(&settings);
     let upload_limit = services.settings().max_upload_bytes;
     let app = App(Arc::new(Shared { services, clock, settings, specification: specification().into() }));

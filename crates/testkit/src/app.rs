@@ -170,7 +170,7 @@ impl TestApp {
             settings: builder.settings.clone(),
         });
         let router = api::router(
-            services.clone(),
+            services.users.clone(),
             Arc::clone(&clock) as Arc<dyn Clock>,
             api::Settings { demo: Some(Arc::new(DemoInProcess::default())), ..builder.api.clone() },
         );
@@ -178,7 +178,7 @@ impl TestApp {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         tokio::spawn(server::serve(listener, router, builder.limits.clone(), stop.clone()));
-        let follower = services.clone();
+        let follower = services.operator.clone();
         let stopped = stop.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(follower.follow_access_changes()).await });
         let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();

@@ -3,7 +3,7 @@
 use axum::{extract::State, http::HeaderMap};
 use domain::FieldErrors;
 use serde::{Deserialize, Serialize};
-use services::{Services, TokenPair};
+use services::{TokenPair, UserServices};
 use utoipa::ToSchema;
 
 use crate::{
@@ -71,7 +71,7 @@ pub(crate) struct LoginOut {
 /// Begins a session. An unknown address, a deactivated account and a wrong password are answered alike.
 #[utoipa::path(post, path = "/api/auth/login", tag = "auth", request_body = LoginIn, security(()),
     responses((status = 200, description = "Logged in", body = Answer<LoginOut>)))]
-pub(crate) async fn log_in(State(services): State<Services>, Body(body): Body<LoginIn>) -> ApiResult<LoginOut> {
+pub(crate) async fn log_in(State(services): State<UserServices>, Body(body): Body<LoginIn>) -> ApiResult<LoginOut> {
     let mut errors = FieldErrors::default();
     let email = required(&mut errors, "email", body.email.as_ref(), |text| Ok(text.to_owned()));
     let password = required(&mut errors, "password", body.password.as_ref(), |text| Ok(text.to_owned()));
@@ -97,7 +97,11 @@ pub(crate) struct RefreshIn {
 /// one twice ends the session, but for a retry within ten seconds, which gets the same successor.
 #[utoipa::path(post, path = "/api/auth/refresh", tag = "auth", request_body = RefreshIn, security((), ("refresh_token" = [])),
     responses((status = 200, description = "Tokens refreshed", body = Answer<TokensOut>)))]
-pub(crate) async fn refresh(State(services): State<Services>, headers: HeaderMap, body: Option<Body<RefreshIn>>) -> ApiResult<TokensOut> {
+pub(crate) async fn refresh(
+    State(services): State<UserServices>,
+    headers: HeaderMap,
+    body: Option<Body<RefreshIn>>,
+) -> ApiResult<TokensOut> {
     let from_body = body.and_then(|Body(body)| body.refresh_token);
     let token = bearer_token(&headers)?.or(from_body.as_deref());
     Ok(Answer::ok("Tokens refreshed", services.refresh(token).await?.into()))
@@ -108,7 +112,7 @@ pub(crate) async fn refresh(State(services): State<Services>, headers: HeaderMap
 /// Ends the session: its access and refresh tokens are refused from now on.
 #[utoipa::path(post, path = "/api/auth/logout", tag = "auth",
     responses((status = 200, description = "Logged out", body = Answer<Nothing>)))]
-pub(crate) async fn log_out(State(services): State<Services>, LoggedIn(caller): LoggedIn) -> ApiResult<Nothing> {
+pub(crate) async fn log_out(State(services): State<UserServices>, LoggedIn(caller): LoggedIn) -> ApiResult<Nothing> {
     services.log_out(&caller).await?;
     Ok(Answer::ok("Logged out", Nothing))
 }

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use domain::{Email, FieldErrors, NewPassword, PersonName, User};
 use serde::{Deserialize, Serialize};
-use services::{Registration, Services};
+use services::{Registration, UserServices};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -74,7 +74,7 @@ pub(crate) struct RegisterIn {
 /// Makes an account.
 #[utoipa::path(post, path = "/api/auth/register", tag = "auth", request_body = RegisterIn, security(()),
     responses((status = 201, description = "User registered", body = Answer<UserOut>)))]
-pub(crate) async fn register(State(services): State<Services>, Body(body): Body<RegisterIn>) -> ApiResult<UserOut> {
+pub(crate) async fn register(State(services): State<UserServices>, Body(body): Body<RegisterIn>) -> ApiResult<UserOut> {
     let mut errors = FieldErrors::default();
     let email = required(&mut errors, "email", body.email.as_ref(), Email::parse);
     let password = required(&mut errors, "password", body.password.as_ref(), NewPassword::parse);
@@ -89,7 +89,7 @@ pub(crate) async fn register(State(services): State<Services>, Body(body): Body<
 ///
 /// Who the access token stands for.
 #[utoipa::path(get, path = "/api/users/me", tag = "users", responses((status = 200, description = "Profile found", body = Answer<UserOut>)))]
-pub(crate) async fn get_me(State(services): State<Services>, LoggedIn(caller): LoggedIn) -> ApiResult<UserOut> {
+pub(crate) async fn get_me(State(services): State<UserServices>, LoggedIn(caller): LoggedIn) -> ApiResult<UserOut> {
     Ok(Answer::ok("Profile found", services.get_profile(&caller).await?.into()))
 }
 
@@ -111,7 +111,7 @@ pub(crate) struct UpdateMeIn {
 #[utoipa::path(put, path = "/api/users/me", tag = "users", request_body = UpdateMeIn,
     responses((status = 200, description = "Profile changed", body = Answer<UserOut>)))]
 pub(crate) async fn update_me(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Body(body): Body<UpdateMeIn>,
 ) -> ApiResult<UserOut> {
@@ -128,7 +128,7 @@ pub(crate) async fn update_me(
 #[utoipa::path(get, path = "/api/users/me/tenants", tag = "users", params(PageQuery),
     responses((status = 200, description = "Tenants found", body = Answer<List<MembershipOut>>)))]
 pub(crate) async fn list_my_tenants(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Query(query): Query<PageQuery>,
 ) -> ApiResult<List<MembershipOut>> {

@@ -1,7 +1,7 @@
 //! `/api/tenants/{tenant_id}/documents/uploads`: uploads whose parts go to URLs of their own, and how uploads in parts stand.
 
 use axum::{extract::State, http::HeaderMap};
-use domain::{ContentHash, Document, FieldErrors, Filename, MimeType, StagedUpload, TenantId, TextProblem, UploadId, UploadState};
+use domain::{ContentHash, Document, FieldErrors, Filename, MimeType, MultipartUpload, TenantId, TextProblem, UploadId, UploadState};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use services::{Announcement, Begun, PartAt, PartUrl};
 use utoipa::{IntoParams, ToSchema};
@@ -116,8 +116,8 @@ pub(crate) struct StagedUploadOut {
     expires_at: Moment,
 }
 
-impl From<&StagedUpload> for StagedUploadOut {
-    fn from(upload: &StagedUpload) -> Self {
+impl From<&MultipartUpload> for StagedUploadOut {
+    fn from(upload: &MultipartUpload) -> Self {
         Self {
             id: upload.id.uuid(),
             protocol: upload.protocol.as_str(),
@@ -147,7 +147,7 @@ pub(crate) struct UploadStateOut {
 }
 
 impl UploadStateOut {
-    fn of(upload: &StagedUpload, document: Option<Document>, parts: Vec<PartOut>) -> Self {
+    fn of(upload: &MultipartUpload, document: Option<Document>, parts: Vec<PartOut>) -> Self {
         let deduplicated = upload.document.is_some_and(|(_, deduplicated)| deduplicated);
         Self { upload: Some(upload.into()), parts, document: document.map(|document| UploadOut::of(document, deduplicated)) }
     }
@@ -206,7 +206,7 @@ pub(crate) async fn get_upload(
     Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
     headers: HeaderMap,
 ) -> ApiResult<UploadStateOut> {
-    let (upload, document) = app.services.get_staged_upload(&caller, tenant_id, upload_id).await?;
+    let (upload, document) = app.services.get_multipart_upload(&caller, tenant_id, upload_id).await?;
     let urls = app.services.get_part_urls(&caller, tenant_id, &upload).await?;
     Ok(Answer::ok("Upload found", UploadStateOut::of(&upload, document, parts_out(&app, &headers, urls))))
 }
@@ -242,6 +242,6 @@ pub(crate) async fn abort_upload(
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
 ) -> ApiResult<Nothing> {
-    app.services.abort_staged_upload(&caller, tenant_id, upload_id).await?;
+    app.services.abort_multipart_upload(&caller, tenant_id, upload_id).await?;
     Ok(Answer::ok("Upload given up", Nothing))
 }

@@ -7,7 +7,7 @@ use axum::{
 };
 use domain::{Document, DocumentFilter, DocumentId, Error, FieldErrors, Filename, MimeType, TenantId};
 use serde::{Deserialize, Serialize};
-use services::{Answered, Download, DownloadAt, Once, Services, Upload, Uploaded};
+use services::{Download, DownloadAt, IdempotentOutcome, IdempotentRequest, Upload, Uploaded, UserServices};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -123,7 +123,7 @@ pub(crate) struct DocumentQuery {
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents", tag = "documents", params(TenantPath, DocumentQuery),
     responses((status = 200, description = "Documents found", body = Answer<List<DocumentOut>>)))]
 pub(crate) async fn list_documents(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
     Query(query): Query<DocumentQuery>,
@@ -185,7 +185,7 @@ impl From<Uploaded> for UploadOut {
     request_body(content = UploadIn, content_type = "multipart/form-data"),
     responses((status = 201, description = "Document uploaded", body = Answer<UploadOut>)))]
 pub(crate) async fn upload_document(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
     request: Request,
@@ -197,10 +197,10 @@ pub(crate) async fn upload_document(
     let (filename, mime_type) = form.metadata()?;
     let created = |uploaded: Uploaded| Answer::created("Document uploaded", UploadOut::from(uploaded));
     let answer = |uploaded: &Uploaded| created(uploaded.clone()).body();
-    let once = key.map(|key| Once { key, answer: &answer });
+    let once = key.map(|key| IdempotentRequest { key, answer: &answer });
     Ok(match services.finish_upload(form.upload, &filename, &mime_type, once.as_ref()).await? {
-        Answered::Now(uploaded) => Tagged(uploaded.document.etag(), created(uploaded)).into_response(),
-        Answered::Before(body) => created_before(body),
+        IdempotentOutcome::Fresh(uploaded) => Tagged(uploaded.document.etag(), created(uploaded)).into_response(),
+        IdempotentOutcome::Replayed(body) => created_before(body),
     })
 }
 
@@ -214,7 +214,7 @@ pub(crate) const FORM_OVERHEAD: u64 = 64 * 1024;
 /// The longest field of a form besides its file, in bytes: 255 characters of four bytes.
 const MAX_FIELD_BYTES: usize = 1024;
 
-async fn multipart(services: &Services, request: Request) -> Result<Multipart, ApiError> {
+async fn multipart(services: &UserServices, request: Request) -> Result<Multipart, ApiError> {
     check_announced(request.headers(), services.settings().max_upload_bytes)?;
     Multipart::from_request(request, &()).await.map_err(|rejection| ApiError::Malformed(rejection.body_text()))
 }
@@ -315,7 +315,7 @@ fn form_error(error: &axum::extract::multipart::MultipartError) -> ApiError {
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath),
     responses((status = 200, description = "Document found", body = Answer<DocumentOut>)))]
 pub(crate) async fn get_document(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
 ) -> Result<Tagged<DocumentOut>, ApiError> {
@@ -396,7 +396,7 @@ pub(crate) struct UpdateDocumentIn {
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath, IfMatch), request_body = UpdateDocumentIn,
     responses((status = 200, description = "Document changed", body = Answer<DocumentOut>)))]
 pub(crate) async fn update_document(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
     headers: HeaderMap,
@@ -417,7 +417,7 @@ pub(crate) async fn update_document(
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath, IfMatch),
     responses((status = 200, description = "Document deleted", body = Answer<Nothing>)))]
 pub(crate) async fn delete_document(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
     headers: HeaderMap,

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use domain::{Document, File, FileId, FileUsage, Quota, StorageUse, TenantId};
 use serde::{Deserialize, Serialize};
-use services::Services;
+use services::UserServices;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -166,7 +166,7 @@ pub(crate) struct FilePath {
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/files", tag = "files", params(TenantPath, FileQuery),
     responses((status = 200, description = "Files found", body = Answer<FilesOut>)))]
 pub(crate) async fn list_files(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
     Query(query): Query<FileQuery>,
@@ -236,7 +236,7 @@ pub(crate) struct FileDetailsOut {
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/files/{file_id}", tag = "files", params(FilePath),
     responses((status = 200, description = "File found", body = Answer<FileDetailsOut>)))]
 pub(crate) async fn get_file(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, file_id)): Ids<(TenantId, FileId)>,
 ) -> Result<Answer<FileDetailsOut>, ApiError> {
@@ -256,7 +256,7 @@ pub(crate) async fn get_file(
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/files/{file_id}", tag = "files", params(FilePath),
     responses((status = 200, description = "File deleted", body = Answer<Nothing>)))]
 pub(crate) async fn delete_file(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, file_id)): Ids<(TenantId, FileId)>,
 ) -> ApiResult<Nothing> {

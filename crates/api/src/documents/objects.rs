@@ -10,7 +10,7 @@ use domain::{Denial, Error, TenantId, UploadId};
 use futures_util::StreamExt;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
-use services::{Presentation, Services, SignedDownload, SignedPart};
+use services::{Presentation, SignedDownload, SignedPart, UserServices};
 use utoipa::IntoParams;
 use uuid::Uuid;
 
@@ -62,7 +62,7 @@ pub(crate) fn object_url(download: &SignedDownload, signature: &str) -> String {
         (status = 206, description = "The part that was asked for", body = schemas::Binary, content_type = "*/*"),
         (status = 304, description = "The client has it already")))]
 pub(crate) async fn download_object(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     method: Method,
     key: Result<Path<String>, PathRejection>,
     Query(query): Query<SignedQuery>,
@@ -71,9 +71,8 @@ pub(crate) async fn download_object(
     let Path(key) = key.map_err(|_| ApiError::path_not_utf8())?;
     let presentation = Presentation { content_type: query.content_type, content_disposition: query.disposition };
     let download = SignedDownload { key, presentation, expires: query.expires };
-    services.check_download(&download, &query.signature)?;
-
-    let size = services.storage().head(&download.key).await?;
+    let object = services.open_download(&download, &query.signature).await?;
+    let size = object.size();
     // A key is never used for other content, so its last part names the content.
     let etag = format!("\"{}\"", download.key.rsplit('/').next().unwrap_or_default());
     if !range::if_match(&headers, &etag) {
@@ -101,8 +100,7 @@ pub(crate) async fn download_object(
         response.headers_mut().insert(header::CONTENT_RANGE, value(range)?);
     }
     if method != Method::HEAD {
-        let object = services.storage().get(&download.key, Some(bytes)).await?;
-        *response.body_mut() = Body::from_stream(object.bytes);
+        *response.body_mut() = Body::from_stream(object.read(bytes).await?);
     }
     Ok(response)
 }
@@ -154,7 +152,7 @@ pub(crate) fn part_url(part: &SignedPart, signature: &str) -> String {
     request_body(content = schemas::Content, content_type = "application/octet-stream"),
     responses((status = 200, description = "Part stored", body = Answer<Nothing>)))]
 pub(crate) async fn upload_part(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     Ids((tenant_id, upload_id, Number(number))): Ids<(TenantId, UploadId, Number)>,
     Query(query): Query<SignedPartQuery>,
     request: Request,

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use domain::{Document, DocumentId, TenantId};
 use serde::Serialize;
-use services::Services;
+use services::UserServices;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -48,7 +48,7 @@ pub(crate) struct EmptiedOut {
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/trash", tag = "trash", params(TenantPath, PageQuery),
     responses((status = 200, description = "Deleted documents found", body = Answer<List<TrashedOut>>)))]
 pub(crate) async fn list_trash(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
     Query(query): Query<PageQuery>,
@@ -63,7 +63,7 @@ pub(crate) async fn list_trash(
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/trash", tag = "trash", params(TenantPath),
     responses((status = 200, description = "Trash emptied", body = Answer<EmptiedOut>)))]
 pub(crate) async fn empty_trash(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
 ) -> ApiResult<EmptiedOut> {
@@ -76,7 +76,7 @@ pub(crate) async fn empty_trash(
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/trash/{document_id}/restore", tag = "trash", params(DocumentPath),
     responses((status = 200, description = "Document restored", body = Answer<DocumentOut>)))]
 pub(crate) async fn restore_document(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
 ) -> Result<Tagged<DocumentOut>, ApiError> {
@@ -90,7 +90,7 @@ pub(crate) async fn restore_document(
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/trash/{document_id}", tag = "trash", params(DocumentPath),
     responses((status = 200, description = "Document deleted for good", body = Answer<Nothing>)))]
 pub(crate) async fn purge_document(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
 ) -> ApiResult<Nothing> {

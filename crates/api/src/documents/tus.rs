@@ -13,7 +13,7 @@ use domain::{
     Conflict, Document, Error, FieldErrors, Filename, MimeType, Noun, TenantId, Timestamp, UploadId, UploadProtocol, UploadState,
 };
 use futures_util::StreamExt;
-use services::{Append, Caller, Checksum, Services};
+use services::{Append, Caller, Checksum, UserServices};
 
 use crate::{
     App,
@@ -116,11 +116,11 @@ fn number(headers: &HeaderMap, name: &'static str) -> Result<u64, ApiError> {
 /// them. Any tus client works; give it an access token in the Authorization header.
 #[utoipa::path(options, path = "/api/tenants/{tenant_id}/documents/tus", tag = "uploads", security(()), params(TenantPath),
     responses((status = 204, description = "In the headers")))]
-pub(crate) async fn describe_tus(State(services): State<Services>, Ids(_): Ids<TenantId>) -> Result<Response, ApiError> {
+pub(crate) async fn describe_tus(State(services): State<UserServices>, Ids(_): Ids<TenantId>) -> Result<Response, ApiError> {
     description(&services)
 }
 
-fn description(services: &Services) -> Result<Response, ApiError> {
+fn description(services: &UserServices) -> Result<Response, ApiError> {
     tus(
         StatusCode::NO_CONTENT,
         [
@@ -205,13 +205,13 @@ fn expires(at: Timestamp) -> (HeaderName, String) {
 #[utoipa::path(head, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
     responses((status = 200, description = "Upload found: its offset is in the header Upload-Offset")))]
 pub(crate) async fn find_tus(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     check_version(&headers)?;
-    let (upload, document) = services.get_staged_upload(&caller, tenant_id, upload_id).await?;
+    let (upload, document) = services.get_multipart_upload(&caller, tenant_id, upload_id).await?;
     if upload.protocol != UploadProtocol::Tus {
         return Err(Error::NotFound(Noun::Upload).into());
     }
@@ -243,7 +243,7 @@ fn location(tenant_id: TenantId, document: &Document) -> (HeaderName, String) {
 #[utoipa::path(patch, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
     responses((status = 204, description = "Bytes kept: the new offset is in the header Upload-Offset")))]
 pub(crate) async fn append_tus(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
     request: Request,
@@ -251,7 +251,7 @@ pub(crate) async fn append_tus(
     append(services, caller, tenant_id, upload_id, request).await
 }
 
-async fn append(services: Services, caller: Caller, tenant_id: TenantId, id: UploadId, request: Request) -> Result<Response, ApiError> {
+async fn append(services: UserServices, caller: Caller, tenant_id: TenantId, id: UploadId, request: Request) -> Result<Response, ApiError> {
     let headers = request.headers();
     check_version(headers)?;
     if headers.get(header::CONTENT_TYPE).is_none_or(|value| value != "application/offset+octet-stream") {
@@ -262,7 +262,7 @@ async fn append(services: Services, caller: Caller, tenant_id: TenantId, id: Upl
     let append = services.append_tus(&caller, tenant_id, id, offset, checksum).await?;
     // In a task of its own: when the client goes away, what came is kept all the same.
     let offset = tokio::spawn(receive(append, request.into_body())).await.map_err(Error::internal)??;
-    let (upload, _) = services.get_staged_upload(&caller, tenant_id, id).await?;
+    let (upload, _) = services.get_multipart_upload(&caller, tenant_id, id).await?;
     let document = if upload.state == UploadState::Open { None } else { services.finish_tus(&caller, tenant_id, id).await? };
     let answer = [(named("upload-offset"), offset.to_string()), expires(upload.expires_at)];
     tus(StatusCode::NO_CONTENT, answer.into_iter().chain(document.map(|document| location(tenant_id, &document))))
@@ -301,7 +301,7 @@ fn parse_checksum(text: &str) -> Result<Checksum, ApiError> {
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
     responses((status = 204, description = "Upload given up")))]
 pub(crate) async fn end_tus(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
     headers: HeaderMap,
@@ -309,9 +309,15 @@ pub(crate) async fn end_tus(
     end(&services, &caller, tenant_id, upload_id, &headers).await
 }
 
-async fn end(services: &Services, caller: &Caller, tenant_id: TenantId, id: UploadId, headers: &HeaderMap) -> Result<Response, ApiError> {
+async fn end(
+    services: &UserServices,
+    caller: &Caller,
+    tenant_id: TenantId,
+    id: UploadId,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
     check_version(headers)?;
-    services.abort_staged_upload(caller, tenant_id, id).await?;
+    services.abort_multipart_upload(caller, tenant_id, id).await?;
     tus(StatusCode::NO_CONTENT, [])
 }
 
@@ -321,7 +327,7 @@ async fn end(services: &Services, caller: &Caller, tenant_id: TenantId, id: Uplo
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
     responses((status = 204, description = "As the method that is meant")))]
 pub(crate) async fn override_tus(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
     request: Request,

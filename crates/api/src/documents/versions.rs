@@ -8,7 +8,7 @@ use axum::{
 use domain::{DocumentId, DocumentVersion, Error, MimeType, TenantId};
 use futures_util::StreamExt;
 use serde::Serialize;
-use services::Services;
+use services::UserServices;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -74,7 +74,7 @@ pub(crate) struct VersionPath {
     request_body(content = schemas::Content, content_type = "application/octet-stream"),
     responses((status = 200, description = "Content replaced", body = Answer<UploadOut>)))]
 pub(crate) async fn replace_content(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
     headers: HeaderMap,
@@ -115,7 +115,7 @@ fn media_type(headers: &HeaderMap) -> Result<Option<MimeType>, ApiError> {
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}/versions", tag = "versions", params(DocumentPath, PageQuery),
     responses((status = 200, description = "Versions found", body = Answer<List<VersionOut>>)))]
 pub(crate) async fn list_versions(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
     Query(query): Query<PageQuery>,
@@ -150,7 +150,7 @@ pub(crate) async fn download_version(
     params(VersionPath, IfMatch),
     responses((status = 200, description = "Version restored", body = Answer<DocumentOut>)))]
 pub(crate) async fn restore_version(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, document_id, Number(number))): Ids<(TenantId, DocumentId, Number)>,
     headers: HeaderMap,

@@ -4,7 +4,7 @@ use axum::extract::State;
 use domain::{AuditEntry, AuditFilter, FieldErrors, TenantId, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use services::Services;
+use services::UserServices;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -75,7 +75,7 @@ pub(crate) struct AuditQuery {
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/audit", tag = "tenants", params(TenantPath, AuditQuery),
     responses((status = 200, description = "Audit log found", body = Answer<List<AuditEntryOut>>)))]
 pub(crate) async fn list_audit(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
     Query(query): Query<AuditQuery>,

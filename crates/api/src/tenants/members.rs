@@ -3,7 +3,7 @@
 use axum::extract::State;
 use domain::{Email, FieldErrors, Member, Membership, Role, TenantId, TextProblem, User, UserId};
 use serde::{Deserialize, Serialize};
-use services::{Candidate, Services};
+use services::{Candidate, UserServices};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -93,7 +93,7 @@ fn parse_role(text: &str) -> Result<Role, TextProblem> {
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/users", tag = "members", params(TenantPath), request_body = AddMemberIn,
     responses((status = 201, description = "Member added", body = Answer<MemberOut>)))]
 pub(crate) async fn add_member(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
     Body(body): Body<AddMemberIn>,
@@ -125,7 +125,7 @@ pub(crate) struct ChangeRoleIn {
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}/users/{user_id}", tag = "members", params(MemberPath), request_body = ChangeRoleIn,
     responses((status = 200, description = "Role changed", body = Answer<MemberOut>)))]
 pub(crate) async fn change_role(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, user_id)): Ids<(TenantId, UserId)>,
     Body(body): Body<ChangeRoleIn>,
@@ -142,7 +142,7 @@ pub(crate) async fn change_role(
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/users/{user_id}", tag = "members", params(MemberPath),
     responses((status = 200, description = "Member removed", body = Answer<Nothing>)))]
 pub(crate) async fn remove_member(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids((tenant_id, user_id)): Ids<(TenantId, UserId)>,
 ) -> ApiResult<Nothing> {

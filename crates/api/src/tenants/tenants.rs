@@ -7,7 +7,7 @@ use axum::{
 };
 use domain::{FieldErrors, Member, Tenant, TenantId, TenantName};
 use serde::{Deserialize, Serialize};
-use services::{Answered, Once, Services, TenantDetails};
+use services::{IdempotentOutcome, IdempotentRequest, TenantDetails, UserServices};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -75,7 +75,7 @@ impl From<Member<Tenant>> for MembershipOut {
 #[utoipa::path(get, path = "/api/tenants", tag = "tenants", params(PageQuery),
     responses((status = 200, description = "Tenants found", body = Answer<List<MembershipOut>>)))]
 pub(crate) async fn list_tenants(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Query(query): Query<PageQuery>,
 ) -> ApiResult<List<MembershipOut>> {
@@ -99,7 +99,7 @@ pub(crate) struct CreateTenantIn {
 #[utoipa::path(post, path = "/api/tenants", tag = "tenants", params(Idempotency), request_body = CreateTenantIn,
     responses((status = 201, description = "Tenant created", body = Answer<MembershipOut>)))]
 pub(crate) async fn create_tenant(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     headers: HeaderMap,
     Body(body): Body<CreateTenantIn>,
@@ -109,10 +109,10 @@ pub(crate) async fn create_tenant(
     let name = required(&mut errors, "name", body.name.as_ref(), TenantName::parse);
     let created = |tenant: Member<Tenant>| Answer::created("Tenant created", MembershipOut::from(tenant));
     let answer = |tenant: &Member<Tenant>| created(tenant.clone()).body();
-    let once = key.map(|key| Once { key, answer: &answer });
+    let once = key.map(|key| IdempotentRequest { key, answer: &answer });
     Ok(match services.create_tenant(&caller, &all(errors, name)?, once.as_ref()).await? {
-        Answered::Now(tenant) => created(tenant).into_response(),
-        Answered::Before(body) => created_before(body),
+        IdempotentOutcome::Fresh(tenant) => created(tenant).into_response(),
+        IdempotentOutcome::Replayed(body) => created_before(body),
     })
 }
 
@@ -122,7 +122,7 @@ pub(crate) async fn create_tenant(
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/storage", tag = "tenants", params(TenantPath),
     responses((status = 200, description = "Storage found", body = Answer<StorageOut>)))]
 pub(crate) async fn get_storage(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
 ) -> ApiResult<StorageOut> {
@@ -150,7 +150,7 @@ impl From<TenantDetails> for TenantDetailsOut {
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}", tag = "tenants", params(TenantPath),
     responses((status = 200, description = "Tenant found", body = Answer<TenantDetailsOut>)))]
 pub(crate) async fn get_tenant(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
 ) -> ApiResult<TenantDetailsOut> {
@@ -176,7 +176,7 @@ pub(crate) struct UpdateTenantIn {
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}", tag = "tenants", params(TenantPath), request_body = UpdateTenantIn,
     responses((status = 200, description = "Tenant changed", body = Answer<MembershipOut>)))]
 pub(crate) async fn update_tenant(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
     Body(body): Body<UpdateTenantIn>,
@@ -194,7 +194,7 @@ pub(crate) async fn update_tenant(
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}", tag = "tenants", params(TenantPath),
     responses((status = 200, description = "Tenant deactivated", body = Answer<Nothing>)))]
 pub(crate) async fn delete_tenant(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     LoggedIn(caller): LoggedIn,
     Ids(tenant_id): Ids<TenantId>,
 ) -> ApiResult<Nothing> {

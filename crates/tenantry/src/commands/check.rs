@@ -26,7 +26,7 @@ pub struct Arguments {
 /// # Errors
 /// When the data directory can't be used.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     let mut dependencies = services.check_dependencies().await;
     if let Some(ask) = events::probe(config)? {
         dependencies.push(ask().await);

@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow};
 use comfy_table::CellAlignment;
 use domain::{DeadLetter, Error, Event, EventId, FieldErrors, Noun, PageRequest};
 use serde_json::{Value, json};
-use services::{Backlog, EventKey, OutboxStatus, Services};
+use services::{Backlog, OperatorServices, OrderingKey, OutboxStatus};
 
 use crate::{
     assembly::assemble,
@@ -94,7 +94,7 @@ pub struct Letters {
 /// # Errors
 /// When there is no such event or tenant, or a database is down.
 pub async fn run(config: &Config, command: &Command) -> Result<ExitCode> {
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     match command {
         Command::Status { json } => status(&services, *json).await?,
         Command::Tail { tenant, lines, follow } => {
@@ -121,7 +121,7 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn status(services: &Services, as_json: bool) -> Result<()> {
+async fn status(services: &OperatorServices, as_json: bool) -> Result<()> {
     let OutboxStatus { backlogs, unknown } = services.outbox_status().await?;
     let waiting: u64 = backlogs.iter().map(|backlog| backlog.events).sum();
     let dead = services.list_dead_letters(PageRequest::first(1)).await?.total;
@@ -156,7 +156,7 @@ async fn status(services: &Services, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-async fn tail(services: &Services, key: EventKey, lines: u32, follow: bool) -> Result<()> {
+async fn tail(services: &OperatorServices, key: OrderingKey, lines: u32, follow: bool) -> Result<()> {
     let latest = services.list_events(key, if follow { MOST_SHOWN } else { lines }).await?;
     // What is there and not asked for is not new either.
     let mut shown: HashSet<_> = latest.iter().map(|event| event.id).collect();
@@ -179,7 +179,7 @@ async fn tail(services: &Services, key: EventKey, lines: u32, follow: bool) -> R
     }
 }
 
-async fn list(services: &Services, page: i64, as_json: bool) -> Result<()> {
+async fn list(services: &OperatorServices, page: i64, as_json: bool) -> Result<()> {
     let request = PageRequest::parse(Some(page), Some(PageRequest::MAX_PER_PAGE.into()), &mut FieldErrors::default());
     let letters = services.list_dead_letters(request).await?;
     if as_json {
@@ -205,7 +205,7 @@ async fn list(services: &Services, page: i64, as_json: bool) -> Result<()> {
 
 /// Does something with dead letters. Answers with how many, in words.
 async fn each(
-    services: &Services,
+    services: &OperatorServices,
     Letters { events, all }: &Letters,
     decide: impl AsyncFn(EventId) -> domain::Result<()>,
 ) -> Result<String> {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use domain::Tenant;
 use serde_json::json;
-use services::{Collected, Services};
+use services::{Collected, OperatorServices};
 
 use crate::{
     assembly::assemble,
@@ -36,7 +36,7 @@ pub struct Arguments {
 /// # Errors
 /// When the main database is down.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     let mut total = Collected::default();
     let mut failed = Vec::new();
     for tenant in chosen(&services, arguments.tenant.as_deref()).await? {
@@ -77,7 +77,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// The tenant that was named, or all that are not being deleted.
-pub(super) async fn chosen(services: &Services, named: Option<&str>) -> Result<Vec<Tenant>> {
+pub(super) async fn chosen(services: &OperatorServices, named: Option<&str>) -> Result<Vec<Tenant>> {
     match named {
         Some(tenant) => Ok(vec![find(services, &Which { tenant: tenant.to_owned() }).await?]),
         None => services.list_kept_tenants().await.context("list the tenants"),

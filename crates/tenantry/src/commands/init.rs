@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use dialoguer::{Input, Password};
 use domain::{Email, NewPassword, PersonName, TenantName, User};
 use secrecy::{ExposeSecret, SecretString};
-use services::{Registration, Services};
+use services::{OperatorServices, Registration, Services};
 
 use crate::{
     assembly::assemble,
@@ -46,7 +46,7 @@ pub struct Arguments {
 /// When a value is missing or not valid, or a dependency is down.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     let ask = Ask { interactive: !arguments.non_interactive && stdin().is_terminal() };
-    let (services, main) = assemble(config)?;
+    let (Services { operator: services, .. }, main) = assemble(config)?;
     if arguments.drop_all {
         confirm(&ask, arguments)?;
         main.migrate().await.context("open the main database")?;
@@ -73,7 +73,7 @@ fn confirm(ask: &Ask, arguments: &Arguments) -> Result<()> {
     if typed == CONFIRMATION { Ok(()) } else { bail!("nothing was dropped: the words are {CONFIRMATION:?}") }
 }
 
-async fn admin(services: &Services, ask: &Ask, given: &FirstUser) -> Result<User> {
+async fn admin(services: &OperatorServices, ask: &Ask, given: &FirstUser) -> Result<User> {
     let email = ask.text("E-mail address", given.email.as_ref(), "ADMIN_EMAIL")?;
     let email = Email::parse(&email).map_err(|problem| anyhow!("ADMIN_EMAIL {problem}"))?;
     if let Some(user) = services.find_user_by_email(&email).await? {
@@ -89,12 +89,12 @@ async fn admin(services: &Services, ask: &Ask, given: &FirstUser) -> Result<User
         first_name: PersonName::parse(&first_name).map_err(|problem| anyhow!("ADMIN_FIRST_NAME {problem}"))?,
         last_name: PersonName::parse(&last_name).map_err(|problem| anyhow!("ADMIN_LAST_NAME {problem}"))?,
     };
-    let user = services.register_user(registration).await?;
+    let user = services.create_user(registration).await?;
     say(format_args!("User {} made.", user.email));
     Ok(user)
 }
 
-async fn test_tenant(services: &Services, ask: &Ask, given: &FirstUser, admin: &User) -> Result<()> {
+async fn test_tenant(services: &OperatorServices, ask: &Ask, given: &FirstUser, admin: &User) -> Result<()> {
     let name = ask.text("Name of the test tenant", given.tenant_name.as_ref(), "TEST_TENANT_NAME")?;
     let name = TenantName::parse(&name).map_err(|problem| anyhow!("TEST_TENANT_NAME {problem}"))?;
     let known = services.list_all_tenants().await?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use comfy_table::{Table, presets::NOTHING};
 use domain::{Error, Tenant, Timestamp, Wave};
 use serde_json::{Value, json};
-use services::{FleetMigration, MigrationPlan, MigrationStatus, Services};
+use services::{FleetMigration, MigrationPlan, MigrationStatus, OperatorServices, Services};
 
 use self::progress::Progress;
 use crate::{
@@ -85,7 +85,7 @@ impl Options {
 /// # Errors
 /// When the main database can't be brought up to date.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
-    let (services, main) = assemble(config)?;
+    let (Services { operator: services, .. }, main) = assemble(config)?;
     match &arguments.command {
         Some(Command::Status { json }) => status(&services, *json).await,
         Some(Command::Release { which }) => release(&services, &tenants::find(&services, which).await?).await,
@@ -98,7 +98,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
-async fn migrate(services: &Services, options: &Options) -> Result<ExitCode> {
+async fn migrate(services: &OperatorServices, options: &Options) -> Result<ExitCode> {
     let mut only = Vec::new();
     for tenant in &options.tenant {
         let id = tenants::find(services, &tenants::Which { tenant: tenant.clone() }).await?.id;
@@ -192,7 +192,7 @@ fn tenant_in_json(tenant: &Tenant) -> Value {
     })
 }
 
-async fn status(services: &Services, in_json: bool) -> Result<ExitCode> {
+async fn status(services: &OperatorServices, in_json: bool) -> Result<ExitCode> {
     let status = services.migration_status().await.context("ask how far the tenants are")?;
     if in_json {
         say_json(&status_in_json(&status));
@@ -253,8 +253,8 @@ fn status_in_json(MigrationStatus { wanted_version, versions, unsettled }: &Migr
     json!({ "schema_version": wanted_version, "versions": versions, "unsettled": unsettled.collect::<Vec<_>>() })
 }
 
-async fn release(services: &Services, tenant: &Tenant) -> Result<ExitCode> {
-    if !services.release_tenant(tenant.id).await.context("release the tenant")? {
+async fn release(services: &OperatorServices, tenant: &Tenant) -> Result<ExitCode> {
+    if !services.lift_quarantine(tenant.id).await.context("release the tenant")? {
         return Err(anyhow!("tenant {} ({}) is not closed because of a migration", tenant.name, tenant.id));
     }
     say(format_args!("Tenant {} ({}) is open again, with schema version {}.", tenant.name, tenant.id, tenant.schema_version));

@@ -8,7 +8,7 @@ use api::{
     server::{self, Limits},
 };
 use domain::SystemClock;
-use services::{Collected, Dependency, Services};
+use services::{Collected, Dependency, OperatorServices, Services};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -41,11 +41,11 @@ const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
 /// When the address is taken or the main database can't be brought up to date.
 pub async fn run(config: &Config) -> Result<ExitCode> {
     raise_descriptor_limit();
-    let (services, main) = assemble(config)?;
+    let (Services { users, operator, events: event_services }, main) = assemble(config)?;
     let listener = listen(SocketAddr::new(config.server.host, config.server.port), "HOST, PORT")?;
     let address = listener.local_addr()?;
     main.migrate().await.context("bring the main database up to date")?;
-    for Dependency { name, problem } in services.find_unknown_servers().await? {
+    for Dependency { name, problem } in operator.find_unknown_servers().await? {
         tracing::warn!("{name}: {}", problem.map_or_else(String::new, |problem| problem.with_causes()));
     }
     let settings = api::Settings {
@@ -58,14 +58,14 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
         demo: events::demo(config)?,
         bus: events::probe(config)?,
     };
-    let app = api::router(services.clone(), Arc::new(SystemClock), settings);
+    let app = api::router(users.clone(), Arc::new(SystemClock), settings);
     let limits =
         Limits { max_connections: config.server.max_connections, shutdown_grace: config.server.shutdown_grace, ..Limits::default() };
     let stop = CancellationToken::new();
     stop_on_signals(&stop, "requests in flight may finish")?;
-    serve_metrics(config, metrics::router(services.clone()), &stop)?;
-    let publishing = Publishing::begin(&services, events::bus(config, &services)?);
-    let housekeeping = tokio::spawn(keep_house(services.clone(), config.documents.garbage_interval));
+    serve_metrics(config, metrics::router(users), &stop)?;
+    let publishing = Publishing::begin(&event_services, events::bus(config, &event_services)?);
+    let housekeeping = tokio::spawn(keep_house(operator.clone(), config.documents.garbage_interval));
     tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
     let report = server::serve(listener, app, limits, stop).await;
     // After the last request: what that told is still published.
@@ -73,13 +73,13 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     housekeeping.abort();
     // What was interrupted, others go on with at once.
     let _was_aborted = housekeeping.await;
-    give_up_leases(&services).await;
+    give_up_leases(&operator).await;
     tracing::info!(connections_cut = report.connections_cut, "stopped");
     Ok(ExitCode::SUCCESS)
 }
 
 /// What this process held, others may hold at once.
-pub(super) async fn give_up_leases(services: &Services) {
+pub(super) async fn give_up_leases(services: &OperatorServices) {
     if !matches!(timeout(RELEASE_PATIENCE, services.release_leases()).await, Ok(Ok(()))) {
         tracing::warn!("this instance's leases could not be given up; they expire by themselves");
     }
@@ -119,7 +119,7 @@ pub(super) fn stop_on_signals(stop: &CancellationToken, meanwhile: &'static str)
 }
 
 /// What goes on beside the requests.
-async fn keep_house(services: Services, garbage_interval: Duration) {
+async fn keep_house(services: OperatorServices, garbage_interval: Duration) {
     tokio::join!(
         collect_garbage(&services, garbage_interval),
         services.follow_access_changes(),
@@ -133,7 +133,7 @@ async fn keep_house(services: Services, garbage_interval: Duration) {
 }
 
 /// Collects garbage for the first time after one interval: a server that starts has other things to do.
-async fn collect_garbage(services: &Services, interval: Duration) {
+async fn collect_garbage(services: &OperatorServices, interval: Duration) {
     if interval.is_zero() {
         return;
     }
@@ -148,29 +148,29 @@ async fn collect_garbage(services: &Services, interval: Duration) {
     .await;
 }
 
-async fn settle_tenants(services: Services) -> domain::Result<()> {
+async fn settle_tenants(services: OperatorServices) -> domain::Result<()> {
     services.resume_provisioning().await.map(drop)
 }
 
-async fn complete_deletions(services: Services) -> domain::Result<()> {
+async fn complete_deletions(services: OperatorServices) -> domain::Result<()> {
     services.resume_deletions().await.map(drop)
 }
 
-async fn settle_moves(services: Services) -> domain::Result<()> {
+async fn settle_moves(services: OperatorServices) -> domain::Result<()> {
     services.resume_moves().await.map(drop)
 }
 
-async fn forget_sessions(services: Services) -> domain::Result<()> {
-    services.forget_expired_sessions().await?;
-    services.forget_platform_events().await
+async fn forget_sessions(services: OperatorServices) -> domain::Result<()> {
+    services.purge_expired_sessions().await?;
+    services.purge_platform_events().await
 }
 
-async fn refill_spares(services: Services) -> domain::Result<()> {
-    services.refill_spares().await?;
-    while timeout(REFILL_INTERVAL, services.spare_taken()).await.is_ok() {
+async fn refill_spares(services: OperatorServices) -> domain::Result<()> {
+    services.refill_warm_pool().await?;
+    while timeout(REFILL_INTERVAL, services.warm_database_taken()).await.is_ok() {
         // Who makes tenants often makes several, and making a database slows down whoever takes one.
         sleep(REFILL_DELAY).await;
-        services.refill_spares().await?;
+        services.refill_warm_pool().await?;
     }
     Ok(())
 }

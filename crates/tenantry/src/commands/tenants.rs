@@ -15,7 +15,7 @@ use domain::{
     Tombstone, User,
 };
 use serde_json::{Value, json};
-use services::{Deletion, Services, TenantReport, TenantSummary};
+use services::{Deletion, OperatorServices, TenantReport, TenantSummary};
 
 use crate::{
     assembly::assemble,
@@ -138,7 +138,7 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode> {
         complain("tenantry: deleting drops everything and needs --hard; to only keep people out, use `tenantry tenants deactivate`");
         return Ok(ExitCode::from(2));
     }
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     match command {
         Command::List { json } => list(&services, *json).await,
         Command::Show { which, json } => show(&services, &find(&services, which).await?, *json).await,
@@ -152,7 +152,7 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode> {
 }
 
 /// The one tenant that is meant.
-pub(super) async fn find(services: &Services, which: &Which) -> Result<Tenant> {
+pub(super) async fn find(services: &OperatorServices, which: &Which) -> Result<Tenant> {
     if let Some(tenant) = find_living(services, which).await? {
         return Ok(tenant);
     }
@@ -163,7 +163,7 @@ fn unknown(Which { tenant }: &Which) -> anyhow::Error {
     anyhow!("no tenant has the id, database or name {tenant:?}")
 }
 
-async fn find_living(services: &Services, Which { tenant }: &Which) -> Result<Option<Tenant>> {
+async fn find_living(services: &OperatorServices, Which { tenant }: &Which) -> Result<Option<Tenant>> {
     let mut found = services.find_tenants(tenant).await.context("look for the tenant")?;
     if found.len() > 1 {
         let ids: Vec<_> = found.iter().map(|tenant| tenant.id.to_string()).collect();
@@ -172,7 +172,7 @@ async fn find_living(services: &Services, Which { tenant }: &Which) -> Result<Op
     Ok(found.pop())
 }
 
-async fn find_tombstone(services: &Services, which: &Which) -> Result<Option<Tombstone>> {
+async fn find_tombstone(services: &OperatorServices, which: &Which) -> Result<Option<Tombstone>> {
     match which.tenant.parse() {
         Ok(id) => services.find_tombstone(id).await.context("look for the tenant"),
         Err(_) => Ok(None),
@@ -183,7 +183,7 @@ fn epitaph(tombstone: &Tombstone) -> String {
     format!("tenant {} ({}) was deleted at {}", tombstone.name, tombstone.place.tenant_id, tombstone.deleted_at)
 }
 
-async fn list(services: &Services, in_json: bool) -> Result<ExitCode> {
+async fn list(services: &OperatorServices, in_json: bool) -> Result<ExitCode> {
     let tenants = services.summarize_tenants().await.context("list the tenants")?;
     if in_json {
         let tenants: Vec<_> = tenants.iter().map(summary_in_json).collect();
@@ -246,7 +246,7 @@ fn in_json(tenant: &Tenant) -> Value {
     })
 }
 
-async fn show(services: &Services, tenant: &Tenant, as_json: bool) -> Result<ExitCode> {
+async fn show(services: &OperatorServices, tenant: &Tenant, as_json: bool) -> Result<ExitCode> {
     let report = services.report_tenant(tenant).await.context("look at the tenant")?;
     if as_json {
         say_json(&report_in_json(tenant, &report));
@@ -264,7 +264,7 @@ async fn show(services: &Services, tenant: &Tenant, as_json: bool) -> Result<Exi
     Ok(if report.contents.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn set_quota(services: &Services, arguments: &SetQuota) -> Result<ExitCode> {
+async fn set_quota(services: &OperatorServices, arguments: &SetQuota) -> Result<ExitCode> {
     let tenant = find(services, &arguments.which).await?;
     let limits = QuotaLimits {
         bytes: arguments.bytes.unwrap_or(tenant.limits.bytes),
@@ -390,7 +390,7 @@ fn move_in_json(Move { from_server, to_server, state, began_at, .. }: &Move) -> 
     json!({ "from": from_server, "to": to_server, "state": state.as_str(), "began_at": began_at.to_string() })
 }
 
-async fn create(services: &Services, name: &str, admin: &str, as_json: bool) -> Result<ExitCode> {
+async fn create(services: &OperatorServices, name: &str, admin: &str, as_json: bool) -> Result<ExitCode> {
     let name = TenantName::parse(name).map_err(|problem| anyhow!("the name {problem}"))?;
     let admin = Email::parse(admin).map_err(|problem| anyhow!("the address {problem}"))?;
     let tenant = match services.create_tenant_for_address(&admin, &name).await {
@@ -405,7 +405,7 @@ async fn create(services: &Services, name: &str, admin: &str, as_json: bool) -> 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn set_active(services: &Services, tenant: &Tenant, is_active: bool) -> Result<ExitCode> {
+async fn set_active(services: &OperatorServices, tenant: &Tenant, is_active: bool) -> Result<ExitCode> {
     let changed = match services.set_tenant_active(tenant.id, is_active).await {
         Err(Error::NotFound(_)) => bail!("tenant {} ({}) is being deleted", tenant.name, tenant.id),
         changed => changed.context("change the tenant")?,
@@ -420,7 +420,7 @@ async fn set_active(services: &Services, tenant: &Tenant, is_active: bool) -> Re
     Ok(ExitCode::SUCCESS)
 }
 
-async fn delete(services: &Services, arguments: &Delete) -> Result<ExitCode> {
+async fn delete(services: &OperatorServices, arguments: &Delete) -> Result<ExitCode> {
     let (deletion, told) = match find_living(services, &arguments.which).await? {
         Some(tenant) => {
             // What was confirmed once needs no second word, unless that is another one.
@@ -444,7 +444,7 @@ async fn delete(services: &Services, arguments: &Delete) -> Result<ExitCode> {
     Ok(if deletion.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn delete_living(services: &Services, tenant: &Tenant) -> Result<Deletion> {
+async fn delete_living(services: &OperatorServices, tenant: &Tenant) -> Result<Deletion> {
     if let Err(error) = services.delete_tenant(tenant).await {
         let (name, id, problem) = (&tenant.name, tenant.id, error.with_causes());
         match services.find_tenants(&id.to_string()).await?.first() {

@@ -32,7 +32,7 @@ pub struct Arguments {
 /// # Errors
 /// When the main database is down.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     let tenants = chosen(&services, arguments.tenant.as_deref()).await?;
     let bar = ProgressBar::new(tenants.len() as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} tenants, {msg}")?);

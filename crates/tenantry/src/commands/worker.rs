@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use api::metrics;
+use services::Services;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -27,19 +28,19 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
         );
         return Ok(ExitCode::from(2));
     };
-    let (services, main) = assemble(config)?;
+    let (Services { users, operator, events: event_services }, main) = assemble(config)?;
     main.migrate().await.context("bring the main database up to date")?;
     let stop = CancellationToken::new();
     stop_on_signals(&stop, "what was begun is finished")?;
-    serve_metrics(config, metrics::worker_router(services.clone(), events::probe(config)?), &stop)?;
+    serve_metrics(config, metrics::worker_router(users, events::probe(config)?), &stop)?;
     let following = tokio::spawn({
-        let services = services.clone();
-        async move { services.follow_access_changes().await }
+        let operator = operator.clone();
+        async move { operator.follow_access_changes().await }
     });
     tracing::info!("handling events of Kafka at {} as one of {}", kafka.bootstrap_servers, kafka.group_id);
-    events::work(kafka, &services, stop).await?;
+    events::work(kafka, &event_services, stop).await?;
     following.abort();
-    give_up_leases(&services).await;
+    give_up_leases(&operator).await;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

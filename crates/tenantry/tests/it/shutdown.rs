@@ -32,7 +32,7 @@ impl Upload {
         let mut stream = TcpStream::connect(host).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(half.as_bytes()).await.unwrap();
-        // Answered by now: the server has seen what was sent before.
+        // IdempotentOutcome by now: the server has seen what was sent before.
         server.stranger().get("/health").await.expect(200);
         Self { stream, rest: rest.to_owned() }
     }

@@ -120,7 +120,7 @@ async fn tell(app: &TestApp, tenant_id: TenantId, what: impl IntoIterator<Item =
         ids.push(id);
     }
     tx.commit().await.unwrap();
-    app.services().wake(Some(tenant_id));
+    app.services().notify(Some(tenant_id));
     ids
 }
 
@@ -140,7 +140,7 @@ async fn an_event_that_is_too_large_for_the_brokers_is_parked_alone() {
     let relay = Running::start(app.services(), bus);
     crate::recorder::drained(&app).await;
     relay.stop().await;
-    let parked = app.services().list_dead_letters(PageRequest::default()).await.unwrap().items;
+    let parked = app.services().operator.list_dead_letters(PageRequest::default()).await.unwrap().items;
     assert_eq!(parked.iter().map(|letter| letter.event.id).collect::<Vec<_>>(), [told[10]], "{parked:?}");
     let mut expected: Vec<_> = told.iter().map(EventId::to_string).collect();
     expected.remove(10);

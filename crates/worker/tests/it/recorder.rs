@@ -12,7 +12,7 @@ use std::{
 use domain::{Event, EventId, EventKind};
 use futures_util::{FutureExt, future::BoxFuture};
 use models::tenants;
-use services::{EventKey, Services};
+use services::{EventServices, OrderingKey};
 use testkit::{TestApp, TestKafka};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +48,7 @@ impl Recorder {
     }
 
     /// The first deliveries of a key's events, and how many there were of each.
-    pub(crate) fn first_deliveries(&self, key: EventKey) -> (Vec<Event>, HashMap<EventId, usize>) {
+    pub(crate) fn first_deliveries(&self, key: OrderingKey) -> (Vec<Event>, HashMap<EventId, usize>) {
         let (mut first, mut counts) = (Vec::new(), HashMap::new());
         for event in self.seen().into_iter().filter(|event| event.tenant_id == key) {
             let count = counts.entry(event.id).or_insert(0);
@@ -62,7 +62,7 @@ impl Recorder {
 }
 
 impl Bus for Recorder {
-    fn publish<'a>(&'a self, _: EventKey, events: &'a [Event]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, _: OrderingKey, events: &'a [Event]) -> BoxFuture<'a, Published> {
         async move {
             for (count, event) in events.iter().enumerate() {
                 tokio::time::sleep(self.takes).await;
@@ -93,7 +93,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start(services: &Services, bus: Arc<dyn Bus>) -> Self {
+    pub(crate) fn start(services: &EventServices, bus: Arc<dyn Bus>) -> Self {
         let stop = CancellationToken::new();
         Self { relay: tokio::spawn(Relay::new(services.clone(), bus).run(stop.clone())), stop, broker: None }
     }
@@ -175,7 +175,7 @@ fn kafka_settings(kafka: &TestKafka) -> KafkaSettings {
 pub(crate) async fn drained(app: &TestApp) {
     let began = Instant::now();
     loop {
-        let status = app.services().outbox_status().await.unwrap();
+        let status = app.services().operator.outbox_status().await.unwrap();
         if status.backlogs.is_empty() {
             return;
         }

@@ -8,12 +8,12 @@ use std::{
 use domain::{Clock, Event, EventId, EventKind, SystemClock, TenantId};
 use models::{Scope, Tx, dirty_tenants, outbox, tenants};
 use serde_json::Value;
-use services::EventKey;
+use services::OrderingKey;
 use testkit::{Persona, TestApp};
 
 use crate::recorder::{PATIENCE, Recorder, Running, database_of, drained};
 
-fn id_of(tenant: &str) -> EventKey {
+fn id_of(tenant: &str) -> OrderingKey {
     Some(tenant.parse::<TenantId>().unwrap())
 }
 
@@ -29,7 +29,7 @@ fn event(id: EventId, tenant: &str, data: &str) -> Event {
     }
 }
 
-/// As `Services::tell`, for transactions of the test's own.
+/// As `EventServices::tell`, for transactions of the test's own.
 fn tell<S: Scope>(tx: &mut Tx<S>, event: &Event) {
     outbox::push(tx, event);
 }
@@ -149,7 +149,7 @@ async fn commits_in_the_opposite_order_of_their_ids_skip_nothing() {
         let began = Instant::now();
         while bus.seen_at(id).is_none() {
             assert!(began.elapsed() < PATIENCE, "an event was skipped");
-            app.services().wake(id_of(&tenant));
+            app.services().notify(id_of(&tenant));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -190,7 +190,7 @@ async fn nobody_notices_that_the_bus_is_down_and_what_waits_drains_in_order() {
     let before = bus.seen().len();
     let done = work(alice, tenant.clone(), "a", 30).await;
     assert_eq!(bus.seen().len(), before);
-    let waiting: u64 = app.services().outbox_status().await.unwrap().backlogs.iter().map(|backlog| backlog.events).sum();
+    let waiting: u64 = app.services().operator.outbox_status().await.unwrap().backlogs.iter().map(|backlog| backlog.events).sum();
     assert!(waiting >= done.len() as u64, "{waiting}");
     bus.set_down(false);
     drained(&app).await;
@@ -250,7 +250,7 @@ async fn what_a_tenant_had_to_tell_is_told_after_its_deletion() {
     let done = work(alice, tenant.clone(), "a", 12).await;
     let (main, _) = app.databases().open();
     let found = tenants::find(&mut main.read().await.unwrap(), tenant.parse().unwrap()).await.unwrap().unwrap();
-    app.services().delete_tenant(&found).await.unwrap();
+    app.services().operator.delete_tenant(&found).await.unwrap();
     bus.set_down(false);
     drained(&app).await;
     let (first, _) = bus.first_deliveries(id_of(&tenant));
@@ -290,7 +290,7 @@ async fn a_tenant_with_many_events_does_not_hold_up_another() {
         beside.push(one().await);
     }
     beside.sort();
-    let waiting = app.services().outbox_status().await.unwrap();
+    let waiting = app.services().operator.outbox_status().await.unwrap();
     assert!(waiting.backlogs.iter().any(|backlog| backlog.key == id_of(&busy)), "the many were through too early");
     assert!(beside[2] <= alone * 2, "{beside:?} against {alone:?}");
     relay.stop().await;
@@ -298,7 +298,7 @@ async fn a_tenant_with_many_events_does_not_hold_up_another() {
 
 async fn drained_key(app: &TestApp, tenant: &str) {
     let began = Instant::now();
-    while app.services().outbox_status().await.unwrap().backlogs.iter().any(|backlog| backlog.key == id_of(tenant)) {
+    while app.services().operator.outbox_status().await.unwrap().backlogs.iter().any(|backlog| backlog.key == id_of(tenant)) {
         assert!(began.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -321,11 +321,12 @@ async fn what_was_published_long_ago_is_forgotten() {
     relay.stop().await;
     upload_and_delete("waiting").await;
     let forget = async || {
-        let tenant = app.services().list_all_tenants().await.unwrap().remove(0);
-        app.services().collect_garbage(&tenant).await.unwrap();
-        app.services().forget_platform_events().await.unwrap();
-        let of_nobody = app.services().list_events(None, 100).await.unwrap().iter().filter(|event| event.tenant_id.is_none()).count();
-        let mut of_tenant = of_documents(&app.services().list_events(Some(tenant.id), 100).await.unwrap());
+        let tenant = app.services().operator.list_all_tenants().await.unwrap().remove(0);
+        app.services().operator.collect_garbage(&tenant).await.unwrap();
+        app.services().operator.purge_platform_events().await.unwrap();
+        let of_nobody =
+            app.services().operator.list_events(None, 100).await.unwrap().iter().filter(|event| event.tenant_id.is_none()).count();
+        let mut of_tenant = of_documents(&app.services().operator.list_events(Some(tenant.id), 100).await.unwrap());
         of_tenant.sort();
         (of_tenant, of_nobody)
     };

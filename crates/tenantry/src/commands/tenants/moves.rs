@@ -11,7 +11,7 @@ use clap::ArgGroup;
 use domain::{Tenant, TenantPlace};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use services::{MoveError, MoveStep, Moved, Services, TableSum};
+use services::{MoveError, MoveStep, Moved, OperatorServices, TableSum};
 
 use super::{Which, confirm, find};
 use crate::commands::{complain, say, say_json};
@@ -47,7 +47,7 @@ pub struct Arguments {
 }
 
 /// Moves a tenant, or does something about what it left.
-pub(super) async fn run(services: &Services, arguments: &Arguments) -> Result<ExitCode> {
+pub(super) async fn run(services: &OperatorServices, arguments: &Arguments) -> Result<ExitCode> {
     let tenant = find(services, &arguments.which).await?;
     let Arguments { json, drop_former, back, .. } = arguments;
     if let Some(to) = &arguments.to {
@@ -55,15 +55,15 @@ pub(super) async fn run(services: &Services, arguments: &Arguments) -> Result<Ex
         return Box::pin(move_to(services, &tenant, to, max_pause, *json)).await;
     }
     let (told, done) = if *drop_former {
-        ("dropped", services.drop_former(&tenant).await)
+        ("dropped", services.drop_source_database(&tenant).await)
     } else if *back {
-        if !services.has_former(tenant.id).await? {
+        if !services.has_source_database(tenant.id).await? {
             bail!("tenant {} ({}): {}", tenant.name, tenant.id, MoveError::NoFormer);
         }
         confirm(&tenant, arguments.confirm.as_deref(), "loses all that was written since the move of", "nothing was changed")?;
-        ("returned_to", services.return_to_former(&tenant).await)
+        ("returned_to", services.roll_back_move(&tenant).await)
     } else {
-        ("forgotten", services.forget_former(&tenant).await)
+        ("forgotten", services.forget_source_database(&tenant).await)
     };
     let TenantPlace { server, database, .. } = done.map_err(|problem| anyhow!("tenant {} ({}): {problem}", tenant.name, tenant.id))?;
     if *json {
@@ -80,7 +80,7 @@ pub(super) async fn run(services: &Services, arguments: &Arguments) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-async fn move_to(services: &Services, tenant: &Tenant, to: &str, max_pause: Duration, as_json: bool) -> Result<ExitCode> {
+async fn move_to(services: &OperatorServices, tenant: &Tenant, to: &str, max_pause: Duration, as_json: bool) -> Result<ExitCode> {
     let progress = Progress::new(as_json);
     let watch = |step| progress.note(step);
     let moved = tokio::select! {
