@@ -5,17 +5,14 @@
 //! while it does: so a change is seen everywhere within [`FRESHNESS`], and at once by the instance that made it.
 
 use std::{
-    collections::HashMap,
-    hash::Hash,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use domain::{
     Closure, Denial, Error, Member, Noun, Provisioning, Quota, Result, Role, SessionId, Tenant, TenantId, TokenKind, TokenProblem, UserId,
 };
-use models::{Connection, MainDatabase, MainTx, TenantDatabase, TenantTx, access_changes, members, sessions};
-use moka::sync::Cache;
+use models::{Connection, TenantDatabase};
 use serde_json::Value;
 use uuid::Uuid;
 

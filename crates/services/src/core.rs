@@ -133,6 +133,14 @@ pub struct OperatorServices {
     pub(crate) core: Core,
 }
 
+impl OperatorServices {
+    /// The limits in force.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        self.core.settings()
+    }
+}
+
 /// What the relay and the handlers of events need. Cheap to clone.
 #[derive(Clone)]
 pub struct EventServices {

@@ -7,7 +7,7 @@ use models::{documents, files, quotas};
 use serde_json::json;
 
 use crate::{
-    Caller, Core, UserServices,
+    Caller, UserServices,
     access::{authorize, begin},
     documents::disposal::{delete_marked_file, settles_at_once},
     events::events::audit_event,

@@ -18,7 +18,7 @@ use futures_util::TryStreamExt;
 use models::{TenantDatabase, TenantTx, documents, multipart_uploads, quotas, uploads};
 
 use crate::{
-    Caller, Core, SpooledContent, Uploaded, UserServices,
+    Caller, Core, SpooledContent, UserServices,
     access::{TenantCaller, authorize, begin, reauthorize_and_begin},
     documents::{
         disposal::discard_object,

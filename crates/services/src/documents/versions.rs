@@ -4,8 +4,8 @@ use domain::{Document, DocumentId, DocumentVersion, Error, Noun, Page, PageReque
 use models::{documents, files, versions};
 
 use crate::{
-    Caller, Core, Download, UserServices,
-    access::{TenantCaller, authorize, begin, record},
+    Caller, Download, UserServices,
+    access::{authorize, begin, record},
     documents::{
         content::{prune_versions, replace_content},
         documents::{Precondition, event_payload, lock_own, require_precondition, sign_download},

@@ -8,7 +8,7 @@ use moka::sync::Cache;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    Caller, Core, EventServices, OperatorServices, OrderingKey, UserServices,
+    Caller, EventServices, OperatorServices, OrderingKey, UserServices,
     access::{authorize, membership},
     events::{
         events::{audit_event, begin_main},

@@ -5,7 +5,7 @@ use models::{dead_letters, outbox};
 use serde_json::{Value, json};
 
 use crate::{
-    Core, EventServices, OperatorServices,
+    EventServices, OperatorServices,
     events::events::{audit_event, begin_main},
 };
 

@@ -3,7 +3,7 @@
 use domain::Result;
 
 use crate::{
-    Core, OperatorServices,
+    OperatorServices,
     tenants::{deletion::delete_objects, moves::drop_databases_of},
 };
 

@@ -1,21 +1,16 @@
 //! Tenants, and the making of their databases.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use domain::{
-    Conflict, DatabaseName, Denial, Email, Error, EventKind, IdempotencyKey, Member, Membership, Move, Noun, Page, PageRequest,
-    PastRequest, Provisioning, QuotaLimits, Result, Role, StorageUse, Tenant, TenantId, TenantName, TenantPlace, Timestamp, User, UserId,
-    failpoint,
+    Conflict, Denial, Error, EventKind, Member, Noun, Page, PageRequest, PastRequest, Provisioning, Result, Role, Tenant, TenantId,
+    TenantName, User, UserId,
 };
-use models::{TenantDatabase, idempotency, members, moves, quotas, tenant_schema_digest, tenant_schema_version, tenants, users, warm_pool};
+use models::{idempotency, members, tenants};
 use serde_json::json;
 
 use crate::{
-    Caller, Core, IdempotentOutcome, IdempotentRequest, OrderingKey, UserServices,
+    Caller, Core, IdempotentOutcome, IdempotentRequest, UserServices,
     access::{authorize, membership, require},
     access_cache::commit_access_change,
     events::events::{audit_event, begin_main, event},

@@ -154,7 +154,7 @@ async fn events_that_come_three_times_in_any_order_change_nothing_more() {
     let middle = thrice.len() / 2;
     thrice.rotate_left(middle);
     for event in &thrice {
-        handle(app.services(), event.tenant_id, event.kind, std::slice::from_ref(event)).await.unwrap();
+        handle(&app.services().events, event.tenant_id, event.kind, std::slice::from_ref(event)).await.unwrap();
     }
     assert_eq!(state(&app, &alice, &tenant).await, once);
 }

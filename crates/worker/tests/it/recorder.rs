@@ -101,11 +101,11 @@ impl Running {
     /// Has events handled, by the bus that the test run is for.
     pub(crate) async fn handling(app: &TestApp) -> Self {
         match TestKafka::find() {
-            None => Self::start(app.services(), Arc::new(InProcess::new(app.services().clone()))),
+            None => Self::start(&app.services().events, Arc::new(InProcess::new(app.services().events.clone()))),
             Some(kafka) => {
                 let bus = kafka_bus(app, &kafka).await;
                 let letters = Arc::clone(&bus) as Arc<dyn DeadLetterTopic>;
-                let handler = Arc::new(InProcess::with_dead_letter_topic(app.services().clone(), letters));
+                let handler = Arc::new(InProcess::with_dead_letter_topic(app.services().events.clone(), letters));
                 Self::on_kafka(app, kafka, bus, handler)
             }
         }
@@ -114,7 +114,7 @@ impl Running {
     /// Has events handled by this, with Kafka between.
     pub(crate) fn on_kafka(app: &TestApp, kafka: TestKafka, bus: Arc<KafkaBus>, handler: Arc<dyn Bus>) -> Self {
         let worker = KafkaWorker::new(kafka_settings(&kafka), Arc::clone(&bus), handler).unwrap();
-        let running = Self::start(app.services(), bus);
+        let running = Self::start(&app.services().events, bus);
         let worker = tokio::spawn(worker.run(running.stop.clone()));
         Self { broker: Some((kafka, worker)), ..running }
     }
@@ -151,7 +151,7 @@ impl Running {
 pub(crate) async fn kafka_bus(app: &TestApp, kafka: &TestKafka) -> Arc<KafkaBus> {
     let settings = kafka_settings(kafka);
     settings.make_topics().await;
-    Arc::new(KafkaBus::new(settings, app.services().clone()).unwrap())
+    Arc::new(KafkaBus::new(settings, app.services().events.clone()).unwrap())
 }
 
 fn kafka_settings(kafka: &TestKafka) -> KafkaSettings {

@@ -66,7 +66,7 @@ async fn work(alice: Persona, tenant: String, prefix: &'static str, count: usize
 async fn events_are_published_once_and_in_order_when_all_is_well() {
     let app = TestApp::new().await;
     let bus = Arc::new(Recorder::default());
-    let relay = Running::start(app.services(), bus.clone());
+    let relay = Running::start(&app.services().events, bus.clone());
     let alice = app.user("alice").await;
     let mut workers = Vec::new();
     for n in 0..5 {
@@ -91,7 +91,7 @@ async fn two_instances_publish_a_tenants_events_in_order_and_once() {
     let app = TestApp::new().await;
     let other = app.second_instance().await;
     let bus = Arc::new(Recorder::default());
-    let relays = [Running::start(app.services(), bus.clone()), Running::start(other.services(), bus.clone())];
+    let relays = [Running::start(&app.services().events, bus.clone()), Running::start(&other.services().events, bus.clone())];
     let alice = app.user("alice").await;
     let tenants = [alice.creates_tenant("A").await, alice.creates_tenant("B").await];
     for tenant in &tenants {
@@ -142,14 +142,14 @@ async fn commits_in_the_opposite_order_of_their_ids_skip_nothing() {
     // Marked, as by every transaction that tells something.
     alice.uploads(&tenant, "a.txt", "a").await.expect(201);
     let database = database_of(&app, &tenant).await;
-    let relay = Running::start(app.services(), bus.clone());
+    let relay = Running::start(&app.services().events, bus.clone());
     drained(&app).await;
     let (mut naive, mut told) = (NaiveReader::default(), Vec::new());
     let seen = async |id: EventId| {
         let began = Instant::now();
         while bus.seen_at(id).is_none() {
             assert!(began.elapsed() < PATIENCE, "an event was skipped");
-            app.services().notify(id_of(&tenant));
+            app.services().events.notify(id_of(&tenant));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -182,7 +182,7 @@ async fn commits_in_the_opposite_order_of_their_ids_skip_nothing() {
 async fn nobody_notices_that_the_bus_is_down_and_what_waits_drains_in_order() {
     let app = TestApp::new().await;
     let bus = Arc::new(Recorder::default());
-    let relay = Running::start(app.services(), bus.clone());
+    let relay = Running::start(&app.services().events, bus.clone());
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
     drained(&app).await;
@@ -217,14 +217,14 @@ async fn what_a_crash_left_untold_is_found_by_its_mark() {
     // Another process, which nobody told of it.
     let other = app.second_instance().await;
     let bus = Arc::new(Recorder::default());
-    let relay = Running::start(other.services(), bus.clone());
+    let relay = Running::start(&other.services().events, bus.clone());
     drained(&app).await;
     assert_eq!(of_documents(&bus.first_deliveries(id_of(&tenant)).0), done);
     relay.stop().await;
     assert_eq!(marks().await.len(), 1, "whoever marked it just now may be writing");
 
     app.clock().advance(Duration::from_secs(61));
-    let relay = Running::start(other.services(), bus.clone());
+    let relay = Running::start(&other.services().events, bus.clone());
     let began = Instant::now();
     while !marks().await.is_empty() {
         assert!(began.elapsed() < PATIENCE);
@@ -244,7 +244,7 @@ async fn what_a_tenant_had_to_tell_is_told_after_its_deletion() {
     let app = TestApp::new().await;
     let bus = Arc::new(Recorder::default());
     bus.set_down(true);
-    let relay = Running::start(app.services(), bus.clone());
+    let relay = Running::start(&app.services().events, bus.clone());
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
     let done = work(alice, tenant.clone(), "a", 12).await;
@@ -266,7 +266,7 @@ async fn a_tenant_with_many_events_does_not_hold_up_another() {
     let alice = app.user("alice").await;
     let (busy, other) = (alice.creates_tenant("Busy").await, alice.creates_tenant("Other").await);
     let bus = Arc::new(Recorder::slow(Duration::from_millis(5)));
-    let relay = Running::start(app.services(), bus.clone());
+    let relay = Running::start(&app.services().events, bus.clone());
     drained(&app).await;
     let one = async || {
         let began = Instant::now();
@@ -283,7 +283,7 @@ async fn a_tenant_with_many_events_does_not_hold_up_another() {
     for n in 0..300 {
         alice.uploads(&busy, "many.txt", format!("{n}")).await.expect(201);
     }
-    let relay = Running::start(app.services(), bus.clone());
+    let relay = Running::start(&app.services().events, bus.clone());
     tokio::time::sleep(Duration::from_millis(100)).await;
     let mut beside = Vec::new();
     for _ in 0..5 {
@@ -308,7 +308,7 @@ async fn drained_key(app: &TestApp, tenant: &str) {
 async fn what_was_published_long_ago_is_forgotten() {
     const LONGER_THAN_KEPT: Duration = Duration::from_secs(25 * 3600);
     let app = TestApp::new().await;
-    let relay = Running::start(app.services(), Arc::new(Recorder::default()));
+    let relay = Running::start(&app.services().events, Arc::new(Recorder::default()));
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
     // No document is left whose upload would be forgotten.
@@ -335,7 +335,7 @@ async fn what_was_published_long_ago_is_forgotten() {
     assert_eq!(forget().await, (both, 2), "published just now");
     app.clock().advance(LONGER_THAN_KEPT);
     assert_eq!(forget().await, (waiting.clone(), 0), "one is old, but was never published");
-    let relay = Running::start(app.services(), Arc::new(Recorder::default()));
+    let relay = Running::start(&app.services().events, Arc::new(Recorder::default()));
     drained(&app).await;
     assert_eq!(forget().await, (waiting, 0), "it is old, but was published just now");
     app.clock().advance(LONGER_THAN_KEPT);

@@ -47,8 +47,8 @@ impl World {
     /// The keys of all objects of the tenant.
     async fn objects(&self) -> Vec<String> {
         let prefix = format!("tenants/{}", self.acme);
-        let objects = self.app.objects().open().list(&prefix);
-        objects.map(|object| object.unwrap().key).collect().await
+        let storage = self.app.objects().open();
+        storage.list(&prefix).map(|object| object.unwrap().key).collect().await
     }
 
     /// Changes the tenant's database past the API.
@@ -475,8 +475,8 @@ async fn a_refused_announcement_leaves_nothing_at_the_storage() {
     let world = World::of(TestApp::builder().quota(Quota { bytes: Some(10), documents: None }).start().await).await;
     world.announces(&content(11)).await.expect_error(403, "quota_exceeded");
     let prefix = format!("tenants/{}", world.acme);
-    let unfinished = world.app.objects().open().list_unfinished(&prefix);
-    let unfinished: Vec<_> = unfinished.map(|upload| upload.unwrap().key).collect().await;
+    let storage = world.app.objects().open();
+    let unfinished: Vec<_> = storage.list_unfinished(&prefix).map(|upload| upload.unwrap().key).collect().await;
     assert_eq!(unfinished, Vec::<String>::new());
 }
 
