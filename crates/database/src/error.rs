@@ -1,5 +1,7 @@
 //! What a database can answer instead of rows.
 
+use domain::Dependency;
+
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// The result of a database operation.
@@ -78,8 +80,8 @@ impl Error {
 impl From<Error> for domain::Error {
     fn from(error: Error) -> Self {
         match error {
-            Error::Unavailable(source) => Self::Unavailable { dependency: "database", source },
-            Error::Busy(_) => Self::Unavailable { dependency: "database", source: Box::new(error) },
+            Error::Unavailable(source) => Self::Unavailable { dependency: Dependency::Database, source },
+            Error::Busy(_) => Self::Unavailable { dependency: Dependency::Database, source: Box::new(error) },
             Error::Violated(_) | Error::Internal(_) => Self::Internal(Box::new(error)),
         }
     }

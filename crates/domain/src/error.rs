@@ -1,6 +1,6 @@
 //! What can go wrong, in the product's terms. Knows no HTTP and no SQL; the API maps it to an answer in one place.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use crate::{Role, Shortage, TextProblem};
 
@@ -49,7 +49,7 @@ pub enum Error {
     #[error("{dependency} is unavailable")]
     Unavailable {
         /// What is down, as operators call it.
-        dependency: &'static str,
+        dependency: Dependency,
         /// What it said, for the log.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -60,6 +60,47 @@ pub enum Error {
     /// A bug, or a damaged system.
     #[error("internal error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What the product depends on, as operators call it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dependency {
+    /// The main database, or a database that its caller does not name further.
+    Database,
+    /// The database of one tenant.
+    TenantDatabase,
+    /// A server of tenants' databases.
+    Server,
+    /// The object storage.
+    ObjectStorage,
+    /// The events that wait to be published.
+    Outbox,
+    /// What delivers events.
+    EventBus,
+    /// One that the check of all dependencies does not name.
+    Other,
+}
+
+impl Dependency {
+    /// Its name in answers and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Database => "database",
+            Self::TenantDatabase => "tenant database",
+            Self::Server => "server",
+            Self::ObjectStorage => "object storage",
+            Self::Outbox => "outbox",
+            Self::EventBus => "event bus",
+            Self::Other => "dependency",
+        }
+    }
+}
+
+impl fmt::Display for Dependency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 impl Error {

@@ -27,7 +27,7 @@ mod user;
 pub use audit::{AuditEntry, AuditFilter};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp, random_bytes};
 pub use document::{Document, DocumentFilter, DocumentVersion, Filename, MimeType};
-pub use error::{Closure, Conflict, Denial, Error, FieldErrors, Noun, Result, TokenProblem};
+pub use error::{Closure, Conflict, Denial, Dependency, Error, FieldErrors, Noun, Result, TokenProblem};
 pub use event::{DeadLetter, Event, EventKind};
 #[cfg(feature = "failpoints")]
 pub use failpoint::failpoint_reached;

@@ -56,7 +56,7 @@ pub use direct_uploads::{Announcement, Begun, PartAt, PartUpload, PartUrl};
 pub use documents::{Download, DownloadAt, Precondition};
 pub use events::{EventKey, traced};
 pub use garbage::Collected;
-pub use health::{Dependency, ServerConnections};
+pub use health::{DependencyStatus, ServerConnections};
 pub use idempotency::{Answered, Once};
 pub use members::Candidate;
 pub use migrations::{FleetMigration, MigrationPlan, MigrationStatus, MigrationStep};

@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use domain::{Error, Move, MoveState, Provisioning, Result, Tenant, TenantId, TenantPlace, failpoint};
+use domain::{Dependency, Error, Move, MoveState, Provisioning, Result, Tenant, TenantId, TenantPlace, failpoint};
 use models::{MainTx, TableSum, Transfer, moves, tenant_schema_version, tenants};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
@@ -576,7 +576,7 @@ impl Services {
             };
             match prolonged {
                 Ok(()) => held_until = asked_at + LEASE_TIME,
-                Err(error @ Error::Unavailable { dependency: "database", .. }) if Instant::now() < held_until => {
+                Err(error @ Error::Unavailable { dependency: Dependency::Database, .. }) if Instant::now() < held_until => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "a move's lease can't be prolonged; it is tried again");
                 }
                 Err(error) => return error,
@@ -605,7 +605,7 @@ fn lease(tenant_id: TenantId) -> String {
 
 fn lost() -> Error {
     let source = "another process took the move for abandoned and ended it; are the hosts' clocks seconds apart?".into();
-    Error::Unavailable { dependency: "tenant database", source }
+    Error::Unavailable { dependency: Dependency::TenantDatabase, source }
 }
 
 /// Where a tenant's database is on a server.
