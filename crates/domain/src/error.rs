@@ -112,8 +112,7 @@ impl Error {
     /// What went wrong with all its causes, on one line: for operators.
     #[must_use]
     pub fn with_causes(&self) -> String {
-        let causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
-        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+        error_chain(self).map(ToString::to_string).collect::<Vec<_>>().join(": ")
     }
 
     /// The error for one field that breaks a rule.
@@ -123,6 +122,17 @@ impl Error {
         errors.add(field, problem);
         Self::Invalid(errors)
     }
+}
+
+/// An error as the value of a field of a log event: `error = dyn_error(&error)` logs it with its causes.
+#[must_use]
+pub fn dyn_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    error
+}
+
+/// An error, its cause, the cause of that, and so on.
+pub fn error_chain<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
 }
 
 /// Messages by field.
