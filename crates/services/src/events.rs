@@ -95,7 +95,7 @@ impl Services {
             tx.commit().await
         };
         let marked = self.0.marks.try_get_with(tenant_id, mark).await;
-        marked.map_err(|error| domain::Error::from(error.again()))
+        marked.map_err(|error| domain::Error::from(error.duplicate()))
     }
 
     /// Has the relay look whether there is something of this key to publish.

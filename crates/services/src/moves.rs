@@ -283,14 +283,14 @@ impl Services {
         max_pause: Duration,
         watch: &(dyn Fn(MoveStep) + Sync),
     ) -> Result<Vec<TableSum>> {
-        transfer.close(max_pause).await?;
+        transfer.lock_source(max_pause).await?;
         // With the original locked: whoever takes this move for abandoned from now on waits for the lock before the seal is
         // looked for, and so finds it.
         self.still_ours(the_move).await?;
         let (changed, tables) = transfer.complete().await?;
         failpoint!("move.compared");
         watch(MoveStep::Compared(changed));
-        transfer.seal().await?;
+        transfer.write_block().await?;
         Ok(tables)
     }
 
@@ -341,7 +341,7 @@ impl Services {
             failpoint!("move.abandoned");
         }
         if tenant.writes_paused_at.is_some() {
-            self.0.parts.tenant_databases.unseal(&on(tenant, &the_move.from_server)).await?;
+            self.0.parts.tenant_databases.lift_write_block(&on(tenant, &the_move.from_server)).await?;
             failpoint!("move.unsealed");
             let mut tx = self.main().begin().await?;
             tenants::set_writes_paused(&mut tx, tenant.id, None).await?;
