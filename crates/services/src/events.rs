@@ -82,7 +82,6 @@ impl Services {
     }
 
     /// Begins a transaction in a tenant's database in which events may be told.
-    #[expect(clippy::disallowed_methods, reason = "the tenant is marked")]
     pub(crate) async fn begin_in(&self, database: &TenantDatabase) -> Result<TenantTx> {
         self.mark_dirty(database.tenant_id()).await?;
         Ok(database.begin().await?)

@@ -2,7 +2,6 @@
 //! `TEST_DATABASE_URL` names a server (`scripts/services.sh`).
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests are tests")]
-#![expect(clippy::disallowed_methods, reason = "no events are emitted here")]
 
 mod budget;
 mod cancellation;
