@@ -10,7 +10,8 @@ use std::{
 };
 
 use domain::{
-    Closure, Denial, Error, Member, Noun, Provisioning, Quota, Result, Role, SessionId, Tenant, TenantId, TokenKind, TokenProblem, UserId,
+    Closure, Denial, Dependency, Error, Member, Noun, Provisioning, Quota, Result, Role, SessionId, Tenant, TenantId, TokenKind,
+    TokenProblem, UserId,
 };
 use models::{Connection, TenantDatabase};
 use serde_json::Value;
@@ -171,7 +172,7 @@ pub(crate) async fn membership(core: &Core, caller: &Caller, tenant_id: TenantId
     match member.of.provisioning {
         Provisioning::Active => Ok(member),
         Provisioning::Deleting => Err(Error::NotFound(Noun::Tenant)),
-        _ => Err(Error::Unavailable { dependency: "tenant database", source: "the tenant's database is still being made".into() }),
+        _ => Err(Error::Unavailable { dependency: Dependency::TenantDatabase, source: "the tenant's database is still being made".into() }),
     }
 }
 

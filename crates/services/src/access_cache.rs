@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Member, Result, SessionId, Tenant, TenantId, UserId};
+use domain::{Member, Result, SessionId, Tenant, TenantId, UserId, dyn_error};
 use models::{Connection, Main, MainDatabase, access_changes, members, sessions};
 use moka::sync::Cache;
 use uuid::Uuid;
@@ -38,7 +38,7 @@ impl OperatorServices {
         loop {
             interval.tick().await;
             if let Err(error) = self.core.access.follow().await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the log of access changes can't be read; nothing is cached");
+                tracing::warn!(error = dyn_error(&error), "the log of access changes can't be read; nothing is cached");
             }
         }
     }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Error, Result};
+use domain::{Dependency, Error, Result};
 use models::{Connections, access_changes, tenants};
 use tokio::{sync::Mutex, time::timeout};
 
@@ -16,11 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The last answer, and when it was asked for.
 #[derive(Default)]
-pub(crate) struct LastCheck(Mutex<Option<(Instant, Arc<Vec<Dependency>>)>>);
+pub(crate) struct LastCheck(Mutex<Option<(Instant, Arc<Vec<DependencyStatus>>)>>);
 
 /// Something that Tenantry rests on, and how it is.
 #[derive(Debug)]
-pub struct Dependency {
+pub struct DependencyStatus {
     /// Its name, as operators call it.
     pub name: String,
     /// Nothing, or what is wrong with it.
@@ -54,7 +54,7 @@ impl UserServices {
 
     /// Whether every dependency is there, for whoever asks: one question after the other, however many ask at once, since each
     /// costs the servers a connection. Those who came before a question was asked share its answer.
-    pub async fn readiness(&self) -> Arc<Vec<Dependency>> {
+    pub async fn readiness(&self) -> Arc<Vec<DependencyStatus>> {
         let came_at = Instant::now();
         let mut last = self.core.last_check.0.lock().await;
         match &*last {
@@ -71,7 +71,7 @@ impl UserServices {
 
 impl OperatorServices {
     /// Asks every dependency whether it is there, all at once.
-    pub async fn check_dependencies(&self) -> Vec<Dependency> {
+    pub async fn check_dependencies(&self) -> Vec<DependencyStatus> {
         check_dependencies(&self.core).await
     }
 
@@ -79,7 +79,7 @@ impl OperatorServices {
     ///
     /// # Errors
     /// When the main database is down.
-    pub async fn find_unknown_servers(&self) -> Result<Vec<Dependency>> {
+    pub async fn find_unknown_servers(&self) -> Result<Vec<DependencyStatus>> {
         find_unknown_servers(&self.core).await
     }
 }
@@ -89,7 +89,7 @@ async fn check_main_database(core: &Core) -> Result<()> {
     Ok(())
 }
 
-async fn check_dependencies(core: &Core) -> Vec<Dependency> {
+async fn check_dependencies(core: &Core) -> Vec<DependencyStatus> {
     let databases = &core.parts.tenant_databases;
     let main = async { check("database".to_owned(), check_main_database(core)).await };
     let storage = async { check("object storage".to_owned(), core.parts.storage.check()).await };
@@ -104,12 +104,12 @@ async fn check_dependencies(core: &Core) -> Vec<Dependency> {
     [main, storage].into_iter().chain(servers).chain(unknown).collect()
 }
 
-async fn find_unknown_servers(core: &Core) -> Result<Vec<Dependency>> {
+async fn find_unknown_servers(core: &Core) -> Result<Vec<DependencyStatus>> {
     let holding = tenants::count_by_server(&mut core.main().read().await?).await?;
     let is_known = |server: &str| core.parts.tenant_databases.servers().any(|known| known == server);
-    let unknown = holding.into_iter().filter(|(server, _)| !is_known(server)).map(|(server, count)| Dependency {
+    let unknown = holding.into_iter().filter(|(server, _)| !is_known(server)).map(|(server, count)| DependencyStatus {
         problem: Some(Error::Unavailable {
-            dependency: "server",
+            dependency: Dependency::Server,
             source: format!("{count} tenants are there, and TENANT_DATABASE_URLS does not name it").into(),
         }),
         name: format!("tenant databases ({server})"),
@@ -117,10 +117,10 @@ async fn find_unknown_servers(core: &Core) -> Result<Vec<Dependency>> {
     Ok(unknown.collect())
 }
 
-async fn check(name: String, asking: impl Future<Output = Result<()>>) -> Dependency {
+async fn check(name: String, asking: impl Future<Output = Result<()>>) -> DependencyStatus {
     let problem = match timeout(PATIENCE, asking).await {
         Ok(answer) => answer.err(),
-        Err(_) => Some(Error::Unavailable { dependency: "dependency", source: "no answer in time".into() }),
+        Err(_) => Some(Error::Unavailable { dependency: Dependency::Other, source: "no answer in time".into() }),
     };
-    Dependency { name, problem }
+    DependencyStatus { name, problem }
 }

@@ -1,6 +1,6 @@
 //! The content of documents: what a new document has, what replaces it, and how many former contents are kept.
 
-use domain::{Document, DocumentId, Error, EventKind, File, FileId, Filename, MimeType, Result, Role, failpoint};
+use domain::{Document, DocumentId, Error, EventKind, File, FileId, Filename, MimeType, Result, Role, dyn_error, failpoint};
 use models::{Tenant, TenantTx, documents, files, versions};
 
 use crate::{
@@ -103,7 +103,7 @@ pub(crate) async fn prune_versions(core: &Core, tenant: &TenantCaller, document:
         Ok::<_, Error>(())
     };
     if let Err(error) = prune.await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "a document's oldest versions are left to the next one");
+        tracing::warn!(error = dyn_error(&error), "a document's oldest versions are left to the next one");
     }
 }
 

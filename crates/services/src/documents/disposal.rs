@@ -1,6 +1,6 @@
 //! Deleting objects that were marked for deletion: the object first, then the row that names it.
 
-use domain::{Error, FileId, Result, failpoint};
+use domain::{Error, FileId, Result, dyn_error, failpoint};
 use models::{TenantDatabase, files, uploads};
 
 use crate::{
@@ -50,13 +50,13 @@ pub(crate) async fn abort_upload(core: &Core, tenant: &TenantCaller, key: &str) 
     };
     match condemn.await {
         Ok(()) => discard_object(core, tenant, key).await,
-        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "an upload that was given up is left to the collector"),
+        Err(error) => tracing::warn!(error = dyn_error(&error), "an upload that was given up is left to the collector"),
     }
 }
 
 /// Removes an object that no file refers to. What fails here, the collector does.
 pub(crate) async fn discard_object(core: &Core, tenant: &TenantCaller, key: &str) {
     if let Err(error) = delete_marked_upload(core, tenant.database(), key, settles_at_once(core)).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "an object that nobody needs is left to the collector");
+        tracing::warn!(error = dyn_error(&error), "an object that nobody needs is left to the collector");
     }
 }

@@ -1,7 +1,8 @@
 //! Files: what a tenant stores, and getting rid of what nobody refers to.
 
 use domain::{
-    Conflict, Document, Error, File, FileId, FileUsage, Noun, Page, PageRequest, Quota, Result, Role, StorageUse, TenantId, failpoint,
+    Conflict, Document, Error, File, FileId, FileUsage, Noun, Page, PageRequest, Quota, Result, Role, StorageUse, TenantId, dyn_error,
+    failpoint,
 };
 use models::{documents, files, quotas};
 use serde_json::json;
@@ -66,7 +67,7 @@ impl UserServices {
             return Ok(());
         }
         if let Err(error) = delete_marked_file(&self.core, tenant.database(), id, &file.object_key, settles_at_once(&self.core)).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a deleted file's object is left to the collector");
+            tracing::warn!(error = dyn_error(&error), "a deleted file's object is left to the collector");
         }
         Ok(())
     }

@@ -8,7 +8,7 @@
 
 use std::{ops::Add, time::Duration};
 
-use domain::{FileId, Result, Tenant, TenantId, Timestamp, failpoint, object_prefix};
+use domain::{FileId, Result, Tenant, TenantId, Timestamp, dyn_error, failpoint, object_prefix};
 use futures_util::TryStreamExt;
 use models::{TenantDatabase, documents, files, multipart_uploads, trash, uploads};
 
@@ -148,7 +148,7 @@ impl OperatorServices {
             match self.collect_garbage(&tenant).await {
                 Ok(more) => collected = collected + more,
                 Err(error) => {
-                    tracing::warn!(tenant_id = %tenant.id, error = &error as &dyn std::error::Error, "a tenant's garbage could not be collected");
+                    tracing::warn!(tenant_id = %tenant.id, error = dyn_error(&error), "a tenant's garbage could not be collected");
                 }
             }
             tokio::time::sleep(REST).await;

@@ -12,7 +12,7 @@ use std::{
 
 use domain::{
     Conflict, ContentHash, Denial, Document, Error, Filename, Gathered, MimeType, MultipartUpload, Noun, Quota, Result, Role, TenantId,
-    Timestamp, UploadId, UploadPart, UploadState, failpoint, object_prefix,
+    Timestamp, UploadId, UploadPart, UploadState, dyn_error, failpoint, object_prefix,
 };
 use futures_util::TryStreamExt;
 use models::{TenantDatabase, TenantTx, documents, multipart_uploads, quotas, uploads};
@@ -182,7 +182,7 @@ fn complete_in_background(core: &Core, caller: Caller, tenant_id: TenantId, id: 
     Some(tokio::spawn(async move {
         let result = Box::pin(complete(&completing.0, &caller, tenant_id, id)).await;
         if let Err(error) = &result {
-            tracing::warn!(upload_id = %id, error = error as &dyn std::error::Error, "an upload could not be completed yet");
+            tracing::warn!(upload_id = %id, error = dyn_error(error), "an upload could not be completed yet");
         }
         result
     }))
@@ -300,7 +300,7 @@ async fn discard_parts(core: &Core, tenant: &TenantCaller, gathered: Option<&Gat
 pub(crate) async fn abort_storage_upload(core: &Core, Gathered { key, storage_upload_id }: &Gathered) {
     let Some(storage) = core.parts.storage.direct_uploads() else { return };
     if let Err(error) = storage.abort(key, storage_upload_id).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "the parts of an upload are left to the collector");
+        tracing::warn!(error = dyn_error(&error), "the parts of an upload are left to the collector");
     }
 }
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::{
-    ContentHash, DocumentId, Error, File, FileId, Filename, MimeType, Noun, Quota, Result, Role, TenantId, failpoint, object_key,
+    ContentHash, Dependency, DocumentId, Error, File, FileId, Filename, MimeType, Noun, Quota, Result, Role, TenantId, failpoint,
+    object_key,
 };
 use models::{documents, files, files::InsertOutcome, quotas, uploads};
 
@@ -223,7 +224,7 @@ pub(crate) async fn store<T: UploadTarget>(
             }
         }
     }
-    Err(Error::Unavailable { dependency: "object storage", source: "the upload was disturbed too often".into() })
+    Err(Error::Unavailable { dependency: Dependency::ObjectStorage, source: "the upload was disturbed too often".into() })
 }
 
 /// Step (b).
@@ -235,7 +236,7 @@ pub(crate) async fn put(core: &Core, key: &str, content: &Content) -> Result<()>
             Content::Staged { key: staged, .. } => storage.copy(staged, key).await,
         }
     };
-    let too_slow = || Error::Unavailable { dependency: "object storage", source: "storing took too long".into() };
+    let too_slow = || Error::Unavailable { dependency: Dependency::ObjectStorage, source: "storing took too long".into() };
     tokio::time::timeout(STORE_TIMEOUT, stored).await.map_err(|_| too_slow())?
 }
 
@@ -331,7 +332,7 @@ async fn add<T: UploadTarget>(core: &Core, tenant: &TenantCaller, file: &File, t
             return Ok(UploadOutcome::Done(Box::new(uploaded)));
         }
     }
-    Err(Error::Unavailable { dependency: "database", source: "the same content comes and goes too fast".into() })
+    Err(Error::Unavailable { dependency: Dependency::Database, source: "the same content comes and goes too fast".into() })
 }
 
 /// Step (c) of a new document for which there is nothing to decide. `None` when the content is there already, or the upload has

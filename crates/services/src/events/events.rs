@@ -132,7 +132,7 @@ async fn set_dirty(core: &Core, tenant_id: TenantId) -> Result<()> {
         tx.commit().await
     };
     let flagged = core.dirty_flags.try_get_with(tenant_id, set).await;
-    flagged.map_err(|error| domain::Error::from(error.again()))
+    flagged.map_err(|error| domain::Error::from(error.duplicate()))
 }
 
 /// An event that happens now.

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use domain::{Error, EventKind, MoveState, Result, Tenant, TenantId, Tombstone, failpoint, object_prefix};
+use domain::{Dependency, Error, EventKind, MoveState, Result, Tenant, TenantId, Tombstone, dyn_error, failpoint, object_prefix};
 use futures_util::TryStreamExt;
 use models::{dirty_tenants, moves, outbox, tenants, tombstones};
 use serde_json::json;
@@ -49,7 +49,7 @@ impl Deletion {
 
 fn being_moved() -> Error {
     Error::Unavailable {
-        dependency: "tenant database",
+        dependency: Dependency::TenantDatabase,
         source: "it is being moved to another server, or was until just now; try again when that has ended".into(),
     }
 }
@@ -108,7 +108,7 @@ impl OperatorServices {
             match complete_deletion(&self.core, &tenant).await {
                 Ok(()) => completed += 1,
                 Err(error) => {
-                    tracing::warn!(tenant_id = %tenant.id, error = &error as &dyn std::error::Error, "a tenant's deletion could not be completed");
+                    tracing::warn!(tenant_id = %tenant.id, error = dyn_error(&error), "a tenant's deletion could not be completed");
                 }
             }
         }
@@ -153,7 +153,7 @@ async fn complete_deletion(core: &Core, tenant: &Tenant) -> Result<()> {
     if let Some(now) = tenants::find(&mut core.main().read().await?, tenant.id).await? {
         match drain_events(core, &now).await {
             Err(error @ (Error::Closed(_) | Error::Internal(_))) => {
-                let error = &error as &dyn std::error::Error;
+                let error = dyn_error(&error);
                 tracing::error!(tenant_id = %tenant.id, error, "its database can't be read: events that nobody was told of go with it");
             }
             taken => taken?,

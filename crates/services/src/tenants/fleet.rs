@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use domain::{Error, Member, Move, Noun, Provisioning, QuotaLimits, Result, StorageUse, Tenant, TenantId, User};
+use domain::{Dependency, Error, Member, Move, Noun, Provisioning, QuotaLimits, Result, StorageUse, Tenant, TenantId, User};
 use models::{TenantDatabase, members, moves, quotas, tenant_schema_version, tenants};
 use serde_json::json;
 
@@ -136,7 +136,7 @@ pub(crate) async fn count_contents(core: &Core, tenant: &Tenant) -> Result<Stora
 pub(crate) fn open_for_operator(core: &Core, tenant: &Tenant) -> Result<TenantDatabase> {
     if tenant.schema_version < tenant_schema_version() - 1 {
         return Err(Error::Unavailable {
-            dependency: "tenant database",
+            dependency: Dependency::TenantDatabase,
             source: format!("its schema is of version {}; run tenantry migrate first", tenant.schema_version).into(),
         });
     }

@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use domain::{Error, Move, MoveState, Provisioning, Result, Tenant, TenantId, TenantPlace, failpoint};
+use domain::{Dependency, Error, Move, MoveState, Provisioning, Result, Tenant, TenantId, TenantPlace, dyn_error, failpoint};
 use models::{MainTx, TableSum, Transfer, moves, tenant_schema_version, tenants};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
@@ -170,7 +170,7 @@ impl OperatorServices {
         };
         let settled = settle(&self.core, tenant_id).await;
         if let Err(error) = &settled {
-            tracing::warn!(%tenant_id, error = error as &dyn std::error::Error, "the end of the move is left to `tenantry serve`");
+            tracing::warn!(%tenant_id, error = dyn_error(error), "the end of the move is left to `tenantry serve`");
         }
         let problem = match moved {
             Err(MoveError::Failed(problem)) => problem,
@@ -181,7 +181,7 @@ impl OperatorServices {
             return Err(MoveError::Unfinished { server: to_server.to_owned(), problem });
         }
         if let Err(error) = drop_orphan(&self.core, &tenant, &the_move).await {
-            tracing::warn!(%tenant_id, error = &error as &dyn std::error::Error, "a database may be left on server {to_server}");
+            tracing::warn!(%tenant_id, error = dyn_error(&error), "a database may be left on server {to_server}");
         }
         Err(problem.into())
     }
@@ -205,7 +205,7 @@ impl OperatorServices {
             match settle(&self.core, tenant_id).await {
                 Ok(is_settled) => settled += usize::from(is_settled),
                 Err(error) => {
-                    tracing::warn!(%tenant_id, error = &error as &dyn std::error::Error, "a move that was interrupted could not be ended");
+                    tracing::warn!(%tenant_id, error = dyn_error(&error), "a move that was interrupted could not be ended");
                 }
             }
         }
@@ -390,14 +390,14 @@ async fn complete_copy(
     max_pause: Duration,
     watch: &(dyn Fn(MoveStep) + Sync),
 ) -> Result<Vec<TableSum>> {
-    transfer.close(max_pause).await?;
+    transfer.lock_source(max_pause).await?;
     // With the original locked: whoever takes this move for abandoned from now on waits for the lock before the seal is
     // looked for, and so finds it.
     renew_if_ours(core, the_move).await?;
     let (changed, tables) = transfer.complete().await?;
     failpoint!("move.compared");
     watch(MoveStep::Compared(changed));
-    transfer.seal().await?;
+    transfer.write_block().await?;
     Ok(tables)
 }
 
@@ -448,7 +448,7 @@ async fn undo_move(core: &Core, tenant: &Tenant, the_move: &Move) -> Result<()> 
         failpoint!("move.abandoned");
     }
     if tenant.writes_paused_at.is_some() {
-        core.parts.tenant_databases.unseal(&on(tenant, &the_move.from_server)).await?;
+        core.parts.tenant_databases.lift_write_block(&on(tenant, &the_move.from_server)).await?;
         failpoint!("move.unsealed");
         let mut tx = begin_main(core).await?;
         tenants::set_writes_paused(&mut tx, tenant.id, None).await?;
@@ -587,8 +587,8 @@ async fn keep_lease(core: &Core, tenant_id: TenantId, the_move: Option<&Move>) -
         };
         match prolonged {
             Ok(()) => held_until = asked_at + LEASE_TIME,
-            Err(error @ Error::Unavailable { dependency: "database", .. }) if Instant::now() < held_until => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "a move's lease can't be prolonged; it is tried again");
+            Err(error @ Error::Unavailable { dependency: Dependency::Database, .. }) if Instant::now() < held_until => {
+                tracing::warn!(error = dyn_error(&error), "a move's lease can't be prolonged; it is tried again");
             }
             Err(error) => return error,
         }
@@ -615,7 +615,7 @@ fn lease(tenant_id: TenantId) -> String {
 
 fn lost() -> Error {
     let source = "another process took the move for abandoned and ended it; are the hosts' clocks seconds apart?".into();
-    Error::Unavailable { dependency: "tenant database", source }
+    Error::Unavailable { dependency: Dependency::TenantDatabase, source }
 }
 
 /// Where a tenant's database is on a server.

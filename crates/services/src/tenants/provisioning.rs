@@ -7,8 +7,8 @@ use std::{
 };
 
 use domain::{
-    Conflict, DatabaseName, Email, Error, EventKind, IdempotencyKey, Member, Membership, Noun, Provisioning, QuotaLimits, Result, Role,
-    Tenant, TenantId, TenantName, TenantPlace, Timestamp, UserId, failpoint,
+    Conflict, DatabaseName, Dependency, Email, Error, EventKind, IdempotencyKey, Member, Membership, Noun, Provisioning, QuotaLimits,
+    Result, Role, Tenant, TenantId, TenantName, TenantPlace, Timestamp, UserId, dyn_error, failpoint,
 };
 use models::{idempotency, members, tenant_schema_digest, tenant_schema_version, tenants, users, warm_pool};
 use serde_json::json;
@@ -63,7 +63,7 @@ impl OperatorServices {
             match result {
                 Ok(()) => settled += 1,
                 Err(error) => {
-                    tracing::warn!(tenant_id = %tenant.id, error = &error as &dyn std::error::Error, "a tenant's making could not be completed");
+                    tracing::warn!(tenant_id = %tenant.id, error = dyn_error(&error), "a tenant's making could not be completed");
                 }
             }
         }
@@ -96,7 +96,7 @@ pub(crate) async fn create_on_any_server(core: &Core, user_id: UserId, name: &Te
     for server in servers {
         match create_on(core, &server, user_id, name, request).await {
             Err(error @ Error::Unavailable { .. }) => {
-                tracing::warn!(server, error = &error as &dyn std::error::Error, "a server can't take a tenant's database");
+                tracing::warn!(server, error = dyn_error(&error), "a server can't take a tenant's database");
                 failing_servers(core).insert(server, Instant::now());
                 problem = error;
             }
@@ -161,7 +161,7 @@ async fn create_on(core: &Core, server: &str, user_id: UserId, name: &TenantName
         }
         Err(error) => {
             if let Err(error) = undo_creation(core, &tenant).await {
-                tracing::warn!(tenant_id = %id, error = &error as &dyn std::error::Error, "what was made of a tenant could not be removed yet");
+                tracing::warn!(tenant_id = %id, error = dyn_error(&error), "what was made of a tenant could not be removed yet");
             }
             Err(error)
         }
@@ -184,7 +184,7 @@ async fn provision(core: &Core, tenant: &Tenant) -> Result<(i64, Timestamp)> {
     } else if tenants::find(&mut tx, tenant.id).await?.is_none_or(|settled| settled.provisioning != Provisioning::Active) {
         // Whoever gave it up may have dropped the database before it was made here again.
         databases.drop_database(&tenant.place).await?;
-        return Err(Error::Unavailable { dependency: "tenant database", source: "the tenant's making was given up".into() });
+        return Err(Error::Unavailable { dependency: Dependency::TenantDatabase, source: "the tenant's making was given up".into() });
     }
     // Whoever was told that the tenant is still being made is told otherwise at once.
     failpoint!("tenant.activating");

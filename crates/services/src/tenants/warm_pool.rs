@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use domain::{Result, TenantId, failpoint};
+use domain::{Result, TenantId, dyn_error, failpoint};
 use models::{tenant_schema_digest, warm_pool, warm_pool::Spare};
 
 use crate::{
@@ -40,7 +40,7 @@ impl OperatorServices {
 async fn refill_while_leased(core: &Core) -> Result<usize> {
     let databases = &core.parts.tenant_databases;
     let mut made = 0;
-    for server in databases.servers().filter(|server| databases.keeps_spares(server)) {
+    for server in databases.servers().filter(|server| databases.has_warm_databases(server)) {
         loop {
             if !hold_lease(core, LEASE, LEASE_TIME).await? {
                 return Ok(made);
@@ -50,7 +50,7 @@ async fn refill_while_leased(core: &Core) -> Result<usize> {
                 Ok(Step::Removed) => {}
                 Ok(Step::Made) => made += 1,
                 Err(error) => {
-                    tracing::warn!(server, error = &error as &dyn std::error::Error, "spare databases can't be made; it is tried again");
+                    tracing::warn!(server, error = dyn_error(&error), "spare databases can't be made; it is tried again");
                     break;
                 }
             }
@@ -82,12 +82,12 @@ async fn create_warm(core: &Core, server: &str, schema_digest: String) -> Result
     warm_pool::insert(&mut tx, &spare, core.clock().now()).await?;
     tx.commit().await?;
     failpoint!("spare.noted");
-    core.parts.tenant_databases.make_spare(server, spare.tenant_id).await?;
+    core.parts.tenant_databases.create_warm(server, spare.tenant_id).await?;
     failpoint!("spare.made");
     let mut tx = core.main().begin().await?;
     if !warm_pool::set_ready(&mut tx, spare.tenant_id).await? {
         // It took so long that another instance took the lease and this for abandoned.
-        return core.parts.tenant_databases.drop_spare(server, spare.tenant_id).await.map_err(Into::into);
+        return core.parts.tenant_databases.drop_warm(server, spare.tenant_id).await.map_err(Into::into);
     }
     tx.commit().await?;
     failpoint!("spare.ready");
@@ -96,7 +96,7 @@ async fn create_warm(core: &Core, server: &str, schema_digest: String) -> Result
 
 async fn remove_warm(core: &Core, spare: &Spare) -> Result<()> {
     // Whoever takes it meanwhile has renamed it already and keeps it, or finds it gone and has a copy made.
-    core.parts.tenant_databases.drop_spare(&spare.server, spare.tenant_id).await?;
+    core.parts.tenant_databases.drop_warm(&spare.server, spare.tenant_id).await?;
     let mut tx = core.main().begin().await?;
     warm_pool::delete(&mut tx, spare.tenant_id).await?;
     Ok(tx.commit().await?)

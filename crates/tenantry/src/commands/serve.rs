@@ -8,7 +8,7 @@ use api::{
     server::{self, Limits},
 };
 use domain::SystemClock;
-use services::{Collected, Dependency, OperatorServices, Services};
+use services::{Collected, DependencyStatus, OperatorServices, Services};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -45,7 +45,7 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let listener = listen(SocketAddr::new(config.server.host, config.server.port), "HOST, PORT")?;
     let address = listener.local_addr()?;
     main.migrate().await.context("bring the main database up to date")?;
-    for Dependency { name, problem } in operator.find_unknown_servers().await? {
+    for DependencyStatus { name, problem } in operator.find_unknown_servers().await? {
         tracing::warn!("{name}: {}", problem.map_or_else(String::new, |problem| problem.with_causes()));
     }
     let settings = api::Settings {
