@@ -8,11 +8,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use domain::{Closure, Conflict, Denial, Error, FieldErrors, Noun, Shortage, TokenProblem};
+use http_server::BodyTooSlow;
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
-
-use crate::server::BodyTooSlow;
 
 /// Why a request was not served.
 #[derive(Debug)]

@@ -17,7 +17,6 @@ mod query;
 mod range;
 mod requests;
 mod schemas;
-pub mod server;
 mod sessions;
 mod tenants;
 mod trash;

@@ -8,7 +8,6 @@ mod files;
 mod members;
 mod quotas;
 mod races;
-mod server;
 mod sessions;
 mod storage_faults;
 mod tenants;
