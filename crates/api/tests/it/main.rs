@@ -2,15 +2,6 @@
 
 mod accounts;
 mod authorization;
-mod demo;
 mod documents;
-mod files;
-mod members;
-mod quotas;
-mod races;
-mod sessions;
-mod storage_faults;
+mod events;
 mod tenants;
-mod tokens;
-mod uploads;
-mod versions;
