@@ -6,16 +6,15 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     App,
     accounts::{sessions, users},
-    docs,
     documents::{direct_uploads, documents, files, trash, tus, versions},
     events::{audit, demo},
-    health,
+    health, openapi,
     tenants::{members, tenants},
 };
 
 /// Every route of the product.
 pub(crate) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(docs::base())
+    OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(health::root))
         .routes(routes!(health::health))
         .routes(routes!(health::ready))

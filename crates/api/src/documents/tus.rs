@@ -19,7 +19,7 @@ use crate::{
     App,
     documents::direct_uploads::UploadPath,
     error::ApiError,
-    extract::{Ids, LoggedIn},
+    extract::{Authenticated, PathIds},
     query::TenantPath,
 };
 
@@ -116,7 +116,7 @@ fn number(headers: &HeaderMap, name: &'static str) -> Result<u64, ApiError> {
 /// them. Any tus client works; give it an access token in the Authorization header.
 #[utoipa::path(options, path = "/api/tenants/{tenant_id}/documents/tus", tag = "uploads", security(()), params(TenantPath),
     responses((status = 204, description = "In the headers")))]
-pub(crate) async fn describe_tus(State(services): State<Services>, Ids(_): Ids<TenantId>) -> Result<Response, ApiError> {
+pub(crate) async fn describe_tus(State(services): State<Services>, PathIds(_): PathIds<TenantId>) -> Result<Response, ApiError> {
     description(&services)
 }
 
@@ -140,8 +140,8 @@ fn description(services: &Services) -> Result<Response, ApiError> {
     responses((status = 201, description = "Upload begun")))]
 pub(crate) async fn begin_tus(
     State(app): State<App>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     check_version(&headers)?;
@@ -206,8 +206,8 @@ fn expires(at: Timestamp) -> (HeaderName, String) {
     responses((status = 200, description = "Upload found: its offset is in the header Upload-Offset")))]
 pub(crate) async fn find_tus(
     State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     check_version(&headers)?;
@@ -244,8 +244,8 @@ fn location(tenant_id: TenantId, document: &Document) -> (HeaderName, String) {
     responses((status = 204, description = "Bytes kept: the new offset is in the header Upload-Offset")))]
 pub(crate) async fn append_tus(
     State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
     request: Request,
 ) -> Result<Response, ApiError> {
     append(services, caller, tenant_id, upload_id, request).await
@@ -302,8 +302,8 @@ fn parse_checksum(text: &str) -> Result<Checksum, ApiError> {
     responses((status = 204, description = "Upload given up")))]
 pub(crate) async fn end_tus(
     State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     end(&services, &caller, tenant_id, upload_id, &headers).await
@@ -322,8 +322,8 @@ async fn end(services: &Services, caller: &Caller, tenant_id: TenantId, id: Uplo
     responses((status = 204, description = "As the method that is meant")))]
 pub(crate) async fn override_tus(
     State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let meant = request.headers().get("x-http-method-override").and_then(|value| value.to_str().ok()).unwrap_or_default();
