@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response as HttpResponse},
 };
 use domain::TenantId;
+use futures_util::future::BoxFuture;
 use serde::Serialize;
 use services::{Dependency, Services};
 use utoipa::ToSchema;
@@ -15,10 +16,12 @@ use utoipa::ToSchema;
 use crate::{
     App,
     extract::{Authenticated, PathIds},
-    metrics::Probe,
     query::TenantPath,
     response::{ApiResult, Response},
 };
+
+/// Asks something else than what the services rest on whether it is there.
+pub type Probe = dyn Fn() -> BoxFuture<'static, Dependency> + Send + Sync;
 
 /// A part of the service.
 #[derive(Serialize, ToSchema)]

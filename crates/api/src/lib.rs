@@ -32,6 +32,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
+pub use crate::health::Probe;
 use crate::{
     documents::{files, objects, tus},
     error::ApiError,
@@ -51,7 +52,7 @@ pub struct Settings {
     /// Whether browsers may send credentials from them.
     pub cors_allow_credentials: bool,
     /// Asks the bus that events are published on whether it is there, where that is another process.
-    pub bus: Option<Arc<metrics::Probe>>,
+    pub bus: Option<Arc<Probe>>,
     /// The bus of the demonstration. Absent: there is none, and nothing at its paths.
     pub demo: Option<Arc<dyn DemoBus>>,
 }

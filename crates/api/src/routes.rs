@@ -30,7 +30,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(sessions::refresh))
         .routes(routes!(sessions::log_out))
         .routes(routes!(users::get_me, users::update_me))
-        .routes(routes!(users::list_my_tenants))
+        .routes(routes!(tenants::list_my_tenants))
         .routes(routes!(tenants::list_tenants, tenants::create_tenant))
         .routes(routes!(tenants::get_tenant, tenants::update_tenant, tenants::delete_tenant))
         .routes(routes!(tenants::get_storage))

@@ -8,11 +8,9 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
-    extract::{Authenticated, JsonBody, Query, all, optional, present, required},
-    query::PageQuery,
-    response::{ApiResult, List, Response, Timestamp},
+    extract::{Authenticated, JsonBody, all, optional, present, required},
+    response::{ApiResult, Response, Timestamp},
     schemas,
-    tenants::tenants::MembershipOut,
 };
 
 /// A user.
@@ -120,18 +118,4 @@ pub(crate) async fn update_me(
     let last_name = optional(&mut errors, "last_name", body.last_name.as_ref(), PersonName::parse);
     errors.check()?;
     Ok(Response::ok("Profile changed", services.update_profile(&caller, first_name, last_name).await?.into()))
-}
-
-/// My active tenants
-///
-/// With role and time of joining, newest membership first.
-#[utoipa::path(get, path = "/api/users/me/tenants", tag = "users", params(PageQuery),
-    responses((status = 200, description = "Tenants found", body = Response<List<MembershipOut>>)))]
-pub(crate) async fn list_my_tenants(
-    State(services): State<Services>,
-    Authenticated(caller): Authenticated,
-    Query(query): Query<PageQuery>,
-) -> ApiResult<List<MembershipOut>> {
-    let page = services.list_active_tenants(&caller, query.parse()?).await?;
-    Ok(Response::ok("Tenants found", List::of(page, MembershipOut::from)))
 }

@@ -83,6 +83,20 @@ pub(crate) async fn list_tenants(
     Ok(Response::ok("Tenants found", List::of(page, MembershipOut::from)))
 }
 
+/// My active tenants
+///
+/// With role and time of joining, newest membership first.
+#[utoipa::path(get, path = "/api/users/me/tenants", tag = "users", params(PageQuery),
+    responses((status = 200, description = "Tenants found", body = Response<List<MembershipOut>>)))]
+pub(crate) async fn list_my_tenants(
+    State(services): State<Services>,
+    Authenticated(caller): Authenticated,
+    Query(query): Query<PageQuery>,
+) -> ApiResult<List<MembershipOut>> {
+    let page = services.list_active_tenants(&caller, query.parse()?).await?;
+    Ok(Response::ok("Tenants found", List::of(page, MembershipOut::from)))
+}
+
 /// A new tenant.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
