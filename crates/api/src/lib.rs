@@ -19,7 +19,7 @@ use std::{ops::Deref, sync::Arc};
 
 pub use axum::Router;
 use axum::{
-    extract::{DefaultBodyLimit, FromRef},
+    extract::FromRef,
     http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware::{from_fn_with_state, map_response},
     response::{IntoResponse, Response},
@@ -29,7 +29,6 @@ use bytes::Bytes;
 use domain::Clock;
 use services::{DemoBus, Services};
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
 pub use crate::health::Probe;
