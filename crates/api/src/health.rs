@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 use crate::{
     App,
     extract::{Authenticated, PathIds},
+    operation_errors::{Errors, NotReady},
     query::TenantPath,
     response::{ApiResult, Response},
 };
@@ -99,7 +100,7 @@ pub(crate) struct ReadinessOut {
 ///
 /// Asks every dependency. 503 says which one is down. Kafka may be: events wait for it.
 #[utoipa::path(get, path = "/health/ready", tag = "health", security(()),
-    responses((status = 200, description = "Ready", body = Response<ReadinessOut>)))]
+    responses((status = 200, description = "Ready", body = Response<ReadinessOut>), Errors<NotReady>))]
 pub(crate) async fn ready(State(app): State<App>, State(services): State<Services>) -> HttpResponse {
     let (checked, bus) = tokio::join!(services.readiness(), ask(app.settings.bus.as_deref()));
     readiness(&checked.iter().collect::<Vec<_>>(), bus.as_ref())

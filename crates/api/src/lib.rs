@@ -9,6 +9,7 @@ mod health;
 pub mod metrics;
 mod middleware;
 mod openapi;
+mod operation_errors;
 mod query;
 mod response;
 mod routes;

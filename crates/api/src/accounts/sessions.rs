@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::{
     accounts::users::UserOut,
     extract::{Authenticated, JsonBody, all, bearer_token, present, required},
+    operation_errors::{BadCredentials, Errors, TokenReused},
     response::{ApiResult, Empty, Response},
     tenants::tenants::MembershipOut,
 };
@@ -70,7 +71,7 @@ pub(crate) struct LoginOut {
 ///
 /// Begins a session. An unknown address, a deactivated account and a wrong password are answered alike.
 #[utoipa::path(post, path = "/api/auth/login", tag = "auth", request_body = LoginIn, security(()),
-    responses((status = 200, description = "Logged in", body = Response<LoginOut>)))]
+    responses((status = 200, description = "Logged in", body = Response<LoginOut>), Errors<BadCredentials>))]
 pub(crate) async fn log_in(State(services): State<Services>, JsonBody(body): JsonBody<LoginIn>) -> ApiResult<LoginOut> {
     let mut errors = FieldErrors::default();
     let email = required(&mut errors, "email", body.email.as_ref(), |text| Ok(text.to_owned()));
@@ -96,7 +97,7 @@ pub(crate) struct RefreshIn {
 /// Gets a new access token and the next refresh token. The refresh token comes in the `Authorization` header or in the body. Using
 /// one twice ends the session, but for a retry within ten seconds, which gets the same successor.
 #[utoipa::path(post, path = "/api/auth/refresh", tag = "auth", request_body = RefreshIn, security((), ("refresh_token" = [])),
-    responses((status = 200, description = "Tokens refreshed", body = Response<TokensOut>)))]
+    responses((status = 200, description = "Tokens refreshed", body = Response<TokensOut>), Errors<TokenReused>))]
 pub(crate) async fn refresh(
     State(services): State<Services>,
     headers: HeaderMap,

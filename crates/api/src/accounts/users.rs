@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     extract::{Authenticated, JsonBody, all, optional, present, required},
+    operation_errors::{EmailTaken, Errors},
     response::{ApiResult, Response, Timestamp},
     schemas,
 };
@@ -71,7 +72,7 @@ pub(crate) struct RegisterIn {
 ///
 /// Makes an account.
 #[utoipa::path(post, path = "/api/auth/register", tag = "auth", request_body = RegisterIn, security(()),
-    responses((status = 201, description = "User registered", body = Response<UserOut>)))]
+    responses((status = 201, description = "User registered", body = Response<UserOut>), Errors<EmailTaken>))]
 pub(crate) async fn register(State(services): State<Services>, JsonBody(body): JsonBody<RegisterIn>) -> ApiResult<UserOut> {
     let mut errors = FieldErrors::default();
     let email = required(&mut errors, "email", body.email.as_ref(), Email::parse);

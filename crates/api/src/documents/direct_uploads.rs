@@ -12,6 +12,7 @@ use crate::{
     documents::documents::UploadOut,
     documents::objects::part_url,
     extract::{Authenticated, JsonBody, PathIds, all, optional, present, required},
+    operation_errors::{Errors, QuotaExceeded, UploadClosed, UploadFailed},
     query::TenantPath,
     response::{ApiResult, Empty, Response, Timestamp},
     schemas,
@@ -179,7 +180,7 @@ pub(crate) struct UploadPath {
 /// the answer has a URL for each part; send each with PUT and exactly its bytes, in any order, several at a time, and then complete
 /// the upload. Nothing is believed: size and hashes are checked when it is completed.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/uploads", tag = "uploads", params(TenantPath), request_body = BeginUploadIn,
-    responses((status = 201, description = "Upload begun", body = Response<UploadStateOut>)))]
+    responses((status = 201, description = "Upload begun", body = Response<UploadStateOut>), Errors<QuotaExceeded>))]
 pub(crate) async fn begin_upload(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -218,7 +219,7 @@ pub(crate) async fn get_upload(
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/uploads/{upload_id}/complete", tag = "uploads", params(UploadPath),
     responses(
         (status = 200, description = "Document uploaded", body = Response<UploadStateOut>),
-        (status = 202, description = "The content is still being checked", body = Response<UploadStateOut>)))]
+        (status = 202, description = "The content is still being checked", body = Response<UploadStateOut>), Errors<UploadFailed>))]
 pub(crate) async fn complete_upload(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -236,7 +237,7 @@ pub(crate) async fn complete_upload(
 ///
 /// Direct or tus. What was sent of it goes.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/uploads/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 200, description = "Upload given up", body = Response<Empty>)))]
+    responses((status = 200, description = "Upload given up", body = Response<Empty>), Errors<UploadClosed>))]
 pub(crate) async fn abort_upload(
     State(app): State<App>,
     Authenticated(caller): Authenticated,

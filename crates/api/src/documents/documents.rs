@@ -17,6 +17,7 @@ use crate::{
     documents::objects::object_url,
     error::ApiError,
     extract::{Authenticated, JsonBody, PathIds, Query, idempotency_key, optional, present, uuid_field},
+    operation_errors::{DocumentChanged, Errors, IdempotencyKeyReused, NotOwner, QuotaExceeded},
     query::{Idempotency, TenantPath},
     response::{ApiResult, Empty, List, Response, Timestamp, created_before},
     schemas,
@@ -183,7 +184,7 @@ impl From<Uploaded> for UploadOut {
 /// The fields may come in any order. The same content is stored once per tenant.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents", tag = "documents", params(TenantPath, Idempotency),
     request_body(content = UploadIn, content_type = "multipart/form-data"),
-    responses((status = 201, description = "Document uploaded", body = Response<UploadOut>)))]
+    responses((status = 201, description = "Document uploaded", body = Response<UploadOut>), Errors<(IdempotencyKeyReused, QuotaExceeded)>))]
 pub(crate) async fn upload_document(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,
@@ -394,7 +395,7 @@ pub(crate) struct UpdateDocumentIn {
 ///
 /// Name and media type; for its owner and admins.
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath, IfMatch), request_body = UpdateDocumentIn,
-    responses((status = 200, description = "Document changed", body = Response<DocumentOut>)))]
+    responses((status = 200, description = "Document changed", body = Response<DocumentOut>), Errors<(NotOwner, DocumentChanged)>))]
 pub(crate) async fn update_document(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,
@@ -415,7 +416,7 @@ pub(crate) async fn update_document(
 /// For its owner and admins. It goes to the trash, from where it can be brought back for a time (30 days, unless the operator chose
 /// otherwise).
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath, IfMatch),
-    responses((status = 200, description = "Document deleted", body = Response<Empty>)))]
+    responses((status = 200, description = "Document deleted", body = Response<Empty>), Errors<(NotOwner, DocumentChanged)>))]
 pub(crate) async fn delete_document(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,

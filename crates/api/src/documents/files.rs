@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::{
     error::ApiError,
     extract::{Authenticated, PathIds, Query},
+    operation_errors::{Errors, FileInUse},
     query::TenantPath,
     response::{ApiResult, Empty, List, Response, Timestamp},
     schemas,
@@ -254,7 +255,7 @@ pub(crate) async fn get_file(
 ///
 /// For admins, and only when no document refers to it.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/files/{file_id}", tag = "files", params(FilePath),
-    responses((status = 200, description = "File deleted", body = Response<Empty>)))]
+    responses((status = 200, description = "File deleted", body = Response<Empty>), Errors<FileInUse>))]
 pub(crate) async fn delete_file(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,

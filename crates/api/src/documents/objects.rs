@@ -18,6 +18,7 @@ use crate::{
     documents::range::{self, Selection},
     error::ApiError,
     extract::{Number, PathIds, Query},
+    operation_errors::{BadSignature, Errors, ObjectChanged, ObjectNotFound, RangeNotSatisfiable, UploadClosed},
     response::{Empty, Response},
     schemas,
 };
@@ -60,7 +61,7 @@ pub(crate) fn object_url(download: &SignedDownload, signature: &str) -> String {
     responses(
         (status = 200, description = "The object", body = schemas::Binary, content_type = "*/*"),
         (status = 206, description = "The part that was asked for", body = schemas::Binary, content_type = "*/*"),
-        (status = 304, description = "The client has it already")))]
+        (status = 304, description = "The client has it already"), Errors<(BadSignature, ObjectNotFound, ObjectChanged, RangeNotSatisfiable)>))]
 pub(crate) async fn download_object(
     State(services): State<Services>,
     method: Method,
@@ -152,7 +153,7 @@ pub(crate) fn part_url(part: &SignedPart, signature: &str) -> String {
 #[utoipa::path(put, path = "/api/objects/parts/{tenant_id}/{upload_id}/{number}", tag = "objects", security(()),
     params(PartPath, SignedPartQuery),
     request_body(content = schemas::Content, content_type = "application/octet-stream"),
-    responses((status = 200, description = "Part stored", body = Response<Empty>)))]
+    responses((status = 200, description = "Part stored", body = Response<Empty>), Errors<(BadSignature, UploadClosed)>))]
 pub(crate) async fn upload_part(
     State(services): State<Services>,
     PathIds((tenant_id, upload_id, Number(number))): PathIds<(TenantId, UploadId, Number)>,

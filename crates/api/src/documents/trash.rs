@@ -11,6 +11,7 @@ use crate::{
     documents::documents::{DocumentOut, DocumentPath, Tagged},
     error::ApiError,
     extract::{Authenticated, PathIds, Query},
+    operation_errors::{Errors, NotOwner},
     query::{PageQuery, TenantPath},
     response::{ApiResult, Empty, List, Response, Timestamp},
 };
@@ -74,7 +75,7 @@ pub(crate) async fn empty_trash(
 ///
 /// Takes it out of the trash with all its versions. For its owner and admins.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/trash/{document_id}/restore", tag = "trash", params(DocumentPath),
-    responses((status = 200, description = "Document restored", body = Response<DocumentOut>)))]
+    responses((status = 200, description = "Document restored", body = Response<DocumentOut>), Errors<NotOwner>))]
 pub(crate) async fn restore_document(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,
@@ -88,7 +89,7 @@ pub(crate) async fn restore_document(
 ///
 /// For its owner and admins, when it is in the trash. It can't be brought back.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/trash/{document_id}", tag = "trash", params(DocumentPath),
-    responses((status = 200, description = "Document deleted for good", body = Response<Empty>)))]
+    responses((status = 200, description = "Document deleted for good", body = Response<Empty>), Errors<NotOwner>))]
 pub(crate) async fn purge_document(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,

@@ -20,6 +20,9 @@ use crate::{
     documents::direct_uploads::UploadPath,
     error::ApiError,
     extract::{Authenticated, PathIds},
+    operation_errors::{
+        ChecksumMismatch, Errors, LargerThanDeclared, QuotaExceeded, TusVersion, UploadFailed, UploadOffsetMismatch, UploadTooLarge,
+    },
     query::TenantPath,
 };
 
@@ -137,7 +140,7 @@ fn description(services: &Services) -> Result<Response, ApiError> {
 /// By tus 1.0, in the headers: `Tus-Resumable: 1.0.0`, `Upload-Length`, and `Upload-Metadata` with `filename` (or `name`), required,
 /// and `filetype` (or `type`), each followed by its value in Base64. The upload is at the URL of the Location header.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/tus", tag = "uploads", params(TenantPath),
-    responses((status = 201, description = "Upload begun")))]
+    responses((status = 201, description = "Upload begun"), Errors<(QuotaExceeded, UploadTooLarge, TusVersion)>))]
 pub(crate) async fn begin_tus(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -203,7 +206,7 @@ fn expires(at: Timestamp) -> (HeaderName, String) {
 /// How many of its bytes are here, how many there will be, and until when it is waited for, in the headers. While something that
 /// this needs is down the answer is 423, not 503: clients try again later, and begin no new upload.
 #[utoipa::path(head, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 200, description = "Upload found: its offset is in the header Upload-Offset")))]
+    responses((status = 200, description = "Upload found: its offset is in the header Upload-Offset"), Errors<(TusVersion, UploadFailed)>))]
 pub(crate) async fn find_tus(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,
@@ -235,13 +238,16 @@ fn location(tenant_id: TenantId, document: &Document) -> (HeaderName, String) {
     (header::CONTENT_LOCATION, format!("/api/tenants/{tenant_id}/documents/{}", document.id))
 }
 
+/// The errors of a request that appends.
+type AppendErrors = (UploadOffsetMismatch, UploadFailed, ChecksumMismatch, LargerThanDeclared, TusVersion);
+
 /// Send bytes of a resumable upload
 ///
 /// By tus 1.0: the bytes as `application/offset+octet-stream`, and in the headers `Tus-Resumable: 1.0.0`, the `Upload-Offset` where they
 /// belong, and on demand an `Upload-Checksum` (sha1, md5 or sha256): when it is another one, nothing is kept (460). What arrives is
 /// kept, also when the connection breaks. With the last byte the document is made: Content-Location says where it is.
 #[utoipa::path(patch, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 204, description = "Bytes kept: the new offset is in the header Upload-Offset")))]
+    responses((status = 204, description = "Bytes kept: the new offset is in the header Upload-Offset"), Errors<AppendErrors>))]
 pub(crate) async fn append_tus(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,
@@ -299,7 +305,7 @@ fn parse_checksum(text: &str) -> Result<Checksum, ApiError> {
 ///
 /// By tus 1.0. What was sent of it goes.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 204, description = "Upload given up")))]
+    responses((status = 204, description = "Upload given up"), Errors<TusVersion>))]
 pub(crate) async fn end_tus(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,
@@ -319,7 +325,7 @@ async fn end(services: &Services, caller: &Caller, tenant_id: TenantId, id: Uplo
 ///
 /// By the header X-HTTP-Method-Override.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 204, description = "As the method that is meant")))]
+    responses((status = 204, description = "As the method that is meant"), Errors<AppendErrors>))]
 pub(crate) async fn override_tus(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,

@@ -20,6 +20,7 @@ use crate::{
     documents::files::FileOut,
     error::ApiError,
     extract::{Authenticated, Number, PathIds, Query},
+    operation_errors::{DocumentChanged, Errors, NotOwner, QuotaExceeded},
     query::PageQuery,
     response::{ApiResult, List, Response, Timestamp},
     schemas,
@@ -72,7 +73,7 @@ pub(crate) struct VersionPath {
 /// version. For the document's owner and admins. Sending the content that the document has already changes nothing.
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}/content", tag = "versions", params(DocumentPath, IfMatch),
     request_body(content = schemas::Content, content_type = "application/octet-stream"),
-    responses((status = 200, description = "Content replaced", body = Response<UploadOut>)))]
+    responses((status = 200, description = "Content replaced", body = Response<UploadOut>), Errors<(NotOwner, DocumentChanged, QuotaExceeded)>))]
 pub(crate) async fn replace_content(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,
@@ -148,7 +149,7 @@ pub(crate) async fn download_version(
 /// Gives the document this content again, as its next version: nothing is lost. For the document's owner and admins.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/{document_id}/versions/{version}/restore", tag = "versions",
     params(VersionPath, IfMatch),
-    responses((status = 200, description = "Version restored", body = Response<DocumentOut>)))]
+    responses((status = 200, description = "Version restored", body = Response<DocumentOut>), Errors<(NotOwner, DocumentChanged)>))]
 pub(crate) async fn restore_version(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,

@@ -17,6 +17,7 @@ use crate::{
     App,
     error::ApiError,
     extract::{Authenticated, JsonBody, Query, all, optional, present, required},
+    operation_errors::{DemoOff, Errors},
     response::{ApiResult, Response, Timestamp},
     schemas,
 };
@@ -118,7 +119,7 @@ pub(crate) struct ConsumeQuery {
 ///
 /// To a topic of the demonstration. The answer comes when the bus has it.
 #[utoipa::path(post, path = "/api/demo/kafka/produce", tag = "demo", request_body = ProduceIn,
-    responses((status = 200, description = "Message published", body = Response<ProducedOut>)))]
+    responses((status = 200, description = "Message published", body = Response<ProducedOut>), Errors<DemoOff>))]
 pub(crate) async fn produce(
     Demo(bus): Demo,
     State(app): State<App>,
@@ -143,7 +144,7 @@ pub(crate) async fn produce(
 ///
 /// By a consumer of all topics of the demonstration, at this instance: what anybody sent, and what other programs did.
 #[utoipa::path(get, path = "/api/demo/kafka/consume", tag = "demo", params(ConsumeQuery),
-    responses((status = 200, description = "Messages found", body = Response<ConsumedOut>)))]
+    responses((status = 200, description = "Messages found", body = Response<ConsumedOut>), Errors<DemoOff>))]
 pub(crate) async fn consume(Demo(bus): Demo, Authenticated(_): Authenticated, Query(query): Query<ConsumeQuery>) -> ApiResult<ConsumedOut> {
     let limit = match query.limit.map(usize::try_from) {
         None => DEFAULT_LIMIT,
@@ -169,7 +170,7 @@ pub(crate) async fn consume(Demo(bus): Demo, Authenticated(_): Authenticated, Qu
 ///
 /// Asks the bus. 503 when it does not answer.
 #[utoipa::path(get, path = "/api/demo/kafka/health", tag = "demo", security(()),
-    responses((status = 200, description = "Alive", body = Response<DemoHealthOut>)))]
+    responses((status = 200, description = "Alive", body = Response<DemoHealthOut>), Errors<DemoOff>))]
 pub(crate) async fn demo_health(Demo(bus): Demo) -> ApiResult<DemoHealthOut> {
     bus.check().await?;
     Ok(Response::ok("Alive", DemoHealthOut { status: "healthy", bus: bus.name() }))

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::{
     accounts::users::UserOut,
     extract::{Authenticated, JsonBody, PathIds, all, optional, present, required, uuid_field},
+    operation_errors::{AlreadyMember, Errors, LastAdmin, UserNotFound},
     query::TenantPath,
     response::{ApiResult, Empty, Response, Timestamp},
     schemas,
@@ -91,7 +92,7 @@ fn parse_role(text: &str) -> Result<Role, TextProblem> {
 ///
 /// For admins of the tenant.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/users", tag = "members", params(TenantPath), request_body = AddMemberIn,
-    responses((status = 201, description = "Member added", body = Response<MemberOut>)))]
+    responses((status = 201, description = "Member added", body = Response<MemberOut>), Errors<(UserNotFound, AlreadyMember)>))]
 pub(crate) async fn add_member(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,
@@ -123,7 +124,7 @@ pub(crate) struct ChangeRoleIn {
 ///
 /// For admins of the tenant. The last admin can't be demoted.
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}/users/{user_id}", tag = "members", params(MemberPath), request_body = ChangeRoleIn,
-    responses((status = 200, description = "Role changed", body = Response<MemberOut>)))]
+    responses((status = 200, description = "Role changed", body = Response<MemberOut>), Errors<LastAdmin>))]
 pub(crate) async fn change_role(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,
@@ -140,7 +141,7 @@ pub(crate) async fn change_role(
 ///
 /// Admins remove anybody, everybody themselves. The last admin can't go.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/users/{user_id}", tag = "members", params(MemberPath),
-    responses((status = 200, description = "Member removed", body = Response<Empty>)))]
+    responses((status = 200, description = "Member removed", body = Response<Empty>), Errors<LastAdmin>))]
 pub(crate) async fn remove_member(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,

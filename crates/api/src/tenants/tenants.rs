@@ -15,6 +15,7 @@ use crate::{
     documents::files::StorageOut,
     error::ApiError,
     extract::{Authenticated, JsonBody, PathIds, Query, all, idempotency_key, optional, present, required},
+    operation_errors::{Errors, IdempotencyKeyInUse, IdempotencyKeyReused},
     query::{Idempotency, PageQuery, TenantPath},
     response::{ApiResult, Empty, List, Response, Timestamp, created_before},
     schemas,
@@ -111,7 +112,7 @@ pub(crate) struct CreateTenantIn {
 ///
 /// Makes the tenant, a database for it, and the caller its admin. It is ready when this answers.
 #[utoipa::path(post, path = "/api/tenants", tag = "tenants", params(Idempotency), request_body = CreateTenantIn,
-    responses((status = 201, description = "Tenant created", body = Response<MembershipOut>)))]
+    responses((status = 201, description = "Tenant created", body = Response<MembershipOut>), Errors<(IdempotencyKeyReused, IdempotencyKeyInUse)>))]
 pub(crate) async fn create_tenant(
     State(services): State<Services>,
     Authenticated(caller): Authenticated,
