@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
-use api::metrics::Probe;
+use api::Probe;
 use services::{DemoBus, DemoInProcess, EventServices};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;

@@ -4,7 +4,7 @@ use axum::{
     body::Body,
     extract::{Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Response as HttpResponse},
 };
 use domain::{Denial, Error, TenantId, UploadId};
 use futures_util::StreamExt;
@@ -15,10 +15,11 @@ use utoipa::IntoParams;
 use uuid::Uuid;
 
 use crate::{
-    answer::{Answer, Nothing},
     documents::range::{self, Selection},
     error::ApiError,
-    extract::{Ids, Number, Query},
+    extract::{Number, PathIds, Query},
+    operation_errors::{BadSignature, Errors, ObjectChanged, ObjectNotFound, RangeNotSatisfiable, UploadClosed},
+    response::{Empty, Response},
     schemas,
 };
 
@@ -60,14 +61,14 @@ pub(crate) fn object_url(download: &SignedDownload, signature: &str) -> String {
     responses(
         (status = 200, description = "The object", body = schemas::Binary, content_type = "*/*"),
         (status = 206, description = "The part that was asked for", body = schemas::Binary, content_type = "*/*"),
-        (status = 304, description = "The client has it already")))]
+        (status = 304, description = "The client has it already"), Errors<(BadSignature, ObjectNotFound, ObjectChanged, RangeNotSatisfiable)>))]
 pub(crate) async fn download_object(
     State(services): State<UserServices>,
     method: Method,
     key: Result<Path<String>, PathRejection>,
     Query(query): Query<SignedQuery>,
     headers: HeaderMap,
-) -> Result<Response, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let Path(key) = key.map_err(|_| ApiError::path_not_utf8())?;
     let presentation = Presentation { content_type: query.content_type, content_disposition: query.disposition };
     let download = SignedDownload { key, presentation, expires: query.expires };
@@ -78,7 +79,7 @@ pub(crate) async fn download_object(
     if !range::if_match(&headers, &etag) {
         return Err(ApiError::PreconditionFailed);
     }
-    let mut response = Response::new(Body::empty());
+    let mut response = HttpResponse::new(Body::empty());
     *response.headers_mut() = presented(&download, &etag)?;
     if !range::if_none_match(&headers, &etag) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -125,7 +126,7 @@ pub(crate) struct SignedPartQuery {
 /// A part in the path.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "documents the path; `Ids` reads it")]
+#[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct PartPath {
     /// The tenant.
     tenant_id: Uuid,
@@ -150,13 +151,13 @@ pub(crate) fn part_url(part: &SignedPart, signature: &str) -> String {
 #[utoipa::path(put, path = "/api/objects/parts/{tenant_id}/{upload_id}/{number}", tag = "objects", security(()),
     params(PartPath, SignedPartQuery),
     request_body(content = schemas::Content, content_type = "application/octet-stream"),
-    responses((status = 200, description = "Part stored", body = Answer<Nothing>)))]
+    responses((status = 200, description = "Part stored", body = Response<Empty>), Errors<(BadSignature, UploadClosed)>))]
 pub(crate) async fn upload_part(
     State(services): State<UserServices>,
-    Ids((tenant_id, upload_id, Number(number))): Ids<(TenantId, UploadId, Number)>,
+    PathIds((tenant_id, upload_id, Number(number))): PathIds<(TenantId, UploadId, Number)>,
     Query(query): Query<SignedPartQuery>,
     request: Request,
-) -> Result<Response, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let SignedPartQuery { user_id, offset, size, expires, signature } = query;
     let number = u32::try_from(number).map_err(|_| Error::Forbidden(Denial::BadSignature))?;
     let part = SignedPart { tenant_id, upload_id, user_id: user_id.into(), number, offset, size, expires };
@@ -167,7 +168,7 @@ pub(crate) async fn upload_part(
     }
     let hash = services.finish_part(upload).await?;
     // As S3 does, so that one client suits both.
-    Ok(([(header::ETAG, format!("\"{}\"", hash.md5_hex()))], Answer::ok("Part stored", Nothing)).into_response())
+    Ok(([(header::ETAG, format!("\"{}\"", hash.md5_hex()))], Response::ok("Part stored", Empty)).into_response())
 }
 
 fn presented(download: &SignedDownload, etag: &str) -> Result<HeaderMap, ApiError> {

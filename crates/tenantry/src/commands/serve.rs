@@ -3,11 +3,9 @@
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use api::{
-    Router, metrics,
-    server::{self, Limits},
-};
+use api::{Router, metrics};
 use domain::SystemClock;
+use http_server::Limits;
 use services::{Collected, DependencyStatus, OperatorServices, Services};
 use tokio::{
     net::TcpListener,
@@ -67,7 +65,7 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let publishing = Publishing::begin(&event_services, events::bus(config, &event_services)?);
     let housekeeping = tokio::spawn(keep_house(operator.clone(), config.documents.garbage_interval));
     tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
-    let report = server::serve(listener, app, limits, stop).await;
+    let report = http_server::serve(listener, app, limits, stop).await;
     // After the last request: what that told is still published.
     publishing.end().await;
     housekeeping.abort();
@@ -91,7 +89,7 @@ pub(super) fn serve_metrics(config: &Config, page: Router, stop: &CancellationTo
         let listener = listen(address, "METRICS_ADDRESS")?;
         tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
         let limits = Limits { max_connections: METRICS_CONNECTIONS, shutdown_grace: METRICS_GRACE, ..Limits::default() };
-        tokio::spawn(server::serve(listener, page, limits, stop.clone()));
+        tokio::spawn(http_server::serve(listener, page, limits, stop.clone()));
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use axum::{
 };
 use domain::{Clock, TenantId};
 use futures_util::FutureExt;
+use http_server::PeerAddr;
 use percent_encoding::percent_decode_str;
 use services::traced;
 use tracing::Instrument;
@@ -18,7 +19,6 @@ use crate::{
     App,
     error::{ApiError, Denied},
     extract::bearer_token,
-    server::PeerAddr,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
