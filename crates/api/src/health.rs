@@ -160,6 +160,6 @@ pub(crate) async fn root() -> Answer<RootOut> {
 }
 
 /// The specification.
-pub(crate) async fn specification(State(app): State<crate::App>) -> Response {
-    (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], app.specification.clone()).into_response()
+pub(crate) async fn specification() -> Response {
+    (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], crate::SPECIFICATION.clone()).into_response()
 }

@@ -25,7 +25,10 @@ mod tus;
 mod users;
 mod versions;
 
-use std::{ops::Deref, sync::Arc};
+use std::{
+    ops::Deref,
+    sync::{Arc, LazyLock},
+};
 
 pub use axum::Router;
 use axum::{
@@ -70,7 +73,6 @@ pub(crate) struct Shared {
     services: Services,
     clock: Arc<dyn Clock>,
     settings: Settings,
-    specification: Bytes,
 }
 
 impl Deref for App {
@@ -155,6 +157,9 @@ fn upload_routes(max_upload_bytes: u64) -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(documents::list_documents, documents::upload_document)).layer(DefaultBodyLimit::max(limit))
 }
 
+/// The specification as clients get it, made when the first one asks: no start waits for it.
+pub(crate) static SPECIFICATION: LazyLock<Bytes> = LazyLock::new(|| specification().into());
+
 /// The specification of the API (OpenAPI 3.1), as checked in as `openapi.json`.
 #[must_use]
 pub fn specification() -> String {
@@ -167,7 +172,7 @@ pub fn specification() -> String {
 pub fn router(services: Services, clock: Arc<dyn Clock>, settings: Settings) -> Router {
     let cors = cors(&settings);
     let upload_limit = services.settings().max_upload_bytes;
-    let app = App(Arc::new(Shared { services, clock, settings, specification: specification().into() }));
+    let app = App(Arc::new(Shared { services, clock, settings }));
     let (router, _) = routes().merge(upload_routes(upload_limit)).split_for_parts();
     let swagger = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
     let swagger = Router::from(swagger).layer(middleware::map_response(in_our_form));
