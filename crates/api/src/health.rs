@@ -164,6 +164,6 @@ pub(crate) async fn root() -> Response<RootOut> {
 }
 
 /// The specification.
-pub(crate) async fn specification(State(app): State<crate::App>) -> HttpResponse {
-    (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], app.specification.clone()).into_response()
+pub(crate) async fn specification() -> HttpResponse {
+    (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], crate::SPECIFICATION.clone()).into_response()
 }

@@ -16,7 +16,10 @@ mod routes;
 mod schemas;
 mod tenants;
 
-use std::{ops::Deref, sync::Arc};
+use std::{
+    ops::Deref,
+    sync::{Arc, LazyLock},
+};
 
 pub use axum::Router;
 use axum::{
@@ -66,7 +69,6 @@ pub(crate) struct Shared {
     services: UserServices,
     clock: Arc<dyn Clock>,
     settings: Settings,
-    specification: Bytes,
 }
 
 impl Deref for App {
@@ -96,6 +98,9 @@ impl App {
     }
 }
 
+/// The specification as clients get it, made when the first one asks: no start waits for it.
+pub(crate) static SPECIFICATION: LazyLock<Bytes> = LazyLock::new(|| specification().into());
+
 /// The specification of the API (OpenAPI 3.1), as checked in as `openapi.json`.
 #[must_use]
 pub fn specification() -> String {
@@ -108,7 +113,7 @@ pub fn specification() -> String {
 pub fn router(services: UserServices, clock: Arc<dyn Clock>, settings: Settings) -> Router {
     let cors = cors(&settings);
     let upload_limit = services.settings().max_upload_bytes;
-    let app = App(Arc::new(Shared { services, clock, settings, specification: specification().into() }));
+    let app = App(Arc::new(Shared { services, clock, settings }));
     let (router, _) = routes().merge(upload_routes(upload_limit)).split_for_parts();
     let swagger = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
     let swagger = Router::from(swagger).layer(map_response(in_our_form));

@@ -133,7 +133,7 @@ fn main() -> Result<()> {
 
 async fn run<T>(options: &Options, measure: impl AsyncFnOnce(&Place, &Tenantry) -> Result<T>) -> Result<T> {
     let program = options.tenantry.clone().map_or_else(program_beside, Ok)?;
-    ensure!(program.is_file(), "{} is missing: cargo build --release -p tenantry -p bench", program.display());
+    ensure!(program.is_file(), "{} is missing: cargo build --profile dist -p tenantry -p bench", program.display());
     let place = Place::make(&options.directory, &options.database).await?;
     let measured = measure(&place, &place.tenantry(program)).await;
     place.remove().await?;

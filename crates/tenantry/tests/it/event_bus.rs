@@ -332,6 +332,16 @@ async fn a_broker_that_is_away_is_noticed_by_no_user_and_its_backlog_drains_in_o
     home.settle(server).await;
 }
 
+#[cfg(not(feature = "kafka-tls"))]
+#[test]
+fn a_program_without_openssl_refuses_tls_to_the_brokers() {
+    let variables = [("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1"), ("KAFKA_SECURITY_PROTOCOL", "SSL")];
+    let refused = crate::process::Ran::of(Home::new().command(["serve"]).envs(variables));
+    assert!(refused.complaint(2).contains("KAFKA_SECURITY_PROTOCOL is SSL"), "{refused:?}");
+    assert!(refused.complaint(2).contains("`--features kafka-tls`"), "{refused:?}");
+}
+
+#[cfg(feature = "kafka-tls")]
 #[tokio::test(flavor = "multi_thread")]
 async fn brokers_are_logged_in_to_by_tls() {
     let _alone = SECOND_BROKER.lock().await;

@@ -88,7 +88,7 @@ impl Home {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tenantry"));
         command.args(arguments).env_clear().envs(self.databases.environment()).envs(self.objects.environment());
         command.env("DATA_DIR", self.path()).env("PORT", "0").env("GARBAGE_GRACE", "0").env("TRASH_RETENTION", "0");
-        command.envs(self.kafka.iter().flat_map(TestKafka::environment));
+        command.envs(self.kafka.iter().flat_map(TestKafka::environment)).envs(profile());
         command.current_dir(self.path()).stdin(Stdio::null());
         command
     }
@@ -190,6 +190,12 @@ impl Drop for Home {
         // A test that failed has said more than this could.
         assert!(dropping.join().is_ok() || std::thread::panicking(), "the test's databases can't be dropped");
     }
+}
+
+/// Where an instrumented program counts which of its lines ran.
+#[expect(clippy::disallowed_methods, reason = "whether lines are counted is for whoever runs the tests to say")]
+fn profile() -> Option<(&'static str, String)> {
+    Some(("LLVM_PROFILE_FILE", std::env::var("LLVM_PROFILE_FILE").ok()?))
 }
 
 /// How a command ended.
