@@ -35,7 +35,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     let problem = |problem: &Option<domain::Error>| problem.as_ref().map(domain::Error::with_causes);
     if arguments.json {
         let settings: serde_json::Map<_, _> =
-            config.describe().into_iter().map(|setting| (setting.name.to_owned(), setting.value.into())).collect();
+            config.describe().iter().map(|setting| (setting.name.to_owned(), setting.value.as_str().into())).collect();
         let dependencies: serde_json::Map<_, _> = dependencies
             .iter()
             .map(|dependency| {

@@ -22,14 +22,15 @@ pub struct Databases {
 }
 
 impl Databases {
-    pub(super) fn read(settings: &Settings, data_dir: &Path) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings, data_dir: &Path) -> Result<Self, ConfigError> {
         let path = settings.path();
-        let main = settings
-            .find(&variables::DATABASE_URL, |text| parse_url(text, &path))?
-            .unwrap_or_else(|| DatabaseUrl::Sqlite(data_dir.join("main.sqlite3")));
-        let tenant_servers = settings
-            .find(&variables::TENANT_DATABASE_URLS, |text| TenantServer::parse_list(text, &path))?
-            .unwrap_or_else(|| vec![TenantServer::beside(&main, data_dir)]);
+        let in_data_dir = || DatabaseUrl::Sqlite(data_dir.join("main.sqlite3"));
+        let main = settings.get_or(&variables::DATABASE_URL, |text| parse_url(text, &path), in_data_dir)?;
+        let tenant_servers = settings.get_or(
+            &variables::TENANT_DATABASE_URLS,
+            |text| TenantServer::parse_list(text, &path),
+            || vec![TenantServer::beside(&main, data_dir)],
+        )?;
         Ok(Self {
             main,
             pool_size: settings.get(&variables::DATABASE_POOL_SIZE, values::number(1..=10_000))?,

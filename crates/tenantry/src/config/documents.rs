@@ -44,17 +44,18 @@ pub struct Documents {
 }
 
 impl Documents {
-    pub(super) fn read(settings: &Settings) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings) -> Result<Self, ConfigError> {
+        let grace = |text: &str| values::number(0..=LONGEST_GRACE)(text).map(Duration::from_secs);
         Ok(Self {
             max_upload_bytes: settings.get(&variables::MAX_UPLOAD_BYTES, values::bytes)?,
             download_url_expires: settings.get(&variables::DOWNLOAD_URL_EXPIRES, values::seconds(LONGEST_DOWNLOAD))?,
             upload_expires: settings.get(&variables::UPLOAD_EXPIRES, values::seconds(LONGEST_UPLOAD))?,
-            trash_retention: Duration::from_secs(settings.get(&variables::TRASH_RETENTION, values::number(0..=LONGEST_GRACE))?),
+            trash_retention: settings.get(&variables::TRASH_RETENTION, grace)?,
             versions_kept: settings.get(&variables::DOCUMENT_VERSIONS_KEPT, values::number(1..=MOST_VERSIONS))?,
             tenant_max_bytes: settings.find(&variables::TENANT_MAX_BYTES, values::bytes)?,
             tenant_max_documents: settings.find(&variables::TENANT_MAX_DOCUMENTS, values::number(1..=MOST_DOCUMENTS))?,
-            garbage_grace: Duration::from_secs(settings.get(&variables::GARBAGE_GRACE, values::number(0..=LONGEST_GRACE))?),
-            garbage_interval: Duration::from_secs(settings.get(&variables::GARBAGE_INTERVAL, values::number(0..=LONGEST_GRACE))?),
+            garbage_grace: settings.get(&variables::GARBAGE_GRACE, grace)?,
+            garbage_interval: settings.get(&variables::GARBAGE_INTERVAL, grace)?,
         })
     }
 }

@@ -15,7 +15,7 @@ pub struct Events {
 }
 
 impl Events {
-    pub(super) fn read(settings: &Settings) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings) -> Result<Self, ConfigError> {
         Ok(Self { retention: settings.get(&variables::EVENT_RETENTION, values::seconds(LONGEST_RETENTION))? })
     }
 }

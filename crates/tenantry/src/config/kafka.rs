@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use secrecy::SecretString;
 use services::DEMO_PREFIX;
 use worker::{KafkaSasl, KafkaSettings};
 
@@ -12,22 +11,21 @@ use super::{ConfigError, Settings, Variable, values, variables};
 const LONGEST_PREFIX: usize = 249 - 64;
 
 /// Reads where the brokers are and how they are spoken to. None: events are handled in the process that publishes them.
-pub(super) fn read(settings: &Settings) -> Result<Option<KafkaSettings>, ConfigError> {
+pub(super) fn read(settings: &mut Settings) -> Result<Option<KafkaSettings>, ConfigError> {
     settings.get(&variables::KAFKA_ACKS, |text| match text {
-        "all" | "-1" => Ok(()),
+        "all" | "-1" => Ok("all".to_owned()),
         _ => Err("must be all: an event that one broker alone has is lost with it".to_owned()),
     })?;
     let sasl = sasl(settings)?;
     let kafka = KafkaSettings {
-        bootstrap_servers: settings.find(&variables::KAFKA_BOOTSTRAP_SERVERS, servers)?.unwrap_or_default(),
+        bootstrap_servers: settings.get_or(&variables::KAFKA_BOOTSTRAP_SERVERS, servers, String::new)?,
         client_id: settings.get(&variables::KAFKA_CLIENT_ID, values::text)?,
         compression: settings.get(&variables::KAFKA_COMPRESSION_TYPE, one_of(&["none", "gzip", "snappy", "lz4"]))?,
         security_protocol: settings
-            .find(&variables::KAFKA_SECURITY_PROTOCOL, protocol)?
-            .unwrap_or_else(|| if sasl.is_some() { "SASL_SSL" } else { "PLAINTEXT" }.to_owned()),
+            .get_or(&variables::KAFKA_SECURITY_PROTOCOL, protocol, || if sasl.is_some() { "SASL_SSL" } else { "PLAINTEXT" }.to_owned())?,
         sasl,
         ca_location: settings.find(&variables::KAFKA_SSL_CA_LOCATION, settings.path())?,
-        topic_prefix: settings.find(&variables::KAFKA_TOPIC_PREFIX, prefix)?.unwrap_or_default(),
+        topic_prefix: settings.get_or(&variables::KAFKA_TOPIC_PREFIX, prefix, String::new)?,
         partitions: settings.get(&variables::KAFKA_TOPIC_PARTITIONS, values::number(1..=1_000))?,
         replication_factor: settings.find(&variables::KAFKA_REPLICATION_FACTOR, values::number(1..=100))?,
         group_id: settings.get(&variables::KAFKA_CONSUMER_GROUP_ID, values::text)?,
@@ -35,6 +33,7 @@ pub(super) fn read(settings: &Settings) -> Result<Option<KafkaSettings>, ConfigE
         auto_offset_reset: settings.get(&variables::KAFKA_AUTO_OFFSET_RESET, one_of(&["earliest", "latest"]))?,
     };
     if kafka.bootstrap_servers.is_empty() {
+        settings.discard(variables::KAFKA_BOOTSTRAP_SERVERS.section);
         return Ok(None);
     }
     if kafka.sasl.is_some() != kafka.security_protocol.starts_with("SASL") {
@@ -49,39 +48,16 @@ pub(super) fn read(settings: &Settings) -> Result<Option<KafkaSettings>, ConfigE
     Ok(Some(kafka))
 }
 
-/// The values in effect, in the table's order; empty ones without Kafka.
-pub(super) fn describe(kafka: Option<&KafkaSettings>) -> [String; 15] {
-    let Some(kafka) = kafka else { return Default::default() };
-    let (mechanism, username, password) = match &kafka.sasl {
-        Some(sasl) => (sasl.mechanism.clone(), sasl.username.clone(), "(secret)".to_owned()),
-        None => Default::default(),
-    };
-    [
-        kafka.bootstrap_servers.clone(),
-        kafka.client_id.clone(),
-        "all".to_owned(),
-        kafka.compression.clone(),
-        kafka.group_id.clone(),
-        kafka.auto_offset_reset.clone(),
-        kafka.session_timeout.as_secs().to_string(),
-        kafka.security_protocol.clone(),
-        mechanism,
-        username,
-        password,
-        kafka.ca_location.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
-        kafka.topic_prefix.clone(),
-        kafka.partitions.to_string(),
-        kafka.replication_factor.map(|factor| factor.to_string()).unwrap_or_default(),
-    ]
-}
-
-fn sasl(settings: &Settings) -> Result<Option<KafkaSasl>, ConfigError> {
+fn sasl(settings: &mut Settings) -> Result<Option<KafkaSasl>, ConfigError> {
     let mechanism = settings.get(&variables::KAFKA_SASL_MECHANISM, one_of(&["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]))?;
     let username = settings.find(&variables::KAFKA_SASL_USERNAME, values::text)?;
-    let password = settings.find(&variables::KAFKA_SASL_PASSWORD, values::text)?;
+    let password = settings.find(&variables::KAFKA_SASL_PASSWORD, values::secret)?;
+    if username.is_none() {
+        settings.record(&variables::KAFKA_SASL_MECHANISM, &None::<String>);
+    }
     let missing = |variable: &Variable, other| Err(ConfigError::of(variable, format!("is not set, but {other} is")));
     match (username, password) {
-        (Some(username), Some(password)) => Ok(Some(KafkaSasl { mechanism, username, password: SecretString::from(password) })),
+        (Some(username), Some(password)) => Ok(Some(KafkaSasl { mechanism, username, password })),
         (None, None) => Ok(None),
         (Some(_), None) => missing(&variables::KAFKA_SASL_PASSWORD, "KAFKA_SASL_USERNAME"),
         (None, Some(_)) => missing(&variables::KAFKA_SASL_USERNAME, "KAFKA_SASL_PASSWORD"),

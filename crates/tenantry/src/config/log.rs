@@ -23,7 +23,7 @@ pub enum LogFormat {
 }
 
 impl Log {
-    pub(super) fn read(settings: &Settings, environment: Environment) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings, environment: Environment) -> Result<Self, ConfigError> {
         Ok(Self {
             filter: settings.get(&variables::LOG_LEVEL, |text| parse_filter(text, environment))?,
             format: settings.get(&variables::LOG_FORMAT, LogFormat::parse)?,

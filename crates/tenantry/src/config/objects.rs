@@ -1,6 +1,5 @@
 //! Where objects are kept.
 
-use secrecy::SecretString;
 use services::S3Settings;
 
 use super::{ConfigError, Settings, values, variables};
@@ -15,14 +14,14 @@ pub enum Objects {
 }
 
 impl Objects {
-    pub(super) fn read(settings: &Settings) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings) -> Result<Self, ConfigError> {
         let bucket = settings.find(&variables::S3_BUCKET, bucket)?;
         let ssl = settings.find(&variables::S3_USE_SSL, values::boolean)?;
         let endpoint = settings.find(&variables::S3_ENDPOINT_URL, |text| endpoint(text, ssl))?;
         let public_endpoint = settings.find(&variables::S3_PUBLIC_ENDPOINT_URL, |text| self::endpoint(text, None))?;
         let region = settings.find(&variables::S3_REGION, values::text)?;
         let id = settings.find(&variables::S3_ACCESS_KEY_ID, values::text)?;
-        let secret = settings.find(&variables::S3_SECRET_ACCESS_KEY, values::text)?;
+        let secret = settings.find(&variables::S3_SECRET_ACCESS_KEY, values::secret)?;
         let path_style = settings.find(&variables::S3_PATH_STYLE, values::boolean)?;
         let given = [
             (&variables::S3_ENDPOINT_URL, endpoint.is_some()),
@@ -35,7 +34,10 @@ impl Objects {
         ];
         let Some(bucket) = bucket else {
             return match given.into_iter().find(|(_, given)| *given) {
-                None => Ok(Self::Files),
+                None => {
+                    settings.discard(variables::S3_BUCKET.section);
+                    Ok(Self::Files)
+                }
                 Some((variable, _)) => Err(ConfigError::new(
                     variables::S3_BUCKET.name,
                     format!("is not set, but {} is", variable.name),
@@ -44,30 +46,23 @@ impl Objects {
             };
         };
         let credentials = match (id, secret) {
-            (Some(id), Some(secret)) => Some((id, SecretString::from(secret))),
+            (Some(id), Some(secret)) => Some((id, secret)),
             (None, None) => None,
             (Some(_), None) => return Err(ConfigError::of(&variables::S3_SECRET_ACCESS_KEY, "is not set, but S3_ACCESS_KEY_ID is")),
             (None, Some(_)) => return Err(ConfigError::of(&variables::S3_ACCESS_KEY_ID, "is not set, but S3_SECRET_ACCESS_KEY is")),
         };
+        let plain = endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
+        settings.record(&variables::S3_USE_SSL, &!plain);
+        let path_style = path_style.unwrap_or(endpoint.is_some());
+        settings.record(&variables::S3_PATH_STYLE, &path_style);
         Ok(Self::S3(S3Settings {
-            path_style: path_style.unwrap_or(endpoint.is_some()),
+            path_style,
             endpoint,
             public_endpoint,
             region: settings.get(&variables::S3_REGION, values::text)?,
             bucket,
             credentials,
         }))
-    }
-
-    /// The values in effect, in the table's order; empty ones for files.
-    pub(super) fn describe(&self) -> [String; 8] {
-        let Self::S3(S3Settings { endpoint, public_endpoint, region, bucket, credentials, path_style }) = self else {
-            return Default::default();
-        };
-        let ssl = !endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
-        let (id, secret) = credentials.as_ref().map(|(id, _)| (id.clone(), "(secret)".to_owned())).unwrap_or_default();
-        let given = |text: &Option<String>| text.clone().unwrap_or_default();
-        [bucket.clone(), given(endpoint), given(public_endpoint), region.clone(), id, secret, ssl.to_string(), path_style.to_string()]
     }
 }
 

@@ -14,10 +14,10 @@ pub struct Passwords {
 }
 
 impl Passwords {
-    pub(super) fn read(settings: &Settings) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings) -> Result<Self, ConfigError> {
         let half_of_the_cores = || thread::available_parallelism().map_or(1, NonZero::get).div_ceil(2);
         Ok(Self {
-            threads: settings.find(&variables::PASSWORD_HASH_THREADS, values::number(1..=1_024))?.unwrap_or_else(half_of_the_cores),
+            threads: settings.get_or(&variables::PASSWORD_HASH_THREADS, values::number(1..=1_024), half_of_the_cores)?,
             queue: settings.get(&variables::PASSWORD_HASH_QUEUE, values::number(0..=100_000))?,
         })
     }

@@ -28,9 +28,9 @@ pub struct Server {
 }
 
 impl Server {
-    pub(super) fn read(settings: &Settings, environment: Environment) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings, environment: Environment) -> Result<Self, ConfigError> {
         Ok(Self {
-            demo_routes: settings.find(&variables::DEMO_ROUTES, values::boolean)?.unwrap_or(environment != Environment::Production),
+            demo_routes: settings.get_or(&variables::DEMO_ROUTES, values::boolean, || environment != Environment::Production)?,
             host: settings.get(&variables::HOST, |text| text.parse().map_err(|_| "must be an IP address".to_owned()))?,
             port: settings.get(&variables::PORT, values::number(0..=u16::MAX))?,
             public_url: settings.find(&variables::PUBLIC_URL, values::base_url)?,
@@ -62,8 +62,8 @@ pub enum Origins {
 }
 
 impl Cors {
-    pub(super) fn read(settings: &Settings) -> Result<Self, ConfigError> {
-        let origins = settings.find(&variables::CORS_ORIGINS, Origins::parse)?.unwrap_or(Origins::These(Vec::new()));
+    pub(super) fn read(settings: &mut Settings) -> Result<Self, ConfigError> {
+        let origins = settings.get_or(&variables::CORS_ORIGINS, Origins::parse, || Origins::These(Vec::new()))?;
         let allow_credentials = settings.get(&variables::CORS_ALLOW_CREDENTIALS, values::boolean)?;
         if allow_credentials && origins == Origins::Any {
             let problem = "must name the origins when CORS_ALLOW_CREDENTIALS is true: every site could act for its visitors, \

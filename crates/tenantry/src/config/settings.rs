@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{ConfigError, Fallback, VARIABLES, Variable};
+use super::{ConfigError, Fallback, VARIABLES, Variable, effective::Effective};
 
 /// Names that begin so are ours: one that is not in the table is a slip. `ADMIN_*` and `TEST_*` are others' too, and the
 /// variables without a prefix are too common to claim what resembles them.
@@ -31,10 +31,23 @@ const PREFIXES: &[&str] = &[
     "DOCUMENT_",
 ];
 
-/// The variables of the environment and of `.env`, with every unknown one of ours refused.
+/// A variable and its effective value, as operators may see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The variable's name.
+    pub name: &'static str,
+    /// Its value, secrets hidden; empty when there is none.
+    pub value: String,
+    /// What it means.
+    pub meaning: &'static str,
+}
+
+/// The variables of the environment and of `.env`, with every unknown one of ours refused. Records the effective value of
+/// each variable that is read.
 pub struct Settings {
     values: BTreeMap<String, String>,
     working_dir: PathBuf,
+    effective: BTreeMap<&'static str, String>,
 }
 
 impl Settings {
@@ -53,31 +66,80 @@ impl Settings {
                 return Err(unknown(name));
             }
         }
-        Ok(Self { values, working_dir: working_dir.to_owned() })
+        Ok(Self { values, working_dir: working_dir.to_owned(), effective: BTreeMap::new() })
     }
 
-    /// The variable's value or its default, parsed.
+    /// The variable's value or the default of the table, parsed.
     ///
     /// # Errors
     /// When it doesn't parse, or when it is neither set nor has a default.
-    pub fn get<T>(&self, variable: &Variable, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, ConfigError> {
-        match variable.default {
-            Fallback::Value(default) => self.parse(variable, self.text(variable)?.as_deref().unwrap_or(default), parse),
-            Fallback::Otherwise { .. } => self.find(variable, parse)?.ok_or_else(|| ConfigError::of(variable, "is not set")),
-        }
+    pub(super) fn get<T: Effective>(
+        &mut self,
+        variable: &Variable,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<T, ConfigError> {
+        let value = match variable.default {
+            Fallback::Value(default) => self.parse(variable, self.text(variable)?.as_deref().unwrap_or(default), parse)?,
+            Fallback::Otherwise { .. } => self.find(variable, parse)?.ok_or_else(|| ConfigError::of(variable, "is not set"))?,
+        };
+        self.record(variable, &value);
+        Ok(value)
+    }
+
+    /// The variable's value, parsed, or else the fallback.
+    ///
+    /// # Errors
+    /// When it doesn't parse.
+    pub(super) fn get_or<T: Effective>(
+        &mut self,
+        variable: &Variable,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+        fallback: impl FnOnce() -> T,
+    ) -> Result<T, ConfigError> {
+        let value = self.find(variable, parse)?.unwrap_or_else(fallback);
+        self.record(variable, &value);
+        Ok(value)
     }
 
     /// The variable's value, parsed, if it is set.
     ///
     /// # Errors
     /// When it doesn't parse.
-    pub fn find<T>(&self, variable: &Variable, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<Option<T>, ConfigError> {
-        self.text(variable)?.map(|text| self.parse(variable, &text, parse)).transpose()
+    pub(super) fn find<T: Effective>(
+        &mut self,
+        variable: &Variable,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
+        let value = self.text(variable)?.map(|text| self.parse(variable, &text, parse)).transpose()?;
+        self.record(variable, &value);
+        Ok(value)
+    }
+
+    /// Records the effective value of a variable, where it is another than the one that was read.
+    pub(super) fn record(&mut self, variable: &Variable, value: &impl Effective) {
+        self.effective.insert(variable.name, value.text());
+    }
+
+    /// Drops the recorded values of a section's variables, which have no effect.
+    pub(super) fn discard(&mut self, section: &str) {
+        let of_section = VARIABLES.iter().filter(|variable| variable.section == section);
+        of_section.for_each(|variable| drop(self.effective.remove(variable.name)));
+    }
+
+    /// Every variable in the table's order, with its effective value.
+    pub(super) fn into_description(mut self) -> Vec<Setting> {
+        let mut setting = |variable: &Variable| Setting {
+            name: variable.name,
+            value: self.effective.remove(variable.name).unwrap_or_default(),
+            meaning: variable.meaning,
+        };
+        VARIABLES.iter().map(&mut setting).collect()
     }
 
     /// A parser of paths, which takes relative ones from the working directory and drops `/./`.
-    pub(super) fn path(&self) -> impl Fn(&str) -> Result<PathBuf, String> {
-        |text| if text.is_empty() { Err("must be a path".to_owned()) } else { Ok(self.working_dir.join(text).components().collect()) }
+    pub(super) fn path(&self) -> impl Fn(&str) -> Result<PathBuf, String> + use<> {
+        let working_dir = self.working_dir.clone();
+        move |text| if text.is_empty() { Err("must be a path".to_owned()) } else { Ok(working_dir.join(text).components().collect()) }
     }
 
     fn parse<T>(&self, variable: &Variable, text: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, ConfigError> {

@@ -55,7 +55,10 @@ fn nothing_needs_to_be_set() {
 fn every_default_and_example_is_a_value() {
     let is_example_secret = |variable: &Variable| variable.name.contains("SECRET_KEY");
     let examples: Vec<_> = VARIABLES.iter().filter(|v| !is_example_secret(v)).map(|v| (v.name, v.example())).collect();
-    Workplace::new().load(&examples).unwrap();
+    let config = Workplace::new().load(&examples).unwrap();
+    for setting in config.describe() {
+        assert!(!setting.value.is_empty(), "{} is never read", setting.name);
+    }
     for variable in VARIABLES.iter().filter(|variable| is_example_secret(variable)) {
         assert!(problem(&[(variable.name, variable.example())]).starts_with(variable.name), "a secret that stands in a manual is none");
     }

@@ -26,13 +26,13 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    pub(super) fn read(settings: &Settings, environment: Environment, data_dir: &Path) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings, environment: Environment, data_dir: &Path) -> Result<Self, ConfigError> {
         let parse_list = |text: &str| values::list(text).map(parse_secret).collect::<Result<Vec<_>, _>>();
         let access_expires = settings.get(&variables::JWT_ACCESS_TOKEN_EXPIRES, values::seconds(YEAR))?;
         let refresh_expires = settings.get(&variables::JWT_REFRESH_TOKEN_EXPIRES, values::seconds(YEAR))?;
         let issuer = settings.get(&variables::JWT_ISSUER, values::text)?;
         let audience = settings.get(&variables::JWT_AUDIENCE, values::text)?;
-        let previous_secrets = settings.find(&variables::JWT_PREVIOUS_SECRET_KEYS, parse_list)?.unwrap_or_default();
+        let previous_secrets = settings.get_or(&variables::JWT_PREVIOUS_SECRET_KEYS, parse_list, Vec::new)?;
         // Last, since it may make a file, which a start that is refused should not leave behind.
         let secret = match settings.find(&variables::JWT_SECRET_KEY, parse_secret)? {
             Some(secret) => secret,
@@ -41,6 +41,7 @@ impl Tokens {
             }
             None => secret_file::keep(&data_dir.join("jwt_secret"))?,
         };
+        settings.record(&variables::JWT_SECRET_KEY, &secret);
         Ok(Self { secret, previous_secrets, access_expires, refresh_expires, issuer, audience })
     }
 }

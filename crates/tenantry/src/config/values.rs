@@ -2,6 +2,7 @@
 
 use std::{fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
 
+use secrecy::SecretString;
 use url::Url;
 
 /// A parser of whole numbers within bounds.
@@ -28,6 +29,11 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
 /// Parses a text that says something.
 pub(super) fn text(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// Parses a secret that others set.
+pub(super) fn secret(secret: &str) -> Result<SecretString, String> {
+    text(secret).map(SecretString::from)
 }
 
 /// Parses a number of bytes, at least one, with or without a unit (IEC 80000-13: kB is 1000 bytes, KiB is 1024).
