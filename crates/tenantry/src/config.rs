@@ -1,7 +1,7 @@
-//! Configuration: environment variables and `.env`, read once at the start into plain structs.
+//! Configuration: environment variables and `.env`, read once at startup into plain structs.
 //!
-//! The variables stand in one table, [`VARIABLES`], from which parsing, `tenantry check` and `.env.example` draw. The first
-//! problem ends the start with one line that names the variable, what is wrong with it and what would be right.
+//! Parsing, `tenantry check` and `.env.example` use one table of variables, [`VARIABLES`]. The first invalid variable stops
+//! the program with one line that names the variable, the problem and a remedy.
 
 mod databases;
 mod documents;
@@ -38,40 +38,40 @@ pub use self::{
     variables::{Fallback, VARIABLES, Variable},
 };
 
-/// Everything that an operator can set. Its `Debug` form shows no secret.
+/// All settings of an operator. The `Debug` form shows no secret.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What the process is used for.
+    /// The environment of the process.
     pub environment: Environment,
-    /// The directory of all that is kept on the local file system.
+    /// The directory for everything that is kept on the local file system.
     pub data_dir: PathBuf,
-    /// How the API is reached.
+    /// The address of the API, and its limits.
     pub server: Server,
     /// Which other web sites may call the API from a browser.
     pub cors: Cors,
-    /// Where the databases are.
+    /// The locations of the databases.
     pub databases: Databases,
-    /// Where objects are.
+    /// The object storage.
     pub objects: Objects,
-    /// How sessions are signed and how long they last.
+    /// The signing keys and lifetimes of tokens.
     pub tokens: Tokens,
-    /// How much work goes into hashing passwords at once.
+    /// The limits of password hashing.
     pub passwords: Passwords,
     /// The limits of uploads and downloads.
     pub documents: Documents,
-    /// What happens with events.
+    /// The retention of events.
     pub events: Events,
-    /// Where events go when that is not this process.
+    /// The Kafka cluster for events, unless this process handles them itself.
     pub kafka: Option<KafkaSettings>,
-    /// What `tenantry init` makes.
+    /// What `tenantry init` creates.
     pub first_user: FirstUser,
-    /// What is logged, and how.
+    /// The filter and format of the log.
     pub log: Log,
     description: Vec<Setting>,
 }
 
 impl Config {
-    /// Reads the process's environment and the `.env` of its working directory.
+    /// Reads the environment of the process and the `.env` of its working directory.
     ///
     /// # Errors
     /// The first variable that is unknown, malformed or unsafe.
@@ -79,8 +79,8 @@ impl Config {
         Self::load(process_environment(), Path::new("."))
     }
 
-    /// Reads the given environment and the `.env` of the given working directory, where the former wins. Relative paths are
-    /// taken from that directory. Outside production, a missing JWT secret is made and kept in the data directory.
+    /// Reads the given environment and the `.env` of the given working directory; the environment takes precedence. Relative
+    /// paths start at that directory. Outside production, creates a missing JWT secret and keeps it in the data directory.
     ///
     /// # Errors
     /// The first variable that is unknown, malformed or unsafe.
@@ -113,21 +113,21 @@ impl Config {
     }
 }
 
-/// The only place that reads the process's environment. A name that is not UTF-8 is none of ours; what is not UTF-8 in a
-/// value is marked by U+FFFD, which [`Settings`] refuses.
+/// The only place that reads the environment of the process. Skips names that are not UTF-8, and replaces what is not UTF-8
+/// in a value by U+FFFD, which [`Settings`] refuses.
 fn process_environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
 }
 
-/// Why the configuration was refused: one line for the operator, which shows no secret.
+/// An invalid configuration: one line for the operator, which shows no secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{variable} {problem}; {remedy}")]
 pub struct ConfigError {
-    /// The variable (or file) at fault.
+    /// The invalid variable or file.
     pub variable: String,
-    /// What is wrong with it, in words that follow its name.
+    /// The problem, in words that follow the name.
     pub problem: String,
-    /// What would be right.
+    /// How to fix it.
     pub remedy: String,
 }
 
@@ -141,14 +141,14 @@ impl ConfigError {
     }
 }
 
-/// What a process is used for.
+/// The environment of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Environment {
-    /// By a developer: everything works unset.
+    /// On a developer's machine: needs no settings.
     Development,
-    /// By customers: unsafe settings are refused.
+    /// For customers: refuses unsafe settings.
     Production,
-    /// By automatic tests; otherwise like development.
+    /// In automatic tests; otherwise like development.
     Testing,
 }
 

@@ -1,10 +1,10 @@
-//! What `tenantry init` makes.
+//! The user and the tenant that `tenantry init` creates.
 
 use secrecy::SecretString;
 
 use super::{ConfigError, Settings, values, variables};
 
-/// The first user and tenant, as far as they were given. Whether the values are good is checked when they are used.
+/// The first user and tenant, as far as they are set. `tenantry init` validates the values.
 #[derive(Clone, Debug)]
 pub struct FirstUser {
     /// The user's e-mail address.

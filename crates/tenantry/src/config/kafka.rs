@@ -1,4 +1,4 @@
-//! Where events go when that is not this process.
+//! The Kafka cluster for events.
 
 use std::net::SocketAddr;
 
@@ -7,14 +7,14 @@ use worker::{KafkaSasl, KafkaSettings};
 
 use super::{ConfigError, Settings, Variable, values, variables};
 
-/// Kafka's limit of a topic's name, less the longest of ours with its `.dlq`.
-const LONGEST_PREFIX: usize = 249 - 64;
+/// Kafka's limit for the name of a topic, less our longest name with `.dlq`.
+const MAX_PREFIX_LENGTH: usize = 249 - 64;
 
-/// Reads where the brokers are and how they are spoken to. None: events are handled in the process that publishes them.
+/// Reads the settings of the brokers. None: the process that publishes events handles them, too.
 pub(super) fn read(settings: &mut Settings) -> Result<Option<KafkaSettings>, ConfigError> {
     settings.get(&variables::KAFKA_ACKS, |text| match text {
         "all" | "-1" => Ok("all".to_owned()),
-        _ => Err("must be all: an event that one broker alone has is lost with it".to_owned()),
+        _ => Err("must be all: with less, the loss of one broker can lose events".to_owned()),
     })?;
     let sasl = sasl(settings)?;
     let kafka = KafkaSettings {
@@ -64,7 +64,7 @@ fn sasl(settings: &mut Settings) -> Result<Option<KafkaSasl>, ConfigError> {
     }
 }
 
-/// Parses `host:port`, several with commas.
+/// Parses a comma-separated list of `host:port`.
 fn servers(text: &str) -> Result<String, String> {
     let is_server = |server: &str| {
         server.parse::<SocketAddr>().is_ok()
@@ -81,17 +81,17 @@ fn servers(text: &str) -> Result<String, String> {
     Ok(servers.join(","))
 }
 
-/// Parses a protocol; Kafka's own programs write it in upper case, others in lower.
+/// Parses a security protocol in any case: Kafka's own programs use upper case, others lower case.
 fn protocol(text: &str) -> Result<String, String> {
     one_of(&["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"])(&text.to_ascii_uppercase())
 }
 
 fn prefix(text: &str) -> Result<String, String> {
-    let is_legal = text.len() <= LONGEST_PREFIX && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    let is_legal = text.len() <= MAX_PREFIX_LENGTH && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if text.starts_with(DEMO_PREFIX) {
-        return Err(format!("must not begin with {DEMO_PREFIX}: others' demonstrations would show what happens here"));
+        return Err(format!("must not begin with {DEMO_PREFIX}: the demonstrations of other installations would show your events"));
     }
-    if is_legal { Ok(text.to_owned()) } else { Err(format!("must be at most {LONGEST_PREFIX} letters, digits, dots, _ and -")) }
+    if is_legal { Ok(text.to_owned()) } else { Err(format!("must be at most {MAX_PREFIX_LENGTH} letters, digits, dots, _ and -")) }
 }
 
 fn one_of(choices: &'static [&'static str]) -> impl Fn(&str) -> Result<String, String> {
@@ -107,7 +107,7 @@ mod tests {
     const PASSWORD: (&str, &str) = ("KAFKA_SASL_PASSWORD", "hush");
 
     #[test]
-    fn kafka_is_used_where_servers_are_named() {
+    fn kafka_is_used_when_servers_are_set() {
         assert!(Workplace::new().load(&[("KAFKA_CLIENT_ID", "x")]).unwrap().kafka.is_none());
         let kafka = Workplace::new().load(&[SERVERS]).unwrap().kafka.unwrap();
         assert_eq!(
@@ -120,13 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_one_broker_alone_has_is_not_published() {
+    fn publishing_waits_for_all_replicas_in_sync() {
         Workplace::new().load(&[SERVERS, ("KAFKA_ACKS", "-1")]).unwrap();
         assert!(problem(&[("KAFKA_ACKS", "1")]).starts_with("KAFKA_ACKS must be all"));
     }
 
     #[test]
-    fn a_login_to_the_brokers_is_whole_and_shows_no_secret() {
+    fn a_login_to_the_brokers_is_complete_and_hides_its_secret() {
         let protocol = |name| ("KAFKA_SECURITY_PROTOCOL", name);
         let config = Workplace::new().load(&[SERVERS, USERNAME, PASSWORD]).unwrap();
         let shown = format!("{config:?} {:?}", config.describe());

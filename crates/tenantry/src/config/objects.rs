@@ -1,15 +1,15 @@
-//! Where objects are kept.
+//! The object storage.
 
 use services::S3Settings;
 
 use super::{ConfigError, Settings, values, variables};
 
-/// Where objects are kept.
+/// The object storage.
 #[derive(Clone, Debug)]
 pub enum Objects {
-    /// As files in the data directory.
+    /// Files in the data directory.
     Files,
-    /// In a bucket of an S3 store.
+    /// A bucket of an S3 store.
     S3(S3Settings),
 }
 
@@ -66,13 +66,13 @@ impl Objects {
     }
 }
 
-/// Parses the name of a bucket. What precisely is allowed, each store knows.
+/// Parses the name of a bucket, roughly: each store has its own rules.
 fn bucket(text: &str) -> Result<String, String> {
     let is_name = (3..=63).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if is_name { Ok(text.to_owned()) } else { Err("must be the name of a bucket".to_owned()) }
 }
 
-/// Parses the URL of a store. One without a scheme speaks TLS unless it is told not to; one with a scheme must not be told otherwise.
+/// Parses the URL of a store. Without a scheme, `ssl` decides, and the default is TLS; with a scheme, `ssl` must agree.
 fn endpoint(text: &str, ssl: Option<bool>) -> Result<String, String> {
     let scheme = |ssl| if ssl { "https://" } else { "http://" };
     let text = if text.contains("://") { text.to_owned() } else { format!("{}{text}", scheme(ssl.unwrap_or(true))) };
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_files_unless_a_bucket_is_named() {
+    fn objects_are_files_unless_a_bucket_is_set() {
         assert!(matches!(Workplace::new().load(&[]).unwrap().objects, Objects::Files));
         let amazon = s3(&[]);
         assert_eq!((amazon.bucket.as_str(), amazon.region.as_str(), amazon.path_style), ("documents", "us-east-1", false));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_speaks_tls_unless_told_otherwise() {
+    fn an_endpoint_uses_tls_by_default() {
         for (endpoint, ssl, url) in [
             ("s3.example.com", None, "https://s3.example.com"),
             ("minio:9000", Some("false"), "http://minio:9000"),
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_key_has_two_halves_and_shows_one() {
+    fn an_access_key_needs_its_secret_and_hides_it() {
         let place = Workplace::new();
         place.write("secret", "hush\n");
         let config = place.load(&[("S3_BUCKET", "b-1"), ("S3_ACCESS_KEY_ID", "id"), ("S3_SECRET_ACCESS_KEY_FILE", "secret")]).unwrap();

@@ -1,15 +1,15 @@
-//! How much work goes into hashing passwords at once.
+//! Limits of password hashing.
 
 use std::{num::NonZero, thread};
 
 use super::{ConfigError, Settings, values, variables};
 
-/// How much work goes into hashing passwords at once.
+/// Limits of password hashing.
 #[derive(Clone, Debug)]
 pub struct Passwords {
-    /// How many threads hash.
+    /// The number of threads that hash.
     pub threads: usize,
-    /// How many passwords may wait for one of them.
+    /// The maximum number of passwords that wait for a thread.
     pub queue: usize,
 }
 
