@@ -312,11 +312,11 @@ impl Topic {
     /// and the brokers are polled rarely, since both would slow down publishing.
     fn time_to(&self, ends: &TopicPartitionList, count: u64) -> Result<Duration> {
         let consumer: BaseConsumer = self.client().create()?;
-        let mut asked = ends.clone();
-        asked.set_all_offsets(Offset::End)?;
+        let mut current_ends = ends.clone();
+        current_ends.set_all_offsets(Offset::End)?;
         let (began, mut first) = (Instant::now(), None);
         loop {
-            let arrived = messages(&consumer.offsets_for_times(asked.clone(), WAIT_TIMEOUT)?) - messages(ends);
+            let arrived = messages(&consumer.offsets_for_times(current_ends.clone(), WAIT_TIMEOUT)?) - messages(ends);
             if arrived > 0 {
                 first.get_or_insert_with(Instant::now);
             }

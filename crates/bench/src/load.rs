@@ -210,14 +210,14 @@ impl Load {
             let first = n * self.requests.len() / self.connections;
             tasks.spawn(keep_sending(connection, Arc::clone(&self.requests), first, began + self.duration, self.expected_status));
         }
-        let mut whole = Outcome::default();
+        let mut total = Outcome::default();
         while let Some(part) = tasks.join_next().await {
             let (latencies, failed) = part??;
-            whole.latencies.merge(&latencies);
-            whole.failed += failed;
+            total.latencies.merge(&latencies);
+            total.failed += failed;
         }
-        whole.elapsed = began.elapsed();
-        Ok(whole)
+        total.elapsed = began.elapsed();
+        Ok(total)
     }
 }
 

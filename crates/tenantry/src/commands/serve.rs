@@ -107,8 +107,8 @@ fn listen(address: SocketAddr, variables: &str) -> Result<TcpListener> {
     Ok(socket.listen(1024)?)
 }
 
-/// Cancels `stop` at SIGTERM or SIGINT; the log says what happens in the meantime.
-pub(super) fn stop_on_signals(stop: &CancellationToken, meanwhile: &'static str) -> Result<()> {
+/// Cancels `stop` at SIGTERM or SIGINT; logs a message.
+pub(super) fn stop_on_signals(stop: &CancellationToken, message: &'static str) -> Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = stop.clone();
     tokio::spawn(async move {
@@ -116,7 +116,7 @@ pub(super) fn stop_on_signals(stop: &CancellationToken, meanwhile: &'static str)
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("stopping: {meanwhile}");
+        tracing::info!("stopping: {message}");
         stop.cancel();
     });
     Ok(())

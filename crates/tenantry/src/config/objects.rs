@@ -1,5 +1,6 @@
 //! The object storage.
 
+use secrecy::SecretString;
 use services::S3Settings;
 
 use super::{ConfigError, Settings, values, variables};
@@ -19,50 +20,38 @@ impl Objects {
         let ssl = settings.find(&variables::S3_USE_SSL, values::boolean)?;
         let endpoint = settings.find(&variables::S3_ENDPOINT_URL, |text| endpoint(text, ssl))?;
         let public_endpoint = settings.find(&variables::S3_PUBLIC_ENDPOINT_URL, |text| self::endpoint(text, None))?;
-        let region = settings.find(&variables::S3_REGION, values::text)?;
+        let region = settings.get(&variables::S3_REGION, values::text)?;
         let id = settings.find(&variables::S3_ACCESS_KEY_ID, values::text)?;
         let secret = settings.find(&variables::S3_SECRET_ACCESS_KEY, values::secret)?;
-        let path_style = settings.find(&variables::S3_PATH_STYLE, values::boolean)?;
-        let given = [
-            (&variables::S3_ENDPOINT_URL, endpoint.is_some()),
-            (&variables::S3_PUBLIC_ENDPOINT_URL, public_endpoint.is_some()),
-            (&variables::S3_REGION, region.is_some()),
-            (&variables::S3_ACCESS_KEY_ID, id.is_some()),
-            (&variables::S3_SECRET_ACCESS_KEY, secret.is_some()),
-            (&variables::S3_USE_SSL, ssl.is_some()),
-            (&variables::S3_PATH_STYLE, path_style.is_some()),
-        ];
-        let Some(bucket) = bucket else {
-            return match given.into_iter().find(|(_, given)| *given) {
-                None => {
-                    settings.discard(variables::S3_BUCKET.section);
-                    Ok(Self::Files)
-                }
-                Some((variable, _)) => Err(ConfigError::new(
-                    variables::S3_BUCKET.name,
-                    format!("is not set, but {} is", variable.name),
-                    "name the bucket, or set no S3_* to keep objects as files in DATA_DIR",
-                )),
-            };
-        };
-        let credentials = match (id, secret) {
-            (Some(id), Some(secret)) => Some((id, secret)),
-            (None, None) => None,
-            (Some(_), None) => return Err(ConfigError::of(&variables::S3_SECRET_ACCESS_KEY, "is not set, but S3_ACCESS_KEY_ID is")),
-            (None, Some(_)) => return Err(ConfigError::of(&variables::S3_ACCESS_KEY_ID, "is not set, but S3_SECRET_ACCESS_KEY is")),
-        };
+        let path_style = settings.get_or(&variables::S3_PATH_STYLE, values::boolean, || endpoint.is_some())?;
         let plain = endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
         settings.record(&variables::S3_USE_SSL, &!plain);
-        let path_style = path_style.unwrap_or(endpoint.is_some());
-        settings.record(&variables::S3_PATH_STYLE, &path_style);
-        Ok(Self::S3(S3Settings {
-            path_style,
-            endpoint,
-            public_endpoint,
-            region: settings.get(&variables::S3_REGION, values::text)?,
-            bucket,
-            credentials,
-        }))
+        let Some(bucket) = bucket else { return Self::files(settings) };
+        let credentials = credentials(id, secret)?;
+        Ok(Self::S3(S3Settings { bucket, endpoint, public_endpoint, region, credentials, path_style }))
+    }
+
+    fn files(settings: &mut Settings) -> Result<Self, ConfigError> {
+        let section = variables::S3_BUCKET.section;
+        if let Some(variable) = settings.find_set_in(section) {
+            return Err(ConfigError::new(
+                variables::S3_BUCKET.name,
+                format!("is not set, but {} is", variable.name),
+                "name the bucket, or set no S3_* to keep objects as files in DATA_DIR",
+            ));
+        }
+        settings.discard(section);
+        Ok(Self::Files)
+    }
+}
+
+/// An access key, which needs both of its halves.
+fn credentials(id: Option<String>, secret: Option<SecretString>) -> Result<Option<(String, SecretString)>, ConfigError> {
+    match (id, secret) {
+        (Some(id), Some(secret)) => Ok(Some((id, secret))),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(ConfigError::of(&variables::S3_SECRET_ACCESS_KEY, "is not set, but S3_ACCESS_KEY_ID is")),
+        (None, Some(_)) => Err(ConfigError::of(&variables::S3_ACCESS_KEY_ID, "is not set, but S3_SECRET_ACCESS_KEY is")),
     }
 }
 

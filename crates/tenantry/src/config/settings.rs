@@ -115,6 +115,15 @@ impl Settings {
         Ok(value)
     }
 
+    /// The first variable of a section that is set.
+    pub(super) fn find_set_in(&self, section: &str) -> Option<&'static Variable> {
+        let is_set = |variable: &Variable| {
+            let in_file = variable.file_name().is_some_and(|name| self.values.contains_key(&name));
+            self.values.contains_key(variable.name) || in_file
+        };
+        VARIABLES.iter().find(|variable| variable.section == section && is_set(variable))
+    }
+
     /// Records the effective value of a variable; needed only where it differs from the value that was read.
     pub(super) fn record(&mut self, variable: &Variable, value: &impl Effective) {
         self.effective.insert(variable.name, value.text());

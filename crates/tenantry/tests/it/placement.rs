@@ -56,11 +56,11 @@ async fn an_unavailable_server_is_skipped_and_affects_no_other() {
     fs::write(&blocked, "").unwrap();
     let server = home.serve_with(&[("TENANT_DATABASE_URLS", &servers)]).await;
     let alice = server.user("alice").await;
-    let mut made = Vec::new();
+    let mut created = Vec::new();
     for n in 0..3 {
-        made.push(alice.creates_tenant(&format!("Acme {n}")).await);
+        created.push(alice.creates_tenant(&format!("Acme {n}")).await);
     }
-    for tenant in &made {
+    for tenant in &created {
         alice.uploads(tenant, "a.txt", "a").await.expect(201);
     }
     assert_eq!(alice.get("/api/tenants").await.expect(200).json["data"]["pagination"]["total"], 3, "no partly created tenant is shown");
@@ -73,7 +73,7 @@ async fn an_unavailable_server_is_skipped_and_affects_no_other() {
     let server = home.serve_with(&[("TENANT_DATABASE_URLS", &unavailable)]).await;
     let alice = server.known(&alice);
     alice.post("/api/tenants", &json!({ "name": "Nowhere" })).await.expect_error(503, "service_unavailable");
-    alice.get(&format!("/api/tenants/{}/documents", made[0])).await.expect_error(503, "service_unavailable");
+    alice.get(&format!("/api/tenants/{}/documents", created[0])).await.expect_error(503, "service_unavailable");
     alice.get("/api/users/me").await.expect(200);
     server.stop().await;
 
@@ -96,12 +96,12 @@ async fn tenants_are_on_two_postgresql_servers() {
     let servers = format!("main={first},second={second}");
     let server = home.serve_with(&[("TENANT_DATABASE_URLS", &servers)]).await;
     let alice = server.user("alice").await;
-    let mut made = Vec::new();
+    let mut created = Vec::new();
     for n in 0..6 {
-        made.push(alice.creates_tenant(&format!("Acme {n}")).await);
+        created.push(alice.creates_tenant(&format!("Acme {n}")).await);
     }
     assert_eq!(tenants_by_server(&home).await, BTreeMap::from([("main".to_owned(), 3), ("second".to_owned(), 3)]));
-    for tenant in &made {
+    for tenant in &created {
         alice.uploads(tenant, "a.txt", tenant.as_str()).await.expect(201);
         assert_eq!(alice.get(&format!("/api/tenants/{tenant}/documents")).await.expect(200).items().len(), 1);
     }
@@ -115,7 +115,7 @@ async fn tenants_are_on_two_postgresql_servers() {
     let server = home.serve_with(&[("TENANT_DATABASE_URLS", &half)]).await;
     let alice = server.known(&alice);
     let mut down = 0;
-    for tenant in &made {
+    for tenant in &created {
         let reply = alice.get(&format!("/api/tenants/{tenant}/documents")).await;
         down += usize::from(reply.status == 503);
         assert!(reply.status == 200 || reply.code() == "service_unavailable", "{reply:?}");
@@ -124,7 +124,7 @@ async fn tenants_are_on_two_postgresql_servers() {
     alice.creates_tenant("Acme 6").await;
     assert_eq!(tenants_by_server(&home).await["main"], 4);
     server.stop().await;
-    for (n, tenant) in made.iter().enumerate() {
+    for (n, tenant) in created.iter().enumerate() {
         on(&servers, &["tenants", "delete", tenant, "--hard", "--confirm", &format!("Acme {n}")]).expect(0);
     }
 }

@@ -24,8 +24,8 @@ pub struct Arguments {
     /// The target server, as named in TENANT_DATABASE_URLS
     #[arg(long, value_name = "SERVER", group = "action")]
     to: Option<String>,
-    /// Maximum seconds that writes may wait for the last changes and the comparison; past it, the move is aborted. Writes wait
-    /// for another 3 s until every instance knows the new location
+    /// Maximum pause of writes in seconds, for the last changes and the comparison; if it does not suffice, the move is aborted.
+    /// Afterwards, writes wait another 3 s until every instance knows the new location
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
     max_pause: u32,
     /// Drop the source database, once you are sure of the new one
