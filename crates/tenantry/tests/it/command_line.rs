@@ -160,7 +160,7 @@ async fn a_dry_run_of_migrate_shows_what_migrate_does() {
         assert_eq!(json(&["migrate", "--dry-run", "--json"])["outdated"], json!([name]), "a dry run changes nothing");
     }
     let words = home.run(["migrate", "--dry-run"]).expect(0).out;
-    assert!(words.contains("1 of 1 tenants") && words.contains(name), "{words}");
+    assert!(words.contains("1 of 1 tenant databases") && words.contains(name), "{words}");
     let migrated = json!({ "schema_version": version, "tenants": 1, "up_to_date": 0, "migrated": 1, "failed": [], "postponed": [], "deleted": 0, "left": 0, "halted": false });
     assert_eq!(json(&["migrate", "--json"]), migrated);
     let words = home.run(["migrate"]).expect(0).out;
