@@ -6,7 +6,7 @@ use std::{
 };
 
 use domain::{AuditFilter, Event, EventId, EventKind, PageRequest, TenantId};
-use models::{audit_log, dead_letters, outbox, tenants};
+use models::{audit, dead_letters, outbox, tenants};
 use serde_json::{Value, json};
 use testkit::Persona;
 
@@ -69,7 +69,7 @@ async fn all_audited(connection: &mut models::Connection<models::Tenant>) -> Vec
     let mut ids = Vec::new();
     for page in 1.. {
         let request = PageRequest::parse(Some(page), Some(100), &mut domain::FieldErrors::default());
-        let found = audit_log::list(connection, &AuditFilter::default(), request).await.unwrap();
+        let found = audit::list(connection, &AuditFilter::default(), request).await.unwrap();
         ids.extend(found.items.iter().map(|entry| entry.event_id));
         if page >= i64::try_from(found.pages()).unwrap() {
             break;
@@ -167,7 +167,7 @@ fn a_crash_while_the_outbox_of_a_deleted_tenant_is_drained_loses_no_event() {
             let (main, _) = scene.home.databases().open();
             let filter = AuditFilter { action: Some("document.downloaded".to_owned()), ..AuditFilter::default() };
             let mut connection = main.read().await.unwrap();
-            let entries = audit_log::list_platform(&mut connection, Some(id), &filter, PageRequest::default()).await.unwrap();
+            let entries = audit::list_platform(&mut connection, Some(id), &filter, PageRequest::default()).await.unwrap();
             assert_eq!(entries.total, 3, "the platform's audit log has the entries of a deleted tenant");
             assert_eq!(dead_letters::list(&mut connection, PageRequest::default()).await.unwrap().total, 0);
         }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use models::{spares, spares::Spare, tenants};
+use models::{tenants, warm_pool, warm_pool::Spare};
 
 use crate::{
     process::{Home, Server, WAIT_TIMEOUT},
@@ -14,7 +14,7 @@ use crate::{
 pub(crate) const CREATE: &[&str] = &["spare.noted", "spare.made", "spare.ready"];
 
 async fn listed(home: &Home) -> Vec<Spare> {
-    spares::list(&mut home.databases().open().0.read().await.unwrap()).await.unwrap()
+    warm_pool::list(&mut home.databases().open().0.read().await.unwrap()).await.unwrap()
 }
 
 /// Waits until there are `count` warm databases, all of them ready, and returns them.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use domain::{AuditFilter, PageRequest, TenantId};
-use models::{audit_log, tenants};
+use models::{audit, tenants};
 use serde_json::Value;
 use tempfile::TempDir;
 use testkit::{TestDatabases, TestKafka, TestObjects, invariants};
@@ -135,7 +135,7 @@ impl Home {
         let began = Instant::now();
         loop {
             let mut connection = main.read().await.unwrap();
-            let found = audit_log::list_platform(&mut connection, Some(tenant_id), &filter, PageRequest::default()).await.unwrap().items;
+            let found = audit::list_platform(&mut connection, Some(tenant_id), &filter, PageRequest::default()).await.unwrap().items;
             drop(connection);
             match &found[..] {
                 [] => assert!(began.elapsed() < WAIT_TIMEOUT, "{action} was not audited"),
