@@ -1,4 +1,4 @@
-//! Servers that take connections and never answer: worse than those that are gone, since only a clock finds them out.
+//! Database servers that accept connections and never respond: only a time-out detects them.
 
 use std::{
     net::ToSocketAddrs,
@@ -10,13 +10,13 @@ use testkit::{Behaviour, FaultyProxy};
 use url::Url;
 
 use crate::{
-    migrations::{Later, open},
+    migrations::{Later, available},
     placement::second_postgres,
-    process::Home,
+    process::{CommandOutput, Home},
 };
 
-/// A proxy before a PostgreSQL server, and the URL through it.
-async fn before(url: &str) -> (FaultyProxy, String) {
+/// A proxy for a PostgreSQL server, and the URL of the server through the proxy.
+async fn proxy_for(url: &str) -> (FaultyProxy, String) {
     let mut url = Url::parse(url).unwrap();
     let target = (url.host_str().unwrap(), url.port().unwrap_or(5432)).to_socket_addrs().unwrap().next().unwrap();
     let proxy = FaultyProxy::start(target).await;
@@ -26,10 +26,10 @@ async fn before(url: &str) -> (FaultyProxy, String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_never_answers_is_found_out_once_and_its_tenants_wait() {
+async fn an_unresponsive_server_costs_one_timeout_and_its_tenants_are_postponed() {
     let home = Home::new();
     let Some(second) = second_postgres(&home) else { return };
-    let (proxy, second) = before(&second).await;
+    let (proxy, second) = proxy_for(&second).await;
     let home = home.with_server("second", &second);
     let server = home.serve().await;
     let alice = server.user("alice").await;
@@ -41,41 +41,42 @@ async fn a_server_that_never_answers_is_found_out_once_and_its_tenants_wait() {
 
     proxy.set_and_drop(Behaviour::BlackHole);
     let began = Instant::now();
-    let told = later.run(&["migrate", "--json"]).expect(1).json();
+    let outcome = later.run(&["migrate", "--json"]).expect(1).json();
     let took = began.elapsed();
-    assert_eq!((&told["migrated"], told["postponed"].as_array().unwrap().len(), &told["failed"]), (&json!(6), 6, &json!([])), "{told}");
-    // Not six tenants, each for the whole time that a server may take, three times over.
+    let postponed = outcome["postponed"].as_array().unwrap().len();
+    assert_eq!((&outcome["migrated"], postponed, &outcome["failed"]), (&json!(6), 6, &json!([])), "{outcome}");
+    // Less than a time-out for each of six tenants and each of three attempts.
     assert!(took < Duration::from_secs(40), "{took:?}");
-    // Nobody was closed, and who works on the other server notices nothing.
-    let answers = futures_util::future::join_all(tenants.iter().map(async |tenant| {
+    // No tenant is quarantined, and those on the other server are not affected.
+    let responses = futures_util::future::join_all(tenants.iter().map(async |tenant| {
         let began = Instant::now();
         let reply = alice.get(&format!("/api/tenants/{tenant}/documents")).await;
         ((reply.status.as_u16(), reply.code().to_owned()), began.elapsed())
     }));
-    let answers = answers.await;
-    let (there, gone): (Vec<_>, Vec<_>) = answers.iter().partition(|(answer, _)| *answer == open());
-    assert_eq!((there.len(), gone.len()), (6, 6), "{answers:?}");
-    assert!(gone.iter().all(|(answer, _)| *answer == (503, "service_unavailable".to_owned())), "{answers:?}");
-    assert!(there.iter().all(|(_, took)| *took < Duration::from_secs(2)), "{answers:?}");
+    let responses = responses.await;
+    let (served, refused): (Vec<_>, Vec<_>) = responses.iter().partition(|(response, _)| *response == available());
+    assert_eq!((served.len(), refused.len()), (6, 6), "{responses:?}");
+    assert!(refused.iter().all(|(response, _)| *response == (503, "service_unavailable".to_owned())), "{responses:?}");
+    assert!(served.iter().all(|(_, took)| *took < Duration::from_secs(2)), "{responses:?}");
 
     proxy.set_and_drop(Behaviour::Pass);
-    let told = later.run(&["migrate", "--json"]).expect(0).json();
-    assert_eq!((&told["migrated"], &told["up_to_date"]), (&json!(6), &json!(6)), "{told}");
+    let outcome = later.run(&["migrate", "--json"]).expect(0).json();
+    assert_eq!((&outcome["migrated"], &outcome["up_to_date"]), (&json!(6), &json!(6)), "{outcome}");
     for tenant in &tenants {
-        server.sees(&alice, tenant, &open()).await;
+        server.responds(&alice, tenant, &available()).await;
     }
-    home.settle(server).await;
+    home.stop_and_check(server).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_main_database_that_goes_silent_ends_a_migration_and_shows_in_readiness() {
+async fn an_unresponsive_main_database_aborts_a_migration_and_fails_readiness() {
     let home = Home::new();
     if home.is_sqlite() {
         return;
     }
     let (_, main) = home.databases().environment().remove(0);
-    let (proxy, through) = before(&main).await;
-    // Tenants' databases are reached past the proxy.
+    let (proxy, through) = proxy_for(&main).await;
+    // Tenant databases are reached without the proxy.
     let servers = format!("main={main}");
     let variables = [("DATABASE_URL", through.as_str()), ("TENANT_DATABASE_URLS", servers.as_str())];
     let server = home.serve_with(&variables).await;
@@ -92,14 +93,14 @@ async fn a_main_database_that_goes_silent_ends_a_migration_and_shows_in_readines
     assert_eq!(ready.json["error"]["details"]["database"], "down", "{}", ready.json);
     server.stranger().get("/health").await.expect(200);
     alice.get("/api/users/me").await.expect_error(503, "service_unavailable");
-    // The problem is the main database's, and none of the tenants'.
+    // The error concerns the main database, and no tenant.
     let later = Later::new(&home, &["ALTER TABLE documents ADD COLUMN note TEXT;"]);
     let began = Instant::now();
     let mut command = later.command(&["migrate"]);
-    let ended = crate::process::Ran::of(command.envs(variables));
-    let complaint = ended.complaint(1);
+    let output = CommandOutput::of(command.envs(variables));
+    let line = output.error_line(1);
     assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
-    assert!(!complaint.contains("Acme"), "{complaint}");
+    assert!(!line.contains("Acme"), "{line}");
 
     proxy.set_and_drop(Behaviour::Pass);
     let recovered = async {
@@ -109,6 +110,6 @@ async fn a_main_database_that_goes_silent_ends_a_migration_and_shows_in_readines
     };
     tokio::time::timeout(Duration::from_secs(10), recovered).await.expect("ready again without a restart");
     let mut command = later.command(&["migrate", "--json"]);
-    assert_eq!(crate::process::Ran::of(command.envs(variables)).expect(0).json()["migrated"], 3);
-    home.settle(server).await;
+    assert_eq!(CommandOutput::of(command.envs(variables)).expect(0).json()["migrated"], 3);
+    home.stop_and_check(server).await;
 }

@@ -1,4 +1,4 @@
-//! Bad days: nothing starts half-configured, and what is down takes down only what needs it.
+//! Invalid configurations, full disks and outages: an outage affects only what depends on it.
 
 use std::{
     fs,
@@ -10,41 +10,41 @@ use std::{
 
 use testkit::{Persona, Reply};
 
-use crate::process::{Home, PATIENCE, Ran, Server};
+use crate::process::{CommandOutput, Home, Server, WAIT_TIMEOUT};
 
 #[test]
-fn what_prevents_the_start_is_said_in_one_line() {
+fn a_refused_start_prints_one_line() {
     let home = Home::new();
-    let serve = |variables: &[(&str, &str)]| Ran::of(home.command(["serve"]).envs(variables.iter().copied()));
+    let serve = |variables: &[(&str, &str)]| CommandOutput::of(home.command(["serve"]).envs(variables.iter().copied()));
     let secret = ("JWT_SECRET_KEY", "c4b1f7a09d3e5268c4b1f7a09d3e5268");
 
     let unknown = serve(&[("TENANTRY_PROT", "1")]);
-    assert_eq!(unknown.complaint(2), "tenantry: TENANTRY_PROT is unknown; did you mean PORT?");
+    assert_eq!(unknown.error_line(2), "tenantry: TENANTRY_PROT is unknown; did you mean PORT?");
     let malformed = serve(&[("DATABASE_URL", "mysql://u:hush@h/d")]);
-    assert!(malformed.complaint(2).starts_with("tenantry: DATABASE_URL must be sqlite:PATH or postgres://"), "{malformed:?}");
+    assert!(malformed.error_line(2).starts_with("tenantry: DATABASE_URL must be sqlite:PATH or postgres://"), "{malformed:?}");
     assert!(!malformed.err.contains("hush"), "{malformed:?}");
 
     // Nothing listens on port 1.
     let unreachable = serve(&[("DATABASE_URL", "postgres://u:hush@127.0.0.1:1/d")]);
-    assert!(unreachable.complaint(1).contains("main database") && unreachable.err.contains("refused"), "{unreachable:?}");
+    assert!(unreachable.error_line(1).contains("main database") && unreachable.err.contains("refused"), "{unreachable:?}");
     assert!(!unreachable.err.contains("hush"), "{unreachable:?}");
 
-    // A file in the place of the directory: nobody can write there, not even root.
+    // A file in place of the directory: not even root can write there.
     fs::write(home.path().join("file"), "").unwrap();
     let data_dir = home.path().join("file/data");
     let unwritable = serve(&[("DATA_DIR", data_dir.to_str().unwrap()), secret]);
-    assert!(unwritable.complaint(1).contains(data_dir.to_str().unwrap()), "{unwritable:?}");
-    let keeps_no_secret = serve(&[("DATA_DIR", data_dir.to_str().unwrap())]);
-    assert!(keeps_no_secret.complaint(2).contains("jwt_secret can't be kept"), "{keeps_no_secret:?}");
+    assert!(unwritable.error_line(1).contains(data_dir.to_str().unwrap()), "{unwritable:?}");
+    let no_secret_file = serve(&[("DATA_DIR", data_dir.to_str().unwrap())]);
+    assert!(no_secret_file.error_line(2).contains("jwt_secret cannot be read or created"), "{no_secret_file:?}");
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let port_taken = serve(&[("PORT", &address.port().to_string())]);
     let expected = format!("tenantry: listen on {address} (HOST, PORT): Address already in use");
-    assert!(port_taken.complaint(1).starts_with(&expected), "{port_taken:?}");
+    assert!(port_taken.error_line(1).starts_with(&expected), "{port_taken:?}");
 }
 
-/// Something that the tenant can't do at present, because of what is down.
+/// Asserts that a dependency is unavailable.
 #[track_caller]
 fn assert_unavailable(reply: Reply, dependency: &str) {
     let reply = reply.expect_error(503, "service_unavailable");
@@ -53,11 +53,10 @@ fn assert_unavailable(reply: Reply, dependency: &str) {
 }
 
 #[tokio::test]
-async fn a_full_disk_refuses_large_uploads_and_harms_nothing() {
+async fn a_full_disk_only_refuses_large_uploads() {
     let home = Home::new();
     let program = home.command(["serve"]);
-    // No file may become larger than 1 MiB or so, however often the process is told: the nearest thing to a full disk that
-    // needs no file system of its own.
+    // Limits files to about 1 MiB and ignores the signal: the closest thing to a full disk without a file system of its own.
     let mut limited = Command::new("bash");
     limited.args(["-c", "trap '' XFSZ; ulimit -f 1024; exec \"$0\" serve"]).arg(program.get_program());
     limited.env_clear().envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -67,12 +66,12 @@ async fn a_full_disk_refuses_large_uploads_and_harms_nothing() {
     let tenant = alice.creates_tenant("Acme").await;
     let small = alice.uploads(&tenant, "small.txt", "small").await.expect(201).id();
     for _ in 0..3 {
-        // On a connection of its own: this one is closed when the answer comes before the end of the body.
+        // On a new connection: the server closes it when it responds before the end of the body.
         let alice = server.stranger().with_token(alice.access_token.as_deref().unwrap());
         assert_unavailable(alice.uploads(&tenant, "large.bin", vec![7; 3_000_000]).await, "object storage");
     }
     let spooled: Vec<_> = walk(&home.path().join("spool")).into_iter().filter(|path| path.is_file()).collect();
-    assert_eq!(spooled, Vec::<PathBuf>::new(), "what could not be written takes no room");
+    assert_eq!(spooled, Vec::<PathBuf>::new(), "a failed upload leaves no spool file");
     assert_eq!(alice.downloads(&tenant, &small).await, b"small");
     alice.uploads(&tenant, "another.txt", "another").await.expect(201);
     server.stop().await;
@@ -80,7 +79,7 @@ async fn a_full_disk_refuses_large_uploads_and_harms_nothing() {
     let server = home.serve().await;
     server.known(&alice).uploads(&tenant, "large.bin", vec![7; 3_000_000]).await.expect(201);
     server.stop().await;
-    assert_eq!(home.broken().await, Vec::<String>::new());
+    home.assert_consistent().await;
 }
 
 fn walk(folder: &Path) -> Vec<PathBuf> {
@@ -89,10 +88,10 @@ fn walk(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn a_tenant_whose_file_is_gone_or_anothers_is_down_alone() {
+async fn a_missing_or_swapped_database_file_affects_one_tenant_only() {
     let home = Home::new();
     if !home.is_sqlite() {
-        // There is no file. A database that is gone or another's is tested in the database crate, on both engines.
+        // There is no file. The database crate tests missing and swapped databases on both engines.
         return;
     }
     let server = home.serve().await;
@@ -106,12 +105,12 @@ async fn a_tenant_whose_file_is_gone_or_anothers_is_down_alone() {
     fs::create_dir(&away).unwrap();
     let tenants = home.path().join("tenants");
     move_database(&tenants, "tenant_acme", &away);
-    // For a quarter of a second readers take it that a file is the one that it was. Writers always look.
-    assert_unavailable(alice.uploads(&acme, "lost.txt", "nobody must be told that this was taken").await, "database");
+    // Readers check every quarter of a second that a file is still the same one; writers always check.
+    assert_unavailable(alice.uploads(&acme, "lost.txt", "must not be acknowledged").await, "database");
     tokio::time::sleep(Duration::from_millis(300)).await;
     for _ in 0..8 {
         assert_unavailable(alice.get(&list(&acme)).await, "database");
-        assert_unavailable(alice.uploads(&acme, "lost.txt", "nobody must be told that this was taken").await, "database");
+        assert_unavailable(alice.uploads(&acme, "lost.txt", "must not be acknowledged").await, "database");
         assert_eq!(alice.get(&list(&best)).await.expect(200).items().len(), 1);
     }
 
@@ -122,7 +121,7 @@ async fn a_tenant_whose_file_is_gone_or_anothers_is_down_alone() {
     }
     for _ in 0..8 {
         assert_unavailable(alice.get(&list(&acme)).await, "database");
-        assert_unavailable(alice.uploads(&acme, "secret.txt", "this is not for the others").await, "database");
+        assert_unavailable(alice.uploads(&acme, "secret.txt", "must not reach another tenant").await, "database");
         assert_eq!(alice.get(&list(&best)).await.expect(200).items().len(), 1);
     }
 
@@ -133,7 +132,7 @@ async fn a_tenant_whose_file_is_gone_or_anothers_is_down_alone() {
     assert_eq!(alice.get(&list(&acme)).await.expect(200).items()[0]["filename"], "acme.txt");
     alice.uploads(&acme, "more.txt", "more").await.expect(201);
     server.stop().await;
-    assert_eq!(home.broken().await, Vec::<String>::new());
+    home.assert_consistent().await;
 }
 
 fn files_of(folder: &Path, prefix: &str) -> Vec<String> {
@@ -141,14 +140,14 @@ fn files_of(folder: &Path, prefix: &str) -> Vec<String> {
     names.filter(|name| name.starts_with(prefix)).collect()
 }
 
-/// Moves a database with its log.
+/// Moves a database file with its log.
 fn move_database(from: &Path, prefix: &str, to: &Path) {
     for file in files_of(from, prefix) {
         fs::rename(from.join(&file), to.join(&file)).unwrap();
     }
 }
 
-/// A PostgreSQL server of one test. Dropped, it is stopped.
+/// A PostgreSQL server for one test. Stopped when dropped.
 struct Cluster {
     folder: tempfile::TempDir,
     port: u16,
@@ -160,7 +159,7 @@ impl Cluster {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let cluster = Self { folder, port };
         if rustix::process::geteuid().is_root() {
-            // Which it refuses to run as.
+            // PostgreSQL refuses to run as root.
             assert!(Command::new("chown").arg("postgres:").arg(cluster.folder.path()).status().unwrap().success());
         }
         cluster.run("initdb", &["-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C.UTF-8"]);
@@ -198,7 +197,7 @@ impl Cluster {
             Command::new(program)
         };
         command.arg("-D").arg(self.folder.path().join("data")).args(arguments).current_dir("/");
-        // Not ours to inherit: a server would hold it open.
+        // Without inherited streams, which the server would keep open.
         assert!(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success(), "{command:?}");
     }
 }
@@ -212,10 +211,10 @@ impl Drop for Cluster {
 }
 
 #[tokio::test]
-async fn a_database_server_that_goes_away_and_comes_back_needs_no_restart() {
+async fn an_outage_of_the_database_server_needs_no_restart() {
     let home = Home::new();
     if home.is_sqlite() {
-        // Nothing to stop. This is tested where there is PostgreSQL.
+        // There is no server to stop.
         return;
     }
     let cluster = Cluster::new();
@@ -233,7 +232,7 @@ async fn a_database_server_that_goes_away_and_comes_back_needs_no_restart() {
             assert_unavailable(alice.uploads(&tenant, "a.txt", "a").await, "database");
             assert_unavailable(alice.post("/api/tenants", &serde_json::json!({ "name": "Best" })).await, "database");
         }
-        // What needs no database works.
+        // Routes that need no database keep working.
         server.stranger().get("/health").await.expect(200);
         assert_eq!(server.stranger().get(&url).await.expect(200).bytes, b"kept");
         let ready = server.stranger().get("/health/ready").await.expect_error(503, "not_ready");
@@ -244,7 +243,7 @@ async fn a_database_server_that_goes_away_and_comes_back_needs_no_restart() {
         );
 
         cluster.start();
-        until_it_works(&alice, &list).await;
+        wait_until_available(&alice, &list).await;
         alice.uploads(&tenant, "a.txt", format!("round {round}")).await.expect(201);
         assert_eq!(alice.get(&list).await.expect(200).items().len(), round + 2);
         server.stranger().get("/health/ready").await.expect(200);
@@ -252,10 +251,10 @@ async fn a_database_server_that_goes_away_and_comes_back_needs_no_restart() {
     server.stop().await;
 }
 
-async fn until_it_works(alice: &Persona, path: &str) {
+async fn wait_until_available(alice: &Persona, path: &str) {
     let started = Instant::now();
     while alice.get(path).await.status != 200 {
-        assert!(started.elapsed() < PATIENCE, "it does not recover");
+        assert!(started.elapsed() < WAIT_TIMEOUT, "the server does not recover");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

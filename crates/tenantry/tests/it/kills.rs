@@ -1,4 +1,4 @@
-//! SIGKILL in the middle of uploads and deletions: nothing that was acknowledged is lost or comes back.
+//! SIGKILL during uploads and deletions: no acknowledged change is lost or undone.
 
 use std::{
     collections::BTreeMap,
@@ -16,29 +16,29 @@ use reqwest::{
 };
 use testkit::Persona;
 
-use crate::process::{Home, PATIENCE};
+use crate::process::{Home, WAIT_TIMEOUT};
 
 const WRITERS: u64 = 8;
 
-/// What a writer knows of a document.
+/// What a writer knows about a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Known {
     /// The upload was acknowledged.
-    There,
-    /// A deletion was sent; nobody knows.
+    Exists,
+    /// A deletion was sent and not acknowledged.
     Unknown,
     /// The deletion was acknowledged.
-    Gone,
+    Deleted,
 }
 
-/// Documents by id, each with the seed of its content.
+/// The known documents by id, with the seeds of their contents.
 type Ledger = Arc<Mutex<BTreeMap<String, (u64, Known)>>>;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_survives_a_sigkill() {
-    // Planted once: `finish_upload` put the object after the commit (step b after step c). This test then said: "document
-    // upload.bin: its object is Err(NotFound)", of two uploads that nobody had been answered.
-    #[expect(clippy::disallowed_methods, reason = "how long to look is the environment's to say")]
+async fn acknowledged_changes_survive_a_sigkill() {
+    // Seeded fault, detected: `finish_upload` stored the object after the commit (step b after step c). This test reported
+    // "document upload.bin: its object is Err(NotFound)" for two unacknowledged uploads.
+    #[expect(clippy::disallowed_methods, reason = "the environment of a test run decides how long")]
     let rounds: u64 = std::env::var("KILL_ROUNDS").map_or(10, |rounds| rounds.parse().unwrap());
     let home = Home::new();
     let mut server = home.serve().await;
@@ -56,7 +56,7 @@ async fn what_was_acknowledged_survives_a_sigkill() {
             })
             .collect();
         tokio::time::sleep(Duration::from_millis(Random(round).below(450) + 30)).await;
-        // The collector is at work, too, and dies with the server if it is not done.
+        // The collector runs, too, and is killed with the server.
         let mut collector = home.command(["gc"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         tokio::time::sleep(Duration::from_millis(20 + Random(round).next() % 40)).await;
         server.kill();
@@ -68,7 +68,7 @@ async fn what_was_acknowledged_survives_a_sigkill() {
 
         let restarted = Instant::now();
         server = home.serve().await;
-        let answered_after = restarted.elapsed();
+        let healthy_after = restarted.elapsed();
         let alice = server.known(&alice);
         let known = ledger.lock().unwrap().clone();
         for (id, (seed, known)) in &known {
@@ -76,14 +76,14 @@ async fn what_was_acknowledged_survives_a_sigkill() {
         }
         let count = |state| known.values().filter(|(_, known)| *known == state).count();
         println!(
-            "round {round}: {} there, {} gone, {} unknown; answered {answered_after:?} after the restart",
-            count(Known::There),
-            count(Known::Gone),
+            "round {round}: {} exist, {} deleted, {} unknown; healthy {healthy_after:?} after the restart",
+            count(Known::Exists),
+            count(Known::Deleted),
             count(Known::Unknown)
         );
         everything.lock().unwrap().extend(known);
     }
-    assert!(everything.lock().unwrap().len() > 10, "too little was written to mean anything");
+    assert!(everything.lock().unwrap().len() > 10, "too few documents for a meaningful test");
 
     home.run(["gc"]).expect(0);
     let alice = server.known(&alice);
@@ -92,38 +92,38 @@ async fn what_was_acknowledged_survives_a_sigkill() {
         check(&alice, &tenant, &id, seed, known).await;
     }
     server.stop().await;
-    assert_eq!(home.broken().await, Vec::<String>::new());
+    home.assert_consistent().await;
 }
 
-/// Uploads and deletes until the server is gone.
+/// Uploads and deletes documents until the server is killed.
 async fn write(alice: Persona, tenant: String, ledger: Ledger, seeds: Arc<AtomicUsize>, mut random: Random) {
     let documents = format!("/api/tenants/{tenant}/documents");
     let mut mine = Vec::new();
     loop {
         if !mine.is_empty() && random.below(4) == 0 {
             let id: String = mine.swap_remove(usize::try_from(random.below(mine.len() as u64)).unwrap());
-            let note = |known| ledger.lock().unwrap().get_mut(&id).unwrap().1 = known;
-            note(Known::Unknown);
-            match alice.request(Method::DELETE, &format!("{documents}/{id}")).timeout(PATIENCE).send().await {
-                Ok(answer) => assert_eq!(answer.status(), 200),
+            let set = |known| ledger.lock().unwrap().get_mut(&id).unwrap().1 = known;
+            set(Known::Unknown);
+            match alice.request(Method::DELETE, &format!("{documents}/{id}")).timeout(WAIT_TIMEOUT).send().await {
+                Ok(response) => assert_eq!(response.status(), 200),
                 Err(_) => return,
             }
-            note(Known::Gone);
+            set(Known::Deleted);
         } else {
-            // Every third has the content of one before it.
+            // Every third document has the content of an earlier one.
             let seed = match random.below(3) {
                 0 => random.below(4),
                 _ => 4 + seeds.fetch_add(1, Ordering::Relaxed) as u64,
             };
             let part = Part::bytes(content(seed)).file_name("upload.bin");
             let upload = alice.request(Method::POST, &documents).multipart(Form::new().part("file", part));
-            let sent = upload.timeout(PATIENCE).send().await;
-            let Ok(answer) = sent else { return };
-            assert_eq!(answer.status(), 201);
-            // Acknowledged is what arrived whole.
-            let Ok(body) = answer.json::<serde_json::Value>().await else { return };
+            let sent = upload.timeout(WAIT_TIMEOUT).send().await;
+            let Ok(response) = sent else { return };
+            assert_eq!(response.status(), 201);
+            // A truncated response acknowledges nothing.
+            let Ok(body) = response.json::<serde_json::Value>().await else { return };
             let id = body["data"]["id"].as_str().unwrap().to_owned();
-            ledger.lock().unwrap().insert(id.clone(), (seed, Known::There));
+            ledger.lock().unwrap().insert(id.clone(), (seed, Known::Exists));
             mine.push(id);
         }
     }
@@ -132,15 +132,15 @@ async fn write(alice: Persona, tenant: String, ledger: Ledger, seeds: Arc<Atomic
 async fn check(alice: &Persona, tenant: &str, id: &str, seed: u64, known: Known) {
     let found = alice.get(&format!("/api/tenants/{tenant}/documents/{id}")).await;
     match (known, found.status.as_u16()) {
-        (Known::There, 200) | (Known::Unknown, 200) => {
-            assert!(alice.downloads(tenant, id).await == content(seed), "document {id} has another content");
+        (Known::Exists | Known::Unknown, 200) => {
+            assert!(alice.downloads(tenant, id).await == content(seed), "document {id} has the wrong content");
         }
-        (Known::Gone | Known::Unknown, 404) => {}
-        (known, status) => panic!("document {id} is {known:?}, but answers {status}: {}", found.json),
+        (Known::Deleted | Known::Unknown, 404) => {}
+        (known, status) => panic!("document {id} is {known:?}, but has status {status}: {}", found.json),
     }
 }
 
-/// 2 KB to 3 MB, most of them small.
+/// A content of 2 KB to 3 MB, usually a small one.
 fn content(seed: u64) -> Vec<u8> {
     let mut random = Random(seed.wrapping_add(1_000_000));
     let size = match random.below(8) {
@@ -150,7 +150,7 @@ fn content(seed: u64) -> Vec<u8> {
     (0..size.div_ceil(8)).flat_map(|_| random.next().to_le_bytes()).take(usize::try_from(size).unwrap()).collect()
 }
 
-/// SplitMix64: the same numbers for the same seed.
+/// SplitMix64, a reproducible sequence of random numbers.
 #[derive(Clone, Copy)]
 struct Random(u64);
 

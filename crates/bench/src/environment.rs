@@ -1,4 +1,4 @@
-//! Where the measured server keeps its data: a temporary directory, and for PostgreSQL a database of its own.
+//! The data of the measured server: a temporary directory and, on PostgreSQL, databases of its own.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,25 +15,25 @@ use uuid::Uuid;
 
 use crate::{fixture::Fixture, floors::DatabaseFloor, histogram::Histogram, process::Tenantry, report::median};
 
-/// A place that is empty at first and gone at the end.
-pub(crate) struct Place {
+/// An environment that is empty at first and removed at the end.
+pub(crate) struct Environment {
     directory: TempDir,
     postgres: Option<Postgres>,
 }
 
 struct Postgres {
-    /// Of the database that the others are made from.
+    /// The URL from which those of the databases are derived.
     url: Url,
     main: String,
 }
 
-impl Place {
-    /// A place below `parent`, with its databases on the server at `database`: `sqlite` or `postgres://…`.
-    pub(crate) async fn make(parent: &Path, database: &str) -> Result<Self> {
+impl Environment {
+    /// An environment below `parent`, with its databases on the server at `database`: `sqlite` or `postgres://…`.
+    pub(crate) async fn create(parent: &Path, database: &str) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("tenantry-bench.").tempdir_in(parent)?;
         let postgres = match database {
             "sqlite" => None,
-            url => Some(Postgres::make(url).await?),
+            url => Some(Postgres::create(url).await?),
         };
         Ok(Self { directory, postgres })
     }
@@ -51,7 +51,7 @@ impl Place {
         Tenantry { program, directory: self.directory().to_owned(), database_url }
     }
 
-    /// Finding the library's documents without the product.
+    /// Finds the library's documents without the product.
     pub(crate) fn database_floor(&self, fixture: &Fixture) -> DatabaseFloor {
         let database = &fixture.library.database;
         match &self.postgres {
@@ -63,17 +63,17 @@ impl Place {
         }
     }
 
-    /// The databases that are kept ready, where there are such.
-    pub(crate) fn spares(&self) -> Option<Spares<'_>> {
-        self.postgres.as_ref().map(Spares)
+    /// The warm pool, on PostgreSQL.
+    pub(crate) fn warm_pool(&self) -> Option<WarmPool<'_>> {
+        self.postgres.as_ref().map(WarmPool)
     }
 
-    /// The connections to tenants' databases, where there are such.
+    /// The sessions of tenant databases, on PostgreSQL.
     pub(crate) fn sessions(&self) -> Option<Sessions<'_>> {
         self.postgres.as_ref().map(Sessions)
     }
 
-    /// Removes everything. The server must have ended.
+    /// Removes everything. The server must have stopped.
     pub(crate) async fn remove(self) -> Result<()> {
         if let Some(postgres) = &self.postgres {
             postgres.remove().await?;
@@ -83,12 +83,12 @@ impl Place {
 }
 
 impl Postgres {
-    async fn make(url: &str) -> Result<Self> {
+    async fn create(url: &str) -> Result<Self> {
         let url = Url::parse(url).context("the database is neither sqlite nor a URL")?;
         let postgres = Self { url, main: format!("tenantry_bench_{}", std::process::id()) };
         let server = connect(postgres.url.as_str()).await?;
         let fsync: String = server.query_one("SHOW fsync", &[]).await?.get(0);
-        ensure!(fsync == "on", "the PostgreSQL server runs without fsync: its figures would mean nothing");
+        ensure!(fsync == "on", "the PostgreSQL server runs without fsync, which makes its figures meaningless");
         server.batch_execute(&format!("CREATE DATABASE {}", postgres.main)).await?;
         Ok(postgres)
     }
@@ -102,8 +102,8 @@ impl Postgres {
     async fn remove(&self) -> Result<()> {
         let databases = "SELECT database_name FROM tenants UNION ALL
              SELECT 'tenantry_spare_' || replace(tenant_id::text, '-', '') FROM spare_databases";
-        let made = connect(&self.url_of(&self.main)).await?.query(databases, &[]).await?;
-        let tenants = made.iter().map(|row| row.get(0));
+        let created = connect(&self.url_of(&self.main)).await?.query(databases, &[]).await?;
+        let tenants = created.iter().map(|row| row.get(0));
         let server = connect(self.url.as_str()).await?;
         for database in tenants.chain([self.main.as_str()]) {
             server.batch_execute(&format!("DROP DATABASE IF EXISTS \"{database}\" WITH (FORCE)")).await?;
@@ -112,11 +112,11 @@ impl Postgres {
     }
 }
 
-/// What a PostgreSQL server keeps ready.
-pub(crate) struct Spares<'a>(&'a Postgres);
+/// The warm databases of a PostgreSQL server.
+pub(crate) struct WarmPool<'a>(&'a Postgres);
 
-impl Spares<'_> {
-    /// Waits until so many are ready.
+impl WarmPool<'_> {
+    /// Waits until `count` databases are ready.
     pub(crate) async fn wait_for(&self, count: i64) -> Result<()> {
         let main = connect(&self.0.url_of(&self.0.main)).await?;
         loop {
@@ -129,19 +129,18 @@ impl Spares<'_> {
     }
 }
 
-/// What a PostgreSQL server knows of the connections to tenants' databases.
+/// The sessions of tenant databases on a PostgreSQL server.
 pub(crate) struct Sessions<'a>(&'a Postgres);
 
 impl Sessions<'_> {
-    /// How many were opened so far.
+    /// The number of sessions opened so far.
     pub(crate) async fn opened(&self) -> Result<f64> {
-        // A session is counted when it has reported, which it does at its end at the latest.
+        // The server counts a session when the session reports its statistics, at the latest at its end.
         let sum = "SELECT SUM(sessions)::double precision FROM pg_stat_database WHERE datname LIKE 'tenant\\_%'";
         Ok(connect(self.0.url.as_str()).await?.query_one(sum, &[]).await?.get(0))
     }
 
-    /// How much memory a session to a tenant's database takes that nobody else shares, in MiB: the median of those that there
-    /// are. Only where the server runs on this machine.
+    /// The median private memory of a session in MiB. Only when the server runs on this machine.
     pub(crate) async fn private_memory(&self) -> Result<f64> {
         let pids = "SELECT pid FROM pg_stat_activity WHERE datname LIKE 'tenant\\_%' AND backend_type = 'client backend'";
         let rows = connect(self.0.url.as_str()).await?.query(pids, &[]).await?;
@@ -149,7 +148,7 @@ impl Sessions<'_> {
         Ok(if private.is_empty() { f64::NAN } else { median(private.into_iter()) })
     }
 
-    /// A connection to each of these databases, with nothing of the product around it.
+    /// A bare connection to each of these databases.
     pub(crate) async fn finders(&self, databases: &[(&str, Uuid)]) -> Result<Finders> {
         let mut finders = Vec::new();
         for (database, document) in databases {
@@ -158,7 +157,7 @@ impl Sessions<'_> {
         Ok(Finders(finders))
     }
 
-    /// Finds one document after the other, each over a connection that is opened for it, until the time is over.
+    /// Finds documents for this duration, each over a new connection.
     pub(crate) async fn open_and_find(&self, databases: &[(&str, Uuid)], duration: Duration) -> Result<()> {
         let began = Instant::now();
         for (database, document) in databases.iter().cycle().take_while(|_| began.elapsed() < duration) {
@@ -174,7 +173,7 @@ impl Sessions<'_> {
         Ok((client, statement))
     }
 
-    /// The outcome of some work, and how many were open at most meanwhile.
+    /// The outcome of some work, and the maximum number of open sessions during it.
     pub(crate) async fn watch<T>(&self, work: impl Future<Output = Result<T>>) -> Result<(T, f64)> {
         let server = connect(self.0.url.as_str()).await?;
         let count =
@@ -192,10 +191,10 @@ impl Sessions<'_> {
     }
 }
 
-/// Anonymous memory that a process shares with nobody.
+/// The private memory of a process in MiB.
 fn private_memory_of(pid: i32) -> Option<f64> {
-    let told = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let kib = |name: &str| told.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let kib = |name: &str| rollup.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
     Some((kib("Private_Dirty:")? + kib("Private_Clean:")?) / 1024.0)
 }
 
@@ -203,22 +202,22 @@ fn private_memory_of(pid: i32) -> Option<f64> {
 pub(crate) struct Finders(Vec<(tokio_postgres::Client, tokio_postgres::Statement)>);
 
 impl Finders {
-    /// Finds documents, so many at the same time, in an order of databases, until the time is over. Several who ask one database
-    /// share its connection, as in the product.
-    pub(crate) async fn find(&self, order: &[usize], askers: usize, duration: Duration) -> Result<Histogram> {
+    /// Finds documents in this order of databases for this duration. Clients of one database share its connection, as in the
+    /// product.
+    pub(crate) async fn find(&self, order: &[usize], clients: usize, duration: Duration) -> Result<Histogram> {
         let began = Instant::now();
-        let ask = async |asker: usize| -> Result<Histogram> {
+        let find = async |n: usize| -> Result<Histogram> {
             let mut latencies = Histogram::default();
-            let from_here = order.iter().cycle().skip(asker * order.len() / askers);
-            for n in from_here.take_while(|_| began.elapsed() < duration) {
+            let databases = order.iter().cycle().skip(n * order.len() / clients);
+            for n in databases.take_while(|_| began.elapsed() < duration) {
                 let (client, statement) = &self.0[*n];
-                let asked = Instant::now();
+                let sent = Instant::now();
                 client.query_one(statement, &[]).await?;
-                latencies.record(asked.elapsed());
+                latencies.record(sent.elapsed());
             }
             Ok(latencies)
         };
-        let found = try_join_all((0..askers).map(ask)).await?;
+        let found = try_join_all((0..clients).map(find)).await?;
         Ok(found.into_iter().fold(Histogram::default(), |mut all, one| {
             all.merge(&one);
             all
