@@ -1,35 +1,26 @@
-//! The REST API: one file per resource, wire types beside their handlers. The table of contents is [`routes`].
+//! The REST API: one file per resource, wire types beside their handlers. The table of contents is [`routes`](routes::routes).
 
+mod accounts;
 mod answer;
-mod audit;
-mod demo;
-mod direct_uploads;
 mod docs;
 mod documents;
 mod error;
+mod events;
 mod extract;
-mod files;
 mod health;
-mod members;
 pub mod metrics;
-mod objects;
 mod query;
-mod range;
 mod requests;
+mod routes;
 mod schemas;
 pub mod server;
-mod sessions;
 mod tenants;
-mod trash;
-mod tus;
-mod users;
-mod versions;
 
 use std::{ops::Deref, sync::Arc};
 
 pub use axum::Router;
 use axum::{
-    extract::{DefaultBodyLimit, FromRef},
+    extract::FromRef,
     http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware,
     response::{IntoResponse, Response},
@@ -39,10 +30,13 @@ use bytes::Bytes;
 use domain::Clock;
 use services::{DemoBus, Services};
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
-use crate::error::ApiError;
+use crate::{
+    documents::{files, objects, tus},
+    error::ApiError,
+    routes::{routes, upload_routes},
+};
 
 /// The largest body that is read whole, in bytes: all but uploads.
 pub(crate) const MAX_JSON_BYTES: usize = 64 * 1024;
@@ -98,61 +92,6 @@ impl App {
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(|host| format!("http://{host}"));
         self.settings.public_url.clone().or(host).unwrap_or_default()
     }
-}
-
-/// Every route of the product.
-fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(docs::base())
-        .routes(routes!(health::root))
-        .routes(routes!(health::health))
-        .routes(routes!(health::ready))
-        .routes(routes!(health::auth_health))
-        .routes(routes!(health::users_health))
-        .routes(routes!(health::tenants_health))
-        .routes(routes!(health::documents_health))
-        .routes(routes!(demo::produce))
-        .routes(routes!(demo::consume))
-        .routes(routes!(demo::demo_health))
-        .routes(routes!(users::register))
-        .routes(routes!(sessions::log_in))
-        .routes(routes!(sessions::refresh))
-        .routes(routes!(sessions::log_out))
-        .routes(routes!(users::get_me, users::update_me))
-        .routes(routes!(users::list_my_tenants))
-        .routes(routes!(tenants::list_tenants, tenants::create_tenant))
-        .routes(routes!(tenants::get_tenant, tenants::update_tenant, tenants::delete_tenant))
-        .routes(routes!(tenants::get_storage))
-        .routes(routes!(members::add_member))
-        .routes(routes!(members::change_role, members::remove_member))
-        .routes(routes!(documents::get_document, documents::update_document, documents::delete_document))
-        .routes(routes!(documents::download_document))
-        .routes(routes!(versions::replace_content))
-        .routes(routes!(versions::list_versions))
-        .routes(routes!(versions::download_version))
-        .routes(routes!(versions::restore_version))
-        .routes(routes!(direct_uploads::begin_upload))
-        .routes(routes!(direct_uploads::get_upload, direct_uploads::abort_upload))
-        .routes(routes!(direct_uploads::complete_upload))
-        .merge(tus_routes())
-        .routes(routes!(audit::list_audit))
-        .routes(routes!(trash::list_trash, trash::empty_trash))
-        .routes(routes!(trash::purge_document))
-        .routes(routes!(trash::restore_document))
-        .routes(routes!(files::list_files))
-        .routes(routes!(files::get_file, files::delete_file))
-}
-
-fn tus_routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(tus::describe_tus, tus::begin_tus))
-        .routes(routes!(tus::find_tus, tus::append_tus, tus::end_tus, tus::override_tus))
-        .layer(middleware::from_fn(tus::speak))
-}
-
-/// The routes whose bodies are uploads, with a limit of their own.
-fn upload_routes(max_upload_bytes: u64) -> OpenApiRouter<App> {
-    let limit = usize::try_from(max_upload_bytes.saturating_add(documents::FORM_OVERHEAD)).unwrap_or(usize::MAX);
-    OpenApiRouter::new().routes(routes!(documents::list_documents, documents::upload_document)).layer(DefaultBodyLimit::max(limit))
 }
 
 /// The specification of the API (OpenAPI 3.1), as checked in as `openapi.json`.

@@ -3,36 +3,24 @@
 //! A function that takes a [`Connection`] only reads and may be used outside a transaction; one that takes a [`Tx`] writes. No
 //! function here decides whether somebody may: that is done where transactions begin, in the services.
 
-pub mod access_changes;
-pub mod audit_log;
-pub mod dead_letters;
-pub mod dirty_tenants;
+mod accounts;
 pub mod documents;
-pub mod files;
-pub mod handled_events;
+mod events;
 pub mod idempotency;
 pub mod leases;
-pub mod members;
-pub mod migrations;
-pub mod moves;
-pub mod outbox;
-pub mod quotas;
-pub mod sessions;
-pub mod spares;
-pub mod staged_uploads;
 pub mod tenants;
-pub mod tombstones;
-pub mod trash;
-pub mod uploads;
-pub mod users;
-pub mod versions;
+
+pub use accounts::{access_changes, sessions, users};
+pub use documents::{files, multipart_uploads, quotas, trash, uploads, versions};
+pub use events::{audit, dead_letters, dirty_tenants, handled_events, outbox};
+pub use tenants::{members, migrations, moves, tombstones, warm_pool};
 
 pub use database::{
     Connection, Connections, DatabaseUrl, Error, Main, MainDatabase, MainTx, Migrated, Result, Scope, TableSum, Tenant, TenantDatabase,
     TenantDatabases, TenantTx, Transfer, Tx, main_schema_version, tenant_schema_digest, tenant_schema_version,
 };
 
-pub use dirty_tenants::Mark;
+pub use events::dirty_tenants::Mark;
 
 use database::{FromValue, Row, Statement};
 use domain::{Page, PageRequest};

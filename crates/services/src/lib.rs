@@ -2,41 +2,14 @@
 //! begins and commits.
 
 mod access;
-mod audit;
-mod buffers;
-mod content_disposition;
-mod dead_letters;
-mod demo;
-mod detection;
-mod direct_uploads;
+mod accounts;
 mod documents;
 mod events;
-mod files;
-mod garbage;
 mod health;
 mod idempotency;
 mod leases;
-mod members;
-mod migrations;
-mod moves;
-mod outbox;
-mod passwords;
-mod processing;
-mod sessions;
-mod signed_urls;
-mod spares;
-mod spool;
-mod staged_uploads;
 mod storage;
 mod tenants;
-pub mod tokens;
-mod tombstones;
-mod trash;
-mod tus;
-mod uploads;
-mod users;
-mod verification;
-mod versions;
 
 use std::{
     collections::HashMap,
@@ -50,40 +23,41 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 pub use access::Caller;
-pub use content_disposition::content_disposition;
-pub use demo::{DEMO_KEPT, DEMO_PREFIX, DEMO_TOPICS, DemoBus, DemoInProcess, DemoMessage, DemoReceived};
-pub use direct_uploads::{Announcement, Begun, PartAt, PartUpload, PartUrl};
-pub use documents::{Download, DownloadAt, Precondition};
-pub use events::{EventKey, traced};
-pub use garbage::Collected;
+pub use accounts::passwords::{PasswordSettings, Passwords};
+pub use accounts::sessions::{Login, TokenPair};
+pub use accounts::tokens;
+pub use accounts::tokens::{SecretKey, TokenSettings, Tokens};
+pub use accounts::users::Registration;
+pub use documents::direct_uploads::{Announcement, Begun, PartAt, PartUpload, PartUrl};
+pub use documents::documents::{Download, DownloadAt, Precondition};
+pub use documents::garbage::Collected;
+pub use documents::tus::{Append, Checksum};
+pub use documents::uploads::{Upload, Uploaded};
+pub use documents::verification::{Finding, ObjectProblem, Verification};
+pub use events::demo::{DEMO_KEPT, DEMO_PREFIX, DEMO_TOPICS, DemoBus, DemoInProcess, DemoMessage, DemoReceived};
+pub use events::events::{EventKey, traced};
+pub use events::outbox::{Backlog, Forgotten, OUTBOX_LEASE, OutboxStatus, Unpublished};
 pub use health::{DependencyStatus, ServerConnections};
 pub use idempotency::{Answered, Once};
-pub use members::Candidate;
-pub use migrations::{FleetMigration, MigrationPlan, MigrationStatus, MigrationStep};
 pub use models::{Connections, Mark, TableSum};
-pub use moves::{MoveError, MoveStep, Moved};
-pub use outbox::{Backlog, Forgotten, OUTBOX_LEASE, OutboxStatus, Unpublished};
-pub use passwords::{PasswordSettings, Passwords};
-pub use sessions::{Login, TokenPair};
-pub use signed_urls::{SignedDownload, SignedPart, UrlSigner};
-pub use spool::{Spool, SpooledContent};
+pub use storage::content_disposition::content_disposition;
+pub use storage::signed_urls::{SignedDownload, SignedPart, UrlSigner};
+pub use storage::spool::{Spool, SpooledContent};
 pub use storage::{
     DirectUploads, DownloadUrl, LocalStorage, Object, ObjectEntry, ObjectStorage, Presentation, S3Settings, S3Storage, Unfinished,
 };
-pub use tenants::{TenantDetails, TenantReport, TenantSummary};
-pub use tokens::{SecretKey, TokenSettings, Tokens};
-pub use tombstones::Deletion;
-pub use tus::{Append, Checksum};
-pub use uploads::{Upload, Uploaded};
-pub use users::Registration;
-pub use verification::{Finding, ObjectProblem, Verification};
+pub use tenants::deletion::Deletion;
+pub use tenants::members::Candidate;
+pub use tenants::migrations::{FleetMigration, MigrationPlan, MigrationStatus, MigrationStep};
+pub use tenants::moves::{MoveError, MoveStep, Moved};
+pub use tenants::tenants::{TenantDetails, TenantReport, TenantSummary};
 
 use access::Access;
-use audit::Denials;
-use events::Woken;
+use documents::multipart_uploads::Completions;
+use events::audit::Denials;
+use events::events::Woken;
 use health::LastCheck;
-use migrations::Awaited;
-use staged_uploads::Completions;
+use tenants::migrations::Awaited;
 
 /// What the services are assembled from.
 pub struct Parts {
@@ -182,8 +156,8 @@ impl Services {
             instance,
             spare_taken: Notify::new(),
             woken: Arc::default(),
-            marks: events::marks(),
-            denials: audit::denials(),
+            marks: events::events::marks(),
+            denials: events::audit::denials(),
             troubled_servers: Mutex::default(),
             awaited_migrations: Mutex::default(),
             completions: Completions::default(),

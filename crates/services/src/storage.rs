@@ -1,7 +1,11 @@
 //! Object storage: what every store promises, and what the stores have in common.
 
+pub(crate) mod buffers;
+pub(crate) mod content_disposition;
 mod local;
 mod s3;
+pub(crate) mod signed_urls;
+pub(crate) mod spool;
 
 use std::{
     io::{self, ErrorKind},
@@ -21,7 +25,7 @@ pub use self::{
     s3::{S3Settings, S3Storage},
 };
 
-use crate::{content_disposition, spool::SpooledContent};
+use crate::storage::{content_disposition::content_disposition, spool::SpooledContent};
 
 /// Where objects are kept: bytes under a key, written once and never changed.
 ///

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use domain::{DocumentFilter, Event, EventKind, PageRequest, TenantPlace, Timestamp};
-use models::{documents, files, moves, outbox, spares, staged_uploads, tenants, tombstones, uploads};
+use models::{documents, files, moves, multipart_uploads, outbox, tenants, tombstones, uploads, warm_pool};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -42,7 +42,7 @@ pub async fn find_broken(databases: &TestDatabases, objects: &TestObjects) -> Ve
         };
         known.extend(files::list_object_keys(&mut connection).await.unwrap());
         known.extend(uploads::list_object_keys(&mut connection).await.unwrap());
-        known.extend(staged_uploads::list_keys(&mut connection, &format!("tenants/{}/", tenant.id)).await.unwrap());
+        known.extend(multipart_uploads::list_keys(&mut connection, &format!("tenants/{}/", tenant.id)).await.unwrap());
         let mut count = 0;
         for number in 1.. {
             let request = PageRequest::parse(Some(number), Some(100), &mut domain::FieldErrors::default());
@@ -101,7 +101,7 @@ pub async fn drop_databases(databases: &TestDatabases) {
                 directory.drop_database(&TenantPlace { server: server.to_owned(), ..tenant.place.clone() }).await.unwrap();
             }
         }
-        for spare in spares::list(&mut main.read().await.unwrap()).await.unwrap() {
+        for spare in warm_pool::list(&mut main.read().await.unwrap()).await.unwrap() {
             directory.drop_warm(&spare.server, spare.tenant_id).await.unwrap();
         }
     }

@@ -2,16 +2,7 @@
 
 mod accounts;
 mod authorization;
-mod demo;
 mod documents;
-mod files;
-mod members;
-mod quotas;
-mod races;
+mod events;
 mod server;
-mod sessions;
-mod storage_faults;
 mod tenants;
-mod tokens;
-mod uploads;
-mod versions;

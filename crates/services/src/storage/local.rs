@@ -26,7 +26,7 @@ use rustix::{
 use super::{
     DownloadUrl, Object, ObjectEntry, ObjectStorage, PIECE, Presentation, bad_key, blocking, check_key, failed, is_prefix, unavailable,
 };
-use crate::{buffers::Buffers, spool::SpooledContent};
+use crate::{storage::buffers::Buffers, storage::spool::SpooledContent};
 
 /// Objects as files, under a directory of the local file system. The key is the path.
 ///

@@ -35,7 +35,7 @@ use url::{Position, Url};
 use super::{
     DirectUploads, DownloadUrl, Object, ObjectEntry, ObjectStorage, PIECE, Presentation, Unfinished, bad_key, check_key, failed, is_prefix,
 };
-use crate::{buffers::Buffers, spool::SpooledContent};
+use crate::{storage::buffers::Buffers, storage::spool::SpooledContent};
 
 /// The least bytes of a part. What is smaller is stored by one request.
 const PART: u64 = 8 << 20;

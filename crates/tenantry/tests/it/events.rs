@@ -7,7 +7,7 @@ use std::{
 };
 
 use domain::{AuditFilter, EventId, EventKind, PageRequest, TenantId};
-use models::{audit_log, dead_letters, outbox, tenants};
+use models::{audit, dead_letters, outbox, tenants};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::Persona;
@@ -70,7 +70,7 @@ async fn all_audited(connection: &mut models::Connection<models::Tenant>) -> Vec
     let mut ids = Vec::new();
     for page in 1.. {
         let request = PageRequest::parse(Some(page), Some(100), &mut domain::FieldErrors::default());
-        let found = audit_log::list(connection, &AuditFilter::default(), request).await.unwrap();
+        let found = audit::list(connection, &AuditFilter::default(), request).await.unwrap();
         ids.extend(found.items.iter().map(|entry| entry.event_id));
         if page >= i64::try_from(found.pages()).unwrap() {
             break;
@@ -183,7 +183,7 @@ fn a_crash_while_a_deleted_tenants_events_are_taken_over_loses_none() {
             let (main, _) = home.databases().open();
             let filter = AuditFilter { action: Some("document.downloaded".to_owned()), ..AuditFilter::default() };
             let mut connection = main.read().await.unwrap();
-            let told = audit_log::list_platform(&mut connection, Some(id), &filter, PageRequest::default()).await.unwrap();
+            let told = audit::list_platform(&mut connection, Some(id), &filter, PageRequest::default()).await.unwrap();
             assert_eq!(told.total, 3, "of a tenant that is no more, the platform knows");
             assert_eq!(dead_letters::list(&mut connection, PageRequest::default()).await.unwrap().total, 0);
         }

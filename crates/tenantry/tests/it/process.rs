@@ -12,7 +12,7 @@ use std::{
 };
 
 use domain::{AuditFilter, PageRequest, TenantId};
-use models::{audit_log, tenants};
+use models::{audit, tenants};
 use reqwest::{Client, StatusCode, redirect};
 use rustix::{
     process::{Pid, Signal, kill_process},
@@ -145,7 +145,7 @@ impl Home {
         let began = Instant::now();
         loop {
             let mut connection = main.read().await.unwrap();
-            let found = audit_log::list_platform(&mut connection, Some(tenant_id), &filter, PageRequest::default()).await.unwrap().items;
+            let found = audit::list_platform(&mut connection, Some(tenant_id), &filter, PageRequest::default()).await.unwrap().items;
             drop(connection);
             match &found[..] {
                 [] => assert!(began.elapsed() < PATIENCE, "{action} was not audited"),

@@ -3,7 +3,7 @@
 use std::{os::unix::process::ExitStatusExt, time::Instant};
 
 use futures_util::future::join_all;
-use models::{spares, spares::Spare, tenants};
+use models::{tenants, warm_pool, warm_pool::Spare};
 use rustix::process::Signal;
 
 use crate::process::{Home, PATIENCE, Server, repeatedly};
@@ -12,7 +12,7 @@ use crate::process::{Home, PATIENCE, Server, repeatedly};
 pub(crate) const MAKE_SPARE: &[&str] = &["spare.noted", "spare.made", "spare.ready"];
 
 async fn listed(home: &Home) -> Vec<Spare> {
-    spares::list(&mut home.databases().open().0.read().await.unwrap()).await.unwrap()
+    warm_pool::list(&mut home.databases().open().0.read().await.unwrap()).await.unwrap()
 }
 
 /// Waits until there are so many spares, all of them ready and there, and answers them.

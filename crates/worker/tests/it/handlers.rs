@@ -6,7 +6,7 @@ use std::{
 };
 
 use domain::{AuditFilter, Event, EventId, EventKind, PageRequest, SystemClock};
-use models::{audit_log, outbox};
+use models::{audit, outbox};
 use serde_json::{Value, json};
 use testkit::{Persona, TestApp};
 use worker::handle;
@@ -55,10 +55,8 @@ async fn what_happened_is_in_the_audit_log_for_admins() {
     }
 
     let (main, _) = app.databases().open();
-    let platform = audit_log::list_platform(&mut main.read().await.unwrap(), None, &AuditFilter::default(), PageRequest::first(100))
-        .await
-        .unwrap()
-        .items;
+    let platform =
+        audit::list_platform(&mut main.read().await.unwrap(), None, &AuditFilter::default(), PageRequest::first(100)).await.unwrap().items;
     let denied: Vec<_> = platform.iter().filter(|entry| entry.action == "access.denied").collect();
     assert_eq!(denied.len(), 1, "the stranger's: {platform:?}");
     assert!(denied[0].data.contains(&tenant) && denied[0].tenant_id.is_none(), "{denied:?}");
@@ -78,7 +76,7 @@ async fn a_login_that_fails_is_noted_without_what_may_be_a_password() {
     relay.drained(&app).await;
     let (main, _) = app.databases().open();
     let filter = AuditFilter { action: Some("login.failed".to_owned()), ..AuditFilter::default() };
-    let found = audit_log::list_platform(&mut main.read().await.unwrap(), None, &filter, PageRequest::first(100)).await.unwrap().items;
+    let found = audit::list_platform(&mut main.read().await.unwrap(), None, &filter, PageRequest::first(100)).await.unwrap().items;
     let mut told: Vec<_> = found.iter().map(|entry| (entry.user_id, entry.data.as_str())).collect();
     told.sort_unstable();
     let target = format!(r#"{{"target_user_id":"{}"}}"#, alice.id);

@@ -1,0 +1,4 @@
+//! Accounts: users and their sessions.
+
+pub(crate) mod sessions;
+pub(crate) mod users;

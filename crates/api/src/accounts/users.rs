@@ -1,0 +1,137 @@
+//! Accounts: registration, `/api/users/me`.
+
+use axum::extract::State;
+use domain::{Email, FieldErrors, NewPassword, PersonName, User};
+use serde::{Deserialize, Serialize};
+use services::{Registration, Services};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{
+    answer::{Answer, ApiResult, List, Moment},
+    extract::{Body, LoggedIn, Query, all, optional, present, required},
+    query::PageQuery,
+    schemas,
+    tenants::tenants::MembershipOut,
+};
+
+/// A user.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct UserOut {
+    id: Uuid,
+    #[schema(example = "Ada")]
+    first_name: String,
+    #[schema(example = "Lovelace")]
+    last_name: String,
+    /// In lower case.
+    #[schema(example = "ada@example.com")]
+    email: String,
+    is_active: bool,
+    created_at: Moment,
+    updated_at: Moment,
+    /// Nobody for who registered.
+    #[schema(required = true)]
+    created_by: Option<Uuid>,
+}
+
+impl From<User> for UserOut {
+    fn from(user: User) -> Self {
+        Self {
+            id: user.id.uuid(),
+            first_name: user.first_name,
+            last_name: user.last_name,
+            email: user.email,
+            is_active: user.is_active,
+            created_at: Moment(user.created_at),
+            updated_at: Moment(user.updated_at),
+            created_by: user.created_by.map(Into::into),
+        }
+    }
+}
+
+/// A new account.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RegisterIn {
+    /// Unique; kept in lower case.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(required = true, value_type = schemas::Email)]
+    email: Option<String>,
+    /// 8 to 256 characters with at least one letter and one digit.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(required = true, value_type = schemas::NewPassword)]
+    password: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    #[schema(required = true, value_type = schemas::PersonName)]
+    first_name: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    #[schema(required = true, value_type = schemas::PersonName)]
+    last_name: Option<String>,
+}
+
+/// Register
+///
+/// Makes an account.
+#[utoipa::path(post, path = "/api/auth/register", tag = "auth", request_body = RegisterIn, security(()),
+    responses((status = 201, description = "User registered", body = Answer<UserOut>)))]
+pub(crate) async fn register(State(services): State<Services>, Body(body): Body<RegisterIn>) -> ApiResult<UserOut> {
+    let mut errors = FieldErrors::default();
+    let email = required(&mut errors, "email", body.email.as_ref(), Email::parse);
+    let password = required(&mut errors, "password", body.password.as_ref(), NewPassword::parse);
+    let first_name = required(&mut errors, "first_name", body.first_name.as_ref(), PersonName::parse);
+    let last_name = required(&mut errors, "last_name", body.last_name.as_ref(), PersonName::parse);
+    let ((email, password), (first_name, last_name)) = all(errors, email.zip(password).zip(first_name.zip(last_name)))?;
+    let user = services.register_user(Registration { email, password, first_name, last_name }).await?;
+    Ok(Answer::created("User registered", user.into()))
+}
+
+/// My profile
+///
+/// Who the access token stands for.
+#[utoipa::path(get, path = "/api/users/me", tag = "users", responses((status = 200, description = "Profile found", body = Answer<UserOut>)))]
+pub(crate) async fn get_me(State(services): State<Services>, LoggedIn(caller): LoggedIn) -> ApiResult<UserOut> {
+    Ok(Answer::ok("Profile found", services.get_profile(&caller).await?.into()))
+}
+
+/// What can change in a profile. What is absent stays.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UpdateMeIn {
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = schemas::PersonName)]
+    first_name: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = schemas::PersonName)]
+    last_name: Option<String>,
+}
+
+/// Change my profile
+///
+/// First and last name can change.
+#[utoipa::path(put, path = "/api/users/me", tag = "users", request_body = UpdateMeIn,
+    responses((status = 200, description = "Profile changed", body = Answer<UserOut>)))]
+pub(crate) async fn update_me(
+    State(services): State<Services>,
+    LoggedIn(caller): LoggedIn,
+    Body(body): Body<UpdateMeIn>,
+) -> ApiResult<UserOut> {
+    let mut errors = FieldErrors::default();
+    let first_name = optional(&mut errors, "first_name", body.first_name.as_ref(), PersonName::parse);
+    let last_name = optional(&mut errors, "last_name", body.last_name.as_ref(), PersonName::parse);
+    errors.check()?;
+    Ok(Answer::ok("Profile changed", services.update_profile(&caller, first_name, last_name).await?.into()))
+}
+
+/// My active tenants
+///
+/// With role and time of joining, newest membership first.
+#[utoipa::path(get, path = "/api/users/me/tenants", tag = "users", params(PageQuery),
+    responses((status = 200, description = "Tenants found", body = Answer<List<MembershipOut>>)))]
+pub(crate) async fn list_my_tenants(
+    State(services): State<Services>,
+    LoggedIn(caller): LoggedIn,
+    Query(query): Query<PageQuery>,
+) -> ApiResult<List<MembershipOut>> {
+    let page = services.list_active_tenants(&caller, query.parse()?).await?;
+    Ok(Answer::ok("Tenants found", List::of(page, MembershipOut::from)))
+}

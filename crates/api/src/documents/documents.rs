@@ -1,0 +1,427 @@
+//! `/api/tenants/{tenant_id}/documents`.
+
+use axum::{
+    extract::{FromRequest, Multipart, Request, State, multipart::Field},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use domain::{Document, DocumentFilter, DocumentId, Error, FieldErrors, Filename, MimeType, TenantId};
+use serde::{Deserialize, Serialize};
+use services::{Answered, Download, DownloadAt, Once, Services, Upload, Uploaded};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use crate::{
+    App,
+    answer::{Answer, ApiResult, List, Moment, Nothing, created_before},
+    documents::files::FileOut,
+    documents::objects::object_url,
+    error::ApiError,
+    extract::{Body, Ids, LoggedIn, Query, idempotency_key, optional, present, uuid_field},
+    query::{Idempotency, TenantPath},
+    schemas,
+};
+
+/// A document.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DocumentOut {
+    id: Uuid,
+    #[schema(example = "Report 2026.pdf")]
+    filename: String,
+    #[schema(example = "application/pdf")]
+    mime_type: String,
+    file_id: Uuid,
+    /// The owner.
+    user_id: Uuid,
+    created_at: Moment,
+    updated_at: Moment,
+    #[schema(required = true)]
+    created_by: Option<Uuid>,
+    /// The number of its content: 1 for the first, one more for each that followed.
+    #[schema(minimum = 1, example = 1)]
+    version: u64,
+    file: FileOut,
+}
+
+impl From<Document> for DocumentOut {
+    fn from(document: Document) -> Self {
+        Self {
+            id: document.id.uuid(),
+            filename: document.filename,
+            mime_type: document.mime_type,
+            file_id: document.file.id.uuid(),
+            user_id: document.user_id.uuid(),
+            created_at: Moment(document.created_at),
+            updated_at: Moment(document.updated_at),
+            created_by: document.created_by.map(Into::into),
+            version: document.version,
+            file: document.file.into(),
+        }
+    }
+}
+
+/// An answer with the entity tag of the document that it shows, for a later `If-Match`.
+pub(crate) struct Tagged<T>(pub(crate) String, pub(crate) Answer<T>);
+
+impl<T: Serialize> IntoResponse for Tagged<T> {
+    fn into_response(self) -> Response {
+        ([(header::ETAG, self.0)], self.1).into_response()
+    }
+}
+
+/// What `If-Match` expects of a document.
+pub(crate) fn if_match(headers: &HeaderMap) -> impl Fn(&Document) -> bool + Sync + '_ {
+    |document| crate::documents::range::if_match(headers, &document.etag())
+}
+
+/// The entity tag that the document must have.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "documents the header; `if_match` reads it")]
+pub(crate) struct IfMatch {
+    /// The ETag of the document as the client knows it: when it was changed since, the answer is 412.
+    #[param(rename = "If-Match", required = false)]
+    if_match: String,
+}
+
+/// A document in the path.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "documents the path; `Ids` reads it")]
+pub(crate) struct DocumentPath {
+    /// The tenant.
+    tenant_id: Uuid,
+    /// The document.
+    document_id: Uuid,
+}
+
+/// Which documents, and which page of them.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DocumentQuery {
+    /// The page's number, from 1.
+    #[param(required = false, inline, value_type = schemas::PageNumber)]
+    page: Option<i64>,
+    /// How many items a page has.
+    #[param(required = false, inline, value_type = schemas::PerPage)]
+    per_page: Option<i64>,
+    /// A part of the name, in any case.
+    #[param(required = false, inline, value_type = schemas::PartOfFilename)]
+    filename: Option<String>,
+    /// The owner.
+    #[param(required = false, value_type = Uuid)]
+    user_id: Option<String>,
+    /// The media type.
+    #[param(required = false, inline, value_type = schemas::MediaType)]
+    mime_type: Option<String>,
+}
+
+/// List documents
+///
+/// Newest first; those that meet every condition given.
+#[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents", tag = "documents", params(TenantPath, DocumentQuery),
+    responses((status = 200, description = "Documents found", body = Answer<List<DocumentOut>>)))]
+pub(crate) async fn list_documents(
+    State(services): State<Services>,
+    LoggedIn(caller): LoggedIn,
+    Ids(tenant_id): Ids<TenantId>,
+    Query(query): Query<DocumentQuery>,
+) -> ApiResult<List<DocumentOut>> {
+    let mut errors = FieldErrors::default();
+    let filter = DocumentFilter {
+        filename: optional(&mut errors, "filename", query.filename.as_ref(), DocumentFilter::parse_filename),
+        user_id: optional(&mut errors, "user_id", query.user_id.as_ref(), uuid_field).map(Into::into),
+        mime_type: optional(&mut errors, "mime_type", query.mime_type.as_ref(), MimeType::parse),
+    };
+    let request = domain::PageRequest::parse(query.page, query.per_page, &mut errors);
+    errors.check()?;
+    let page = services.list_documents(&caller, tenant_id, &filter, request).await?;
+    Ok(Answer::ok("Documents found", List::of(page, DocumentOut::from)))
+}
+
+/// An upload.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "documents the form; `Form` reads it")]
+pub(crate) struct UploadIn {
+    /// The content.
+    #[schema(value_type = String, format = Binary, min_length = 1, example = "The quick brown fox jumps over the lazy dog")]
+    file: Vec<u8>,
+    /// The document's name; by default that of the file.
+    #[schema(required = false, value_type = schemas::Filename)]
+    filename: Option<String>,
+    /// Its media type; by default that of the file's part.
+    #[schema(required = false, value_type = schemas::MediaType)]
+    mime_type: Option<String>,
+}
+
+/// A document that was uploaded.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct UploadOut {
+    #[serde(flatten)]
+    document: DocumentOut,
+    /// Whether the tenant had this content already.
+    #[schema(example = false)]
+    deduplicated: bool,
+}
+
+impl UploadOut {
+    pub(crate) fn of(document: Document, deduplicated: bool) -> Self {
+        Self { document: document.into(), deduplicated }
+    }
+}
+
+impl From<Uploaded> for UploadOut {
+    fn from(uploaded: Uploaded) -> Self {
+        Self { document: uploaded.document.into(), deduplicated: uploaded.deduplicated }
+    }
+}
+
+/// Upload a document
+///
+/// The fields may come in any order. The same content is stored once per tenant.
+#[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents", tag = "documents", params(TenantPath, Idempotency),
+    request_body(content = UploadIn, content_type = "multipart/form-data"),
+    responses((status = 201, description = "Document uploaded", body = Answer<UploadOut>)))]
+pub(crate) async fn upload_document(
+    State(services): State<Services>,
+    LoggedIn(caller): LoggedIn,
+    Ids(tenant_id): Ids<TenantId>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let key = idempotency_key(request.headers())?;
+    let announced = announced(request.headers()).map(|form| form.saturating_sub(FORM_OVERHEAD));
+    let upload = services.begin_upload(&caller, tenant_id, announced).await?;
+    let form = Form::receive(upload, multipart(&services, request).await?).await?;
+    let (filename, mime_type) = form.metadata()?;
+    let created = |uploaded: Uploaded| Answer::created("Document uploaded", UploadOut::from(uploaded));
+    let answer = |uploaded: &Uploaded| created(uploaded.clone()).body();
+    let once = key.map(|key| Once { key, answer: &answer });
+    Ok(match services.finish_upload(form.upload, &filename, &mime_type, once.as_ref()).await? {
+        Answered::Now(uploaded) => Tagged(uploaded.document.etag(), created(uploaded)).into_response(),
+        Answered::Before(body) => created_before(body),
+    })
+}
+
+/// How many bytes the client says the body has.
+pub(crate) fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// What a form may have besides its file, in bytes: two short fields and the parts' headers.
+pub(crate) const FORM_OVERHEAD: u64 = 64 * 1024;
+/// The longest field of a form besides its file, in bytes: 255 characters of four bytes.
+const MAX_FIELD_BYTES: usize = 1024;
+
+async fn multipart(services: &Services, request: Request) -> Result<Multipart, ApiError> {
+    check_announced(request.headers(), services.settings().max_upload_bytes)?;
+    Multipart::from_request(request, &()).await.map_err(|rejection| ApiError::Malformed(rejection.body_text()))
+}
+
+/// Refuses by its headers what need not be read to be refused.
+fn check_announced(headers: &HeaderMap, limit: u64) -> Result<(), ApiError> {
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    if !header(header::CONTENT_TYPE).is_some_and(|value| value.to_ascii_lowercase().starts_with("multipart/form-data")) {
+        return Err(ApiError::UnsupportedMediaType("multipart/form-data"));
+    }
+    if announced(headers).is_some_and(|announced| announced > limit.saturating_add(FORM_OVERHEAD)) {
+        return Err(Error::TooLarge { limit }.into());
+    }
+    Ok(())
+}
+
+/// The upload's form, received.
+struct Form {
+    upload: Upload,
+    has_file: bool,
+    filename: Option<String>,
+    mime_type: Option<String>,
+    /// What the file's part says of itself.
+    part_filename: Option<String>,
+    part_type: Option<String>,
+}
+
+impl Form {
+    async fn receive(upload: Upload, mut multipart: Multipart) -> Result<Self, ApiError> {
+        let mut form = Self { upload, has_file: false, filename: None, mime_type: None, part_filename: None, part_type: None };
+        while let Some(mut field) = multipart.next_field().await.map_err(|error| form_error(&error))? {
+            let name = field.name().unwrap_or_default().to_owned();
+            match name.as_str() {
+                "file" if !form.has_file => {
+                    form.has_file = true;
+                    form.part_filename = field.file_name().map(str::to_owned);
+                    form.part_type = field.content_type().map(str::to_owned);
+                    while let Some(bytes) = field.chunk().await.map_err(|error| form_error(&error))? {
+                        form.upload.write(bytes).await?;
+                    }
+                }
+                "filename" if form.filename.is_none() => form.filename = Some(text_of("filename", field).await?),
+                "mime_type" if form.mime_type.is_none() => form.mime_type = Some(text_of("mime_type", field).await?),
+                "file" | "filename" | "mime_type" => return Err(field_error(&name, "must occur only once")),
+                _ => return Err(field_error(&name, "is no field of this form: file, filename, mime_type")),
+            }
+        }
+        Ok(form)
+    }
+
+    fn metadata(&self) -> Result<(Filename, MimeType), ApiError> {
+        let mut errors = FieldErrors::default();
+        if !self.has_file {
+            errors.add("file", "is required");
+        }
+        let filename = match self.filename.as_ref().or(self.part_filename.as_ref()) {
+            Some(text) => errors.take("filename", Filename::parse(text)),
+            None => errors.take("filename", Err("is required, since the file's part has no name")),
+        };
+        let mime_type = match &self.mime_type {
+            Some(text) => errors.take("mime_type", MimeType::parse(text)),
+            // What a client's library put there on its own is no reason to refuse the file.
+            None => {
+                self.part_type.as_ref().and_then(|text| MimeType::parse(text.split(';').next()?).ok()).or(Some(MimeType::octet_stream()))
+            }
+        };
+        crate::extract::all(errors, filename.zip(mime_type))
+    }
+}
+
+async fn text_of(name: &'static str, mut field: Field<'_>) -> Result<String, ApiError> {
+    let mut bytes = Vec::new();
+    while let Some(more) = field.chunk().await.map_err(|error| form_error(&error))? {
+        bytes.extend_from_slice(&more);
+        if bytes.len() > MAX_FIELD_BYTES {
+            return Err(field_error(name, "is too long"));
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| field_error(name, "must be UTF-8"))
+}
+
+fn field_error(name: &str, problem: &str) -> ApiError {
+    let mut errors = FieldErrors::default();
+    errors.add(name, problem);
+    Error::Invalid(errors).into()
+}
+
+fn form_error(error: &axum::extract::multipart::MultipartError) -> ApiError {
+    match ApiError::from_body(error.status(), error) {
+        ApiError::Malformed(_) => ApiError::Malformed(format!("The form can't be read: {}.", error.body_text())),
+        other => other,
+    }
+}
+
+/// A document
+///
+/// With its file.
+#[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath),
+    responses((status = 200, description = "Document found", body = Answer<DocumentOut>)))]
+pub(crate) async fn get_document(
+    State(services): State<Services>,
+    LoggedIn(caller): LoggedIn,
+    Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+) -> Result<Tagged<DocumentOut>, ApiError> {
+    let document = services.get_document(&caller, tenant_id, document_id).await?;
+    Ok(Tagged(document.etag(), Answer::ok("Document found", document.into())))
+}
+
+/// How the URL is to be answered.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DownloadQuery {
+    /// False answers the URL instead of redirecting to it.
+    #[param(default = true)]
+    pub(crate) redirect: Option<bool>,
+}
+
+/// Where a document can be downloaded.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DownloadOut {
+    /// Good for whoever has it: keep it secret.
+    #[schema(
+        example = "https://api.example.com/api/objects/tenants/01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a/files/9e/10/9e107d9d372bb6826bd81d3542a419d6_01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a?expires=1795512600&signature=b1946ac92492d2347c6235b4d2611184"
+    )]
+    url: String,
+    /// Until when.
+    expires_at: Moment,
+}
+
+/// Download a document
+///
+/// Redirects to a signed URL that is good for a time (one hour by default), or answers it.
+#[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}/download", tag = "documents", params(DocumentPath, DownloadQuery),
+    responses(
+        (status = 302, description = "The signed URL is in the Location header", headers(("Location" = String, description = "The signed URL."))),
+        (status = 200, description = "Download ready", body = Answer<DownloadOut>)))]
+pub(crate) async fn download_document(
+    State(app): State<App>,
+    LoggedIn(caller): LoggedIn,
+    Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    Query(query): Query<DownloadQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let download = app.services.get_download(&caller, tenant_id, document_id).await?;
+    Ok(answer_download(&app, &headers, download, query.redirect.unwrap_or(true)))
+}
+
+/// Redirects to where a download is, or answers the URL.
+pub(crate) fn answer_download(app: &App, headers: &HeaderMap, download: Download, redirects: bool) -> Response {
+    let Download { at, expires_at } = download;
+    let url = match at {
+        DownloadAt::Storage(url) => url,
+        // A redirect needs no host, so it is right behind every proxy; a URL for elsewhere does.
+        DownloadAt::Here { download, signature } if redirects => app.public_url() + &object_url(&download, &signature),
+        DownloadAt::Here { download, signature } => app.base_url(headers) + &object_url(&download, &signature),
+    };
+    if redirects {
+        return (StatusCode::FOUND, [(header::LOCATION, url), (header::CACHE_CONTROL, "no-store".to_owned())]).into_response();
+    }
+    Answer::ok("Download ready", DownloadOut { url, expires_at: Moment(expires_at) }).into_response()
+}
+
+/// What can change in a document. What is absent stays.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UpdateDocumentIn {
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = schemas::Filename)]
+    filename: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = schemas::MediaType)]
+    mime_type: Option<String>,
+}
+
+/// Change a document
+///
+/// Name and media type; for its owner and admins.
+#[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath, IfMatch), request_body = UpdateDocumentIn,
+    responses((status = 200, description = "Document changed", body = Answer<DocumentOut>)))]
+pub(crate) async fn update_document(
+    State(services): State<Services>,
+    LoggedIn(caller): LoggedIn,
+    Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    headers: HeaderMap,
+    Body(body): Body<UpdateDocumentIn>,
+) -> Result<Tagged<DocumentOut>, ApiError> {
+    let mut errors = FieldErrors::default();
+    let filename = optional(&mut errors, "filename", body.filename.as_ref(), Filename::parse);
+    let mime_type = optional(&mut errors, "mime_type", body.mime_type.as_ref(), MimeType::parse);
+    errors.check()?;
+    let document = services.update_document(&caller, tenant_id, document_id, filename, mime_type, &if_match(&headers)).await?;
+    Ok(Tagged(document.etag(), Answer::ok("Document changed", document.into())))
+}
+
+/// Delete a document
+///
+/// For its owner and admins. It goes to the trash, from where it can be brought back for a time (30 days, unless the operator chose
+/// otherwise).
+#[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath, IfMatch),
+    responses((status = 200, description = "Document deleted", body = Answer<Nothing>)))]
+pub(crate) async fn delete_document(
+    State(services): State<Services>,
+    LoggedIn(caller): LoggedIn,
+    Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    headers: HeaderMap,
+) -> ApiResult<Nothing> {
+    services.delete_document(&caller, tenant_id, document_id, &if_match(&headers)).await?;
+    Ok(Answer::ok("Document deleted", Nothing))
+}

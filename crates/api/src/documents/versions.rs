@@ -1,0 +1,160 @@
+//! `/api/tenants/{tenant_id}/documents/{document_id}/versions`, and new content for a document.
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::Response,
+};
+use domain::{DocumentId, DocumentVersion, Error, MimeType, TenantId};
+use futures_util::StreamExt;
+use serde::Serialize;
+use services::Services;
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use crate::{
+    App,
+    answer::{Answer, ApiResult, List, Moment},
+    documents::documents::{
+        DocumentOut, DocumentPath, DownloadOut, DownloadQuery, IfMatch, Tagged, UploadOut, announced, answer_download, if_match,
+    },
+    documents::files::FileOut,
+    error::ApiError,
+    extract::{Ids, LoggedIn, Number, Query},
+    query::PageQuery,
+    schemas,
+};
+
+/// A content that a document has or had.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct VersionOut {
+    #[schema(minimum = 1, example = 1)]
+    version: u64,
+    #[schema(example = "application/pdf")]
+    mime_type: String,
+    /// Since when the document had it.
+    created_at: Moment,
+    /// Who gave the document this content.
+    #[schema(required = true)]
+    created_by: Option<Uuid>,
+    file: FileOut,
+}
+
+impl From<DocumentVersion> for VersionOut {
+    fn from(version: DocumentVersion) -> Self {
+        Self {
+            version: version.version,
+            mime_type: version.mime_type,
+            created_at: Moment(version.created_at),
+            created_by: version.created_by.map(Into::into),
+            file: version.file.into(),
+        }
+    }
+}
+
+/// A version in the path.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "documents the path; `Ids` reads it")]
+pub(crate) struct VersionPath {
+    /// The tenant.
+    tenant_id: Uuid,
+    /// The document.
+    document_id: Uuid,
+    /// The version's number.
+    #[param(minimum = 1)]
+    version: u64,
+}
+
+/// Replace the content
+///
+/// The body is the new content, which becomes the document's next version; its Content-Type, if there is one, is that of the
+/// version. For the document's owner and admins. Sending the content that the document has already changes nothing.
+#[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}/content", tag = "versions", params(DocumentPath, IfMatch),
+    request_body(content = schemas::Content, content_type = "application/octet-stream"),
+    responses((status = 200, description = "Content replaced", body = Answer<UploadOut>)))]
+pub(crate) async fn replace_content(
+    State(services): State<Services>,
+    LoggedIn(caller): LoggedIn,
+    Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    headers: HeaderMap,
+    request: Request,
+) -> Result<Tagged<UploadOut>, ApiError> {
+    let mime_type = media_type(&headers)?;
+    let announced = announced(&headers);
+    let limit = services.settings().max_upload_bytes;
+    if announced.is_some_and(|bytes| bytes > limit) {
+        return Err(Error::TooLarge { limit }.into());
+    }
+    let mut upload = services.begin_version(&caller, tenant_id, document_id, announced, &if_match(&headers)).await?;
+    let mut body = request.into_body().into_data_stream();
+    while let Some(bytes) = body.next().await {
+        upload.write(bytes.map_err(|error| ApiError::from_body(StatusCode::BAD_REQUEST, &error))?).await?;
+    }
+    let uploaded = services.finish_version(upload, document_id, mime_type.as_ref(), &if_match(&headers)).await?;
+    Ok(Tagged(uploaded.document.etag(), Answer::ok("Content replaced", uploaded.into())))
+}
+
+/// What the body is said to be; nothing when it is said to be what clients say that don't know.
+fn media_type(headers: &HeaderMap) -> Result<Option<MimeType>, ApiError> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(None) };
+    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
+    let mime_type = MimeType::parse(essence).map_err(|problem| Error::invalid("Content-Type", problem))?;
+    match mime_type.as_str() {
+        // A form, sent where the content itself belongs: stored as it is, nobody could read it.
+        "multipart/form-data" => Err(ApiError::UnsupportedMediaType("the content itself, not a form")),
+        "application/octet-stream" | "application/x-www-form-urlencoded" => Ok(None),
+        _ => Ok(Some(mime_type)),
+    }
+}
+
+/// List versions
+///
+/// The contents that the document has and had, newest first. The oldest go when there are more than the operator keeps (100,
+/// unless chosen otherwise).
+#[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}/versions", tag = "versions", params(DocumentPath, PageQuery),
+    responses((status = 200, description = "Versions found", body = Answer<List<VersionOut>>)))]
+pub(crate) async fn list_versions(
+    State(services): State<Services>,
+    LoggedIn(caller): LoggedIn,
+    Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    Query(query): Query<PageQuery>,
+) -> ApiResult<List<VersionOut>> {
+    let page = services.list_versions(&caller, tenant_id, document_id, query.parse()?).await?;
+    Ok(Answer::ok("Versions found", List::of(page, VersionOut::from)))
+}
+
+/// Download a version
+///
+/// As the download of the document, for one of its contents.
+#[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}/versions/{version}/download", tag = "versions",
+    params(VersionPath, DownloadQuery),
+    responses(
+        (status = 302, description = "The signed URL is in the Location header", headers(("Location" = String, description = "The signed URL."))),
+        (status = 200, description = "Download ready", body = Answer<DownloadOut>)))]
+pub(crate) async fn download_version(
+    State(app): State<App>,
+    LoggedIn(caller): LoggedIn,
+    Ids((tenant_id, document_id, Number(number))): Ids<(TenantId, DocumentId, Number)>,
+    Query(query): Query<DownloadQuery>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let download = app.services.get_version_download(&caller, tenant_id, document_id, number).await?;
+    Ok(answer_download(&app, &headers, download, query.redirect.unwrap_or(true)))
+}
+
+/// Restore a version
+///
+/// Gives the document this content again, as its next version: nothing is lost. For the document's owner and admins.
+#[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/{document_id}/versions/{version}/restore", tag = "versions",
+    params(VersionPath, IfMatch),
+    responses((status = 200, description = "Version restored", body = Answer<DocumentOut>)))]
+pub(crate) async fn restore_version(
+    State(services): State<Services>,
+    LoggedIn(caller): LoggedIn,
+    Ids((tenant_id, document_id, Number(number))): Ids<(TenantId, DocumentId, Number)>,
+    headers: HeaderMap,
+) -> Result<Tagged<DocumentOut>, ApiError> {
+    let document = services.restore_version(&caller, tenant_id, document_id, number, &if_match(&headers)).await?;
+    Ok(Tagged(document.etag(), Answer::ok("Version restored", document.into())))
+}

@@ -1,0 +1,5 @@
+//! Users, their sessions and their tokens.
+
+mod sessions;
+mod tokens;
+mod users;

@@ -1,0 +1,8 @@
+//! Documents, from the upload to the trash.
+
+mod documents;
+mod files;
+mod races;
+mod storage_faults;
+mod uploads;
+mod versions;

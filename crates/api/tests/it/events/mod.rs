@@ -1,0 +1,3 @@
+//! Events as clients see them.
+
+mod demo;

@@ -1,0 +1,5 @@
+//! Tenants, their members and their quotas.
+
+mod members;
+mod quotas;
+mod tenants;

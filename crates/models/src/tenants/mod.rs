@@ -1,0 +1,10 @@
+//! Tenants: their members, and the databases that they live in.
+
+pub mod members;
+pub mod migrations;
+pub mod moves;
+mod tenants;
+pub mod tombstones;
+pub mod warm_pool;
+
+pub use self::tenants::*;

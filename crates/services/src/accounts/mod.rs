@@ -1,0 +1,6 @@
+//! Accounts: users, their passwords and their sessions.
+
+pub(crate) mod passwords;
+pub(crate) mod sessions;
+pub mod tokens;
+pub(crate) mod users;

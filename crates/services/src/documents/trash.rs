@@ -1,0 +1,149 @@
+//! The trash: deleted documents can be brought back for a time, then they go for good.
+
+use domain::{Document, DocumentId, Error, EventKind, Noun, Page, PageRequest, Result, Role, TenantId, Timestamp, UserId, failpoint};
+use models::{TenantDatabase, TenantTx, documents, files, trash, versions};
+
+use crate::{
+    Caller, Services,
+    documents::documents::{Precondition, facts, lock_own, require_own, require_precondition},
+    documents::versions::lock_files,
+};
+
+/// How many documents are looked for in one go.
+const BATCH: u32 = 100;
+
+impl Services {
+    /// Deletes a document: puts it into the trash, or, where none is kept, removes it for good. When nothing refers to its files
+    /// any more, they are collected after a grace.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] unless the caller owns it or is an admin; [`Error::PreconditionFailed`].
+    pub async fn delete_document(
+        &self,
+        caller: &Caller,
+        tenant_id: TenantId,
+        id: DocumentId,
+        precondition: Precondition<'_>,
+    ) -> Result<()> {
+        let (tenant, mut tx) = self.begin(caller, tenant_id, Role::Viewer).await?;
+        let document = lock_own(&mut tx, &tenant, id).await?;
+        require_precondition(&document, precondition)?;
+        if self.settings().trash_retention.is_zero() {
+            self.remove(&mut tx, &document).await?;
+        } else {
+            trash::insert(&mut tx, id, caller.user_id(), self.clock().now()).await?;
+        }
+        let (data, by) = (facts(&document), Some(caller.user_id()));
+        self.tell(&mut tx, &self.event(EventKind::DocumentDeleted, Some(tenant_id), by, &data));
+        self.tell(&mut tx, &self.audit("document.deleted", Some(tenant_id), by, data));
+        failpoint!("document.deleting");
+        tx.commit().await?;
+        failpoint!("document.deleted");
+        Ok(())
+    }
+
+    /// The documents in the trash, those deleted last first: an admin sees all, a user its own.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] for viewers.
+    pub async fn list_trash(&self, caller: &Caller, tenant_id: TenantId, request: PageRequest) -> Result<Page<Document>> {
+        let tenant = self.enter(caller, tenant_id, Role::User).await?;
+        let owner = if tenant.role() == Role::Admin { None } else { Some(tenant.user_id()) };
+        Ok(trash::list(&mut tenant.read().await?, owner, request).await?)
+    }
+
+    /// Takes a document out of the trash, with all its versions.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it is not in the trash; [`Error::Forbidden`] unless the caller owns it or is an admin.
+    pub async fn restore_document(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId) -> Result<Document> {
+        let (tenant, mut tx) = self.begin(caller, tenant_id, Role::User).await?;
+        let document = trash::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
+        require_own(&tenant, &document)?;
+        trash::restore(&mut tx, id, self.clock().now()).await?;
+        let document = documents::find(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
+        self.tell(&mut tx, &self.audit("document.restored", Some(tenant_id), Some(caller.user_id()), facts(&document)));
+        failpoint!("document.restoring");
+        tx.commit().await?;
+        failpoint!("document.restored");
+        Ok(document)
+    }
+
+    /// Removes a document in the trash for good.
+    ///
+    /// # Errors
+    /// As [`Services::restore_document`].
+    pub async fn purge_document(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId) -> Result<()> {
+        let (tenant, mut tx) = self.begin(caller, tenant_id, Role::User).await?;
+        let document = trash::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
+        require_own(&tenant, &document)?;
+        self.purge(tx, &document, Some(caller.user_id()), tenant_id).await
+    }
+
+    /// Removes everything in the trash for good. Answers how many documents.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] unless the caller is an admin. What was removed until then stays removed.
+    pub async fn empty_trash(&self, caller: &Caller, tenant_id: TenantId) -> Result<u64> {
+        let now = self.clock().now();
+        let mut removed = 0;
+        loop {
+            // Entered again each time: it may take long, and the caller may be put out meanwhile.
+            let tenant = self.enter(caller, tenant_id, Role::Admin).await?;
+            let found = trash::list_before(&mut tenant.read().await?, now, BATCH).await?;
+            for id in &found {
+                let (_, mut tx) = self.begin(caller, tenant_id, Role::Admin).await?;
+                if let Some(document) = trash::lock(&mut tx, *id).await? {
+                    self.purge(tx, &document, Some(caller.user_id()), tenant_id).await?;
+                    removed += 1;
+                }
+            }
+            if found.is_empty() {
+                return Ok(removed);
+            }
+        }
+    }
+
+    /// Removes for good what has been in the trash since `before`. Answers how many documents.
+    pub(crate) async fn purge_expired(&self, database: &TenantDatabase, before: Timestamp) -> Result<u64> {
+        let mut removed = 0;
+        loop {
+            let found = trash::list_before(&mut database.read().await?, before, BATCH).await?;
+            for id in &found {
+                let mut tx = self.begin_in(database).await?;
+                // Looked at again under the lock: somebody may have brought it back, and deleted it again just now.
+                if let Some(document) = trash::lock(&mut tx, *id).await?.filter(|found| found.deleted_at <= Some(before)) {
+                    self.purge(tx, &document, None, database.tenant_id()).await?;
+                    removed += 1;
+                }
+            }
+            if found.is_empty() {
+                return Ok(removed);
+            }
+        }
+    }
+
+    async fn purge(&self, mut tx: TenantTx, document: &Document, by: Option<UserId>, tenant_id: TenantId) -> Result<()> {
+        self.remove(&mut tx, document).await?;
+        self.tell(&mut tx, &self.audit("document.purged", Some(tenant_id), by, facts(document)));
+        failpoint!("document.purging");
+        tx.commit().await?;
+        failpoint!("document.purged");
+        Ok(())
+    }
+
+    /// Removes a document, which is locked, with all its versions.
+    async fn remove(&self, tx: &mut TenantTx, document: &Document) -> Result<()> {
+        let mut files = versions::list_files(tx, document.id, document.version).await?;
+        files.push(document.file.id);
+        files.dedup();
+        // Before the document goes: an upload of the same content either sees it, or waits until it is gone.
+        lock_files(tx, files.clone()).await?;
+        documents::delete(tx, document.id).await?;
+        let now = self.clock().now();
+        for file in files {
+            files::touch(tx, file, now).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,8 @@
+//! Tenants: their members, and the databases that they live in.
+
+pub(crate) mod deletion;
+pub(crate) mod members;
+pub(crate) mod migrations;
+pub(crate) mod moves;
+pub(crate) mod tenants;
+pub(crate) mod warm_pool;
