@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{
     assembly::assemble,
-    commands::{say, say_json},
+    commands::{problem::describe, say, say_json},
     config::Config,
     events,
 };
@@ -32,7 +32,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
         dependencies.push(ask().await);
     }
     let all_up = dependencies.iter().all(|dependency| dependency.problem.is_none());
-    let problem = |problem: &Option<domain::Error>| problem.as_ref().map(domain::Error::with_causes);
+    let problem = |problem: &Option<domain::Error>| problem.as_ref().map(describe);
     if arguments.json {
         let settings: serde_json::Map<_, _> =
             config.describe().into_iter().map(|setting| (setting.name.to_owned(), setting.value.into())).collect();

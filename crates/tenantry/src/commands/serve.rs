@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     assembly::assemble,
+    commands::problem::describe,
     config::{Config, Origins},
     events::{self, Publishing},
 };
@@ -46,7 +47,7 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let address = listener.local_addr()?;
     main.migrate().await.context("bring the main database up to date")?;
     for DependencyStatus { name, problem } in services.find_unknown_servers().await? {
-        tracing::warn!("{name}: {}", problem.map_or_else(String::new, |problem| problem.with_causes()));
+        tracing::warn!("{name}: {}", problem.as_ref().map_or_else(String::new, describe));
     }
     let settings = api::Settings {
         public_url: config.server.public_url.clone(),

@@ -1,5 +1,7 @@
 //! `tenantry tenants move`
 
+mod problem;
+
 use std::{
     io::{IsTerminal, stderr},
     process::ExitCode,
@@ -13,6 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use services::{MoveError, MoveStep, Moved, Services, TableSum};
 
+use self::problem::describe;
 use super::{Which, confirm, find};
 use crate::commands::{complain, say, say_json};
 
@@ -65,7 +68,8 @@ pub(super) async fn run(services: &Services, arguments: &Arguments) -> Result<Ex
     } else {
         ("forgotten", services.forget_former(&tenant).await)
     };
-    let TenantPlace { server, database, .. } = done.map_err(|problem| anyhow!("tenant {} ({}): {problem}", tenant.name, tenant.id))?;
+    let TenantPlace { server, database, .. } =
+        done.map_err(|problem| anyhow!("tenant {} ({}): {}", tenant.name, tenant.id, describe(&problem)))?;
     if *json {
         say_json(&json!({ "id": tenant.id.to_string(), told: { "server": server, "database": database.as_str() } }));
     } else {
@@ -106,7 +110,7 @@ async fn move_to(services: &Services, tenant: &Tenant, to: &str, max_pause: Dura
             return Ok(ExitCode::SUCCESS);
         }
         Err(problem @ MoveError::Unfinished { .. }) => bail!("tenant {} ({}): {problem}", tenant.name, tenant.id),
-        Err(problem) => bail!("tenant {} ({}) was not moved: {problem}", tenant.name, tenant.id),
+        Err(problem) => bail!("tenant {} ({}) was not moved: {}", tenant.name, tenant.id, describe(&problem)),
     };
     if as_json {
         say_json(&in_json(&moved));
