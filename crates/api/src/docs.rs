@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use domain::{Conflict, Denial, Error, FieldErrors, Noun, Role, Shortage, TokenProblem};
+use domain::{Conflict, Denial, Dependency, Error, FieldErrors, Noun, Role, Shortage, TokenProblem};
 use serde_json::{Map, Value, json};
 use utoipa::{OpenApi, openapi::OpenApi as Specification};
 
@@ -215,7 +215,7 @@ fn refusals(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
     let rests_on_something = of_tenant || operation["tags"] != json!(["health"]);
     if rests_on_something {
         refusals.push(Error::Overloaded { what: "database connections", retry_after: Duration::from_secs(1) }.into());
-        refusals.push(Error::Unavailable { dependency: "database", source: "down".into() }.into());
+        refusals.push(Error::Unavailable { dependency: Dependency::Database, source: "down".into() }.into());
     }
     refusals
 }

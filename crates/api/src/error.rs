@@ -260,7 +260,7 @@ fn describe(error: &Error) -> Described {
         }
         Error::Unavailable { dependency, .. } => {
             Described::new(S::SERVICE_UNAVAILABLE, "service_unavailable", format!("The {dependency} is not available. Try again."))
-                .details(json!({ "dependency": dependency }))
+                .details(json!({ "dependency": dependency.as_str() }))
                 .retry_after(DEPENDENCY_RETRY)
         }
         Error::Closed(closure) => {

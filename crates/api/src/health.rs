@@ -9,7 +9,7 @@ use axum::{
 };
 use domain::TenantId;
 use serde::Serialize;
-use services::{Dependency, Services};
+use services::{DependencyStatus, Services};
 use utoipa::ToSchema;
 
 use crate::{
@@ -103,7 +103,7 @@ pub(crate) async fn ready(State(app): State<App>, State(services): State<Service
 }
 
 /// The bus, if it is one that may be down.
-pub(crate) async fn ask(probe: Option<&Probe>) -> Option<Dependency> {
+pub(crate) async fn ask(probe: Option<&Probe>) -> Option<DependencyStatus> {
     match probe {
         Some(probe) => Some(probe().await),
         None => None,
@@ -111,7 +111,7 @@ pub(crate) async fn ask(probe: Option<&Probe>) -> Option<Dependency> {
 }
 
 /// The answer to who asks whether all that is needed is there, and how it is with what can be done without for a time.
-pub(crate) fn readiness(needed: &[&Dependency], spared: Option<&Dependency>) -> Response {
+pub(crate) fn readiness(needed: &[&DependencyStatus], spared: Option<&DependencyStatus>) -> Response {
     let all = || needed.iter().copied().chain(spared);
     for dependency in all() {
         if let Some(problem) = &dependency.problem {

@@ -4,12 +4,12 @@ use std::{fmt::Write, sync::Arc};
 
 use axum::{Router, http::header, response::IntoResponse, routing::get};
 use futures_util::future::BoxFuture;
-use services::{Dependency, ServerConnections, Services};
+use services::{DependencyStatus, ServerConnections, Services};
 
 use crate::{error::ApiError, health};
 
 /// Asks something else than what the services rest on whether it is there.
-pub type Probe = dyn Fn() -> BoxFuture<'static, Dependency> + Send + Sync;
+pub type Probe = dyn Fn() -> BoxFuture<'static, DependencyStatus> + Send + Sync;
 
 /// What a process without the API shows of itself: `GET /metrics`, `GET /health`, and `GET /health/ready`, which also asks the
 /// probe. Whoever reaches it needs no token.

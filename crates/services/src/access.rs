@@ -12,7 +12,8 @@ use std::{
 };
 
 use domain::{
-    Closure, Denial, Error, Member, Noun, Provisioning, Quota, Result, Role, SessionId, Tenant, TenantId, TokenKind, TokenProblem, UserId,
+    Closure, Denial, Dependency, Error, Member, Noun, Provisioning, Quota, Result, Role, SessionId, Tenant, TenantId, TokenKind,
+    TokenProblem, UserId,
 };
 use models::{Connection, MainDatabase, MainTx, TenantDatabase, TenantTx, access_changes, members, sessions};
 use moka::sync::Cache;
@@ -165,7 +166,10 @@ impl Services {
         match member.of.provisioning {
             Provisioning::Active => Ok(member),
             Provisioning::Deleting => Err(Error::NotFound(Noun::Tenant)),
-            _ => Err(Error::Unavailable { dependency: "tenant database", source: "the tenant's database is still being made".into() }),
+            _ => Err(Error::Unavailable {
+                dependency: Dependency::TenantDatabase,
+                source: "the tenant's database is still being made".into(),
+            }),
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Error, Result};
+use domain::{Dependency, Error, Result};
 use models::{Connections, access_changes, tenants};
 use tokio::{sync::Mutex, time::timeout};
 
@@ -16,11 +16,19 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The last answer, and when it was asked for.
 #[derive(Default)]
-pub(crate) struct LastCheck(Mutex<Option<(Instant, Arc<Vec<Dependency>>)>>);
+pub(crate) struct LastCheck(Mutex<Option<(Instant, Arc<Vec<DependencyStatus>>)>>);
+
+/// Why the database of some tenants can't be reached: the configuration does not name their server (any more).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{tenants} tenants are there, and the configuration does not name it")]
+pub struct UnknownServer {
+    /// How many tenants have their database there.
+    pub tenants: u64,
+}
 
 /// Something that Tenantry rests on, and how it is.
 #[derive(Debug)]
-pub struct Dependency {
+pub struct DependencyStatus {
     /// Its name, as operators call it.
     pub name: String,
     /// Nothing, or what is wrong with it.
@@ -54,7 +62,7 @@ impl Services {
 
     /// Whether every dependency is there, for whoever asks: one question after the other, however many ask at once, since each
     /// costs the servers a connection. Those who came before a question was asked share its answer.
-    pub async fn readiness(&self) -> Arc<Vec<Dependency>> {
+    pub async fn readiness(&self) -> Arc<Vec<DependencyStatus>> {
         let came_at = Instant::now();
         let mut last = self.0.last_check.0.lock().await;
         match &*last {
@@ -69,7 +77,7 @@ impl Services {
     }
 
     /// Asks every dependency whether it is there, all at once.
-    pub async fn check_dependencies(&self) -> Vec<Dependency> {
+    pub async fn check_dependencies(&self) -> Vec<DependencyStatus> {
         let databases = &self.0.parts.tenant_databases;
         let main = async { check("database".to_owned(), self.check_main_database()).await };
         let storage = async { check("object storage".to_owned(), self.0.parts.storage.check()).await };
@@ -88,14 +96,11 @@ impl Services {
     ///
     /// # Errors
     /// When the main database is down.
-    pub async fn find_unknown_servers(&self) -> Result<Vec<Dependency>> {
+    pub async fn find_unknown_servers(&self) -> Result<Vec<DependencyStatus>> {
         let holding = tenants::count_by_server(&mut self.main().read().await?).await?;
         let is_known = |server: &str| self.0.parts.tenant_databases.servers().any(|known| known == server);
-        let unknown = holding.into_iter().filter(|(server, _)| !is_known(server)).map(|(server, count)| Dependency {
-            problem: Some(Error::Unavailable {
-                dependency: "server",
-                source: format!("{count} tenants are there, and TENANT_DATABASE_URLS does not name it").into(),
-            }),
+        let unknown = holding.into_iter().filter(|(server, _)| !is_known(server)).map(|(server, count)| DependencyStatus {
+            problem: Some(Error::Unavailable { dependency: Dependency::Server, source: UnknownServer { tenants: count }.into() }),
             name: format!("tenant databases ({server})"),
         });
         Ok(unknown.collect())
@@ -107,10 +112,10 @@ impl Services {
     }
 }
 
-async fn check(name: String, asking: impl Future<Output = Result<()>>) -> Dependency {
+async fn check(name: String, asking: impl Future<Output = Result<()>>) -> DependencyStatus {
     let problem = match timeout(PATIENCE, asking).await {
         Ok(answer) => answer.err(),
-        Err(_) => Some(Error::Unavailable { dependency: "dependency", source: "no answer in time".into() }),
+        Err(_) => Some(Error::Unavailable { dependency: Dependency::Other, source: "no answer in time".into() }),
     };
-    Dependency { name, problem }
+    DependencyStatus { name, problem }
 }

@@ -37,7 +37,7 @@ pub use documents::verification::{Finding, ObjectProblem, Verification};
 pub use events::demo::{DEMO_KEPT, DEMO_PREFIX, DEMO_TOPICS, DemoBus, DemoInProcess, DemoMessage, DemoReceived};
 pub use events::events::{EventKey, traced};
 pub use events::outbox::{Backlog, Forgotten, OUTBOX_LEASE, OutboxStatus, Unpublished};
-pub use health::{Dependency, ServerConnections};
+pub use health::{DependencyStatus, ServerConnections, UnknownServer};
 pub use idempotency::{Answered, Once};
 pub use models::{Connections, Mark, TableSum};
 pub use storage::content_disposition::content_disposition;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use domain::{Clock, Error, Noun, Result, SystemClock, random_bytes};
+use domain::{Clock, Dependency, Error, Noun, Result, SystemClock, random_bytes};
 use futures_util::{StreamExt, TryStreamExt};
 use reqwest::{Client, StatusCode};
 use services::{
@@ -133,7 +133,7 @@ async fn put(url: &str, bytes: Vec<u8>) -> StatusCode {
 #[track_caller]
 fn assert_unavailable<T>(result: Result<T>, telling: &str) {
     let Err(error) = result else { panic!("it should be unavailable") };
-    assert!(matches!(error, Error::Unavailable { dependency: "object storage", .. }), "{error:?}");
+    assert!(matches!(error, Error::Unavailable { dependency: Dependency::ObjectStorage, .. }), "{error:?}");
     let said = error.with_causes();
     assert!(said.contains(telling) && said.lines().count() == 1 && !said.contains("Signature="), "{said}");
 }

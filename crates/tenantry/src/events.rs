@@ -79,7 +79,7 @@ pub async fn work(settings: &KafkaSettings, services: &Services, stop: Cancellat
 mod kafka {
     use anyhow::Context;
     use futures_util::FutureExt;
-    use services::Dependency;
+    use services::DependencyStatus;
     use tokio_util::task::AbortOnDropHandle;
     use worker::{DeadLetterTopic, KafkaBus, KafkaDemo, KafkaProbe, KafkaWorker};
 
@@ -103,7 +103,7 @@ mod kafka {
         let probe = Arc::new(KafkaProbe::new(settings).context(SETTINGS)?);
         Ok(Arc::new(move || {
             let probe = Arc::clone(&probe);
-            async move { Dependency { name: "Kafka".to_owned(), problem: probe.check().await.err() } }.boxed()
+            async move { DependencyStatus { name: "Kafka".to_owned(), problem: probe.check().await.err() } }.boxed()
         }))
     }
 

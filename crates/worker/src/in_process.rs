@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Error, Event, EventId, Result};
+use domain::{Dependency, Error, Event, EventId, Result};
 use futures_util::{FutureExt, future::BoxFuture};
 use services::{EventKey, Services};
 use tokio::time::timeout;
@@ -72,7 +72,7 @@ impl InProcess {
         if let Some(topic) = &self.dead_letters {
             // Who waits here keeps others from their turn.
             let sent = timeout(PARKED_WITHIN, topic.send(event, error)).await;
-            sent.unwrap_or_else(|_| Err(Error::Unavailable { dependency: "event bus", source: "no answer in time".into() }))?;
+            sent.unwrap_or_else(|_| Err(Error::Unavailable { dependency: Dependency::EventBus, source: "no answer in time".into() }))?;
         }
         self.services.park(event, error.to_owned(), attempts).await
     }

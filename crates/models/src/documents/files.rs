@@ -77,7 +77,7 @@ fn values(file: &File) -> Vec<Value> {
         file.hash.md5_hex(),
         &file.hash.sha256[..],
         file.object_key.as_str(),
-        i64::try_from(file.size).unwrap_or(i64::MAX),
+        file.size,
         file.created_at,
         file.updated_at,
         file.created_by,
@@ -108,10 +108,7 @@ pub fn set_processed(tx: &mut TenantTx, id: FileId, detected_mime_type: &str, no
 /// Whether there is a living file with this content.
 pub async fn is_there(connection: &mut Connection<Tenant>, hash: &ContentHash, size: u64) -> Result<bool> {
     let found = connection
-        .query_opt(
-            "SELECT 1 FROM files WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL",
-            params![&hash.sha256[..], i64::try_from(size).unwrap_or(i64::MAX)],
-        )
+        .query_opt("SELECT 1 FROM files WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL", params![&hash.sha256[..], size])
         .await?;
     Ok(found.is_some())
 }
@@ -119,10 +116,7 @@ pub async fn is_there(connection: &mut Connection<Tenant>, hash: &ContentHash, s
 /// The living file with this content, locked until the end of the transaction.
 pub async fn lock_by_content(tx: &mut TenantTx, hash: &ContentHash, size: u64) -> Result<Option<File>> {
     let found = tx
-        .query_opt(
-            select!("WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL FOR UPDATE"),
-            params![&hash.sha256[..], i64::try_from(size).unwrap_or(i64::MAX)],
-        )
+        .query_opt(select!("WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL FOR UPDATE"), params![&hash.sha256[..], size])
         .await?;
     found.map(|mut row| file(&mut row)).transpose()
 }
@@ -136,7 +130,7 @@ pub async fn lock_readable_by_content(tx: &mut TenantTx, hash: &ContentHash, siz
                 "WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL
                  AND EXISTS (SELECT 1 FROM documents d WHERE d.file_id = files.id AND d.deleted_at IS NULL) FOR UPDATE"
             ),
-            params![&hash.sha256[..], i64::try_from(size).unwrap_or(i64::MAX)],
+            params![&hash.sha256[..], size],
         )
         .await?;
     found.map(|mut row| file(&mut row)).transpose()

@@ -30,13 +30,13 @@ pub async fn insert(tx: &mut TenantTx, upload: &StagedUpload) -> Result<()> {
             upload.filename.as_str(),
             upload.mime_type.as_str(),
             upload.metadata.as_str(),
-            signed(upload.size),
+            upload.size,
             upload.sha256.as_ref().map(|hash| &hash[..]),
             upload.md5.map(|md5| ContentHash { md5, sha256: [0; 32] }.md5_hex()),
-            signed(upload.received),
+            upload.received,
             upload.gathered.as_ref().map(|gathered| gathered.key.as_str()),
             upload.gathered.as_ref().map(|gathered| gathered.storage_upload_id.as_str()),
-            signed(upload.part_size),
+            upload.part_size,
             false,
             upload.created_at,
             upload.updated_at,
@@ -109,7 +109,7 @@ pub async fn set_state(
 pub async fn set_received(tx: &mut TenantTx, id: UploadId, received: u64, now: Timestamp, expires_at: Timestamp) -> Result<()> {
     tx.execute(
         "UPDATE staged_uploads SET received_bytes = $2, updated_at = $3, expires_at = $4 WHERE id = $1",
-        params![id, signed(received), now, expires_at],
+        params![id, received, now, expires_at],
     )
     .await?;
     Ok(())
@@ -118,11 +118,11 @@ pub async fn set_received(tx: &mut TenantTx, id: UploadId, received: u64, now: T
 /// Adds a part of an upload, which must be locked, in the place of one that was there before. Answers the key of that.
 pub async fn replace_part(tx: &mut TenantTx, id: UploadId, part: &StagedPart) -> Result<Option<String>> {
     let replaced = tx
-        .query_opt("DELETE FROM staged_parts WHERE upload_id = $1 AND part_offset = $2 RETURNING s3_path", params![id, signed(part.offset)])
+        .query_opt("DELETE FROM staged_parts WHERE upload_id = $1 AND part_offset = $2 RETURNING s3_path", params![id, part.offset])
         .await?;
     tx.execute(
         "INSERT INTO staged_parts (upload_id, part_offset, part_size, s3_path) VALUES ($1, $2, $3, $4)",
-        params![id, signed(part.offset), signed(part.size), part.key.as_str()],
+        params![id, part.offset, part.size, part.key.as_str()],
     )
     .await?;
     replaced.map(crate::single).transpose()
@@ -171,10 +171,6 @@ pub async fn list_keys(connection: &mut Connection<Tenant>, prefix: &str) -> Res
         )
         .await?;
     rows.into_iter().map(|mut row| row.take()).collect()
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn staged_upload(mut row: Row) -> Result<StagedUpload> {

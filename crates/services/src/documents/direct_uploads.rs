@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::{
-    Conflict, ContentHash, Document, Error, Filename, Gathered, MimeType, Noun, Result, Role, StagedPart, StagedUpload, TenantId, UploadId,
-    UploadProtocol, UploadState, failpoint,
+    Conflict, ContentHash, Dependency, Document, Error, Filename, Gathered, MimeType, Noun, Result, Role, StagedPart, StagedUpload,
+    TenantId, UploadId, UploadProtocol, UploadState, failpoint,
 };
 use models::{files, multipart_uploads, uploads};
 
@@ -251,7 +251,7 @@ impl Services {
         let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
         require_open(&upload)?;
         if !uploads::complete(&mut tx, &part.key).await? {
-            return Err(Error::Unavailable { dependency: "object storage", source: "a part took too long to store".into() });
+            return Err(Error::Unavailable { dependency: Dependency::ObjectStorage, source: "a part took too long to store".into() });
         }
         let replaced = multipart_uploads::replace_part(&mut tx, id, part).await?;
         if let Some(replaced) = &replaced {

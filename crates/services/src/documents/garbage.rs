@@ -63,7 +63,6 @@ impl Services {
         }
         let now = self.clock().now();
         collected.documents = self.purge_expired(&database, now.minus(self.settings().trash_retention)).await?;
-        #[expect(clippy::disallowed_methods, reason = "tells nothing")]
         let mut tx = database.begin().await?;
         self.forget_past_requests(&mut tx).await?;
         tx.commit().await?;
@@ -85,7 +84,6 @@ impl Services {
                     collected.bytes += bytes;
                 }
             }
-            #[expect(clippy::disallowed_methods, reason = "tells nothing")]
             let mut tx = database.begin().await?;
             let expired = uploads::condemn_expired(&mut tx, now, now).await?;
             tx.commit().await?;
@@ -192,7 +190,6 @@ impl Services {
 
     /// Condemns a file as of the collection's beginning, so that the same collection goes on to delete it.
     async fn condemn_if_orphaned(&self, database: &TenantDatabase, id: FileId, now: Timestamp) -> Result<()> {
-        #[expect(clippy::disallowed_methods, reason = "tells nothing")]
         let mut tx = database.begin().await?;
         // Looked at again under the lock: since the list was read, an upload may have found the file useful.
         if files::lock(&mut tx, id).await?.is_some() && documents::count_by_file(&mut tx, id).await? == 0 {
@@ -226,7 +223,6 @@ impl Services {
         if !is_settled {
             return Ok(());
         }
-        #[expect(clippy::disallowed_methods, reason = "tells nothing")]
         let mut tx = database.begin().await?;
         files::delete_condemned(&mut tx, id).await?;
         tx.commit().await?;
@@ -241,7 +237,6 @@ impl Services {
         if !is_settled {
             return Ok(());
         }
-        #[expect(clippy::disallowed_methods, reason = "tells nothing")]
         let mut tx = database.begin().await?;
         uploads::delete_condemned(&mut tx, key).await?;
         tx.commit().await?;

@@ -339,7 +339,6 @@ impl Services {
         if let (Some(storage), Some(gathered)) = (self.0.parts.storage.direct_uploads(), &seen.gathered) {
             storage.abort(&gathered.key, &gathered.storage_upload_id).await?;
         }
-        #[expect(clippy::disallowed_methods, reason = "tells nothing")]
         let mut tx = database.begin().await?;
         if multipart_uploads::lock(&mut tx, seen.id).await?.as_ref() == Some(seen) {
             multipart_uploads::condemn_objects(&mut tx, seen.id, now).await?;

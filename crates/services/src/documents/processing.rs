@@ -59,7 +59,6 @@ impl Services {
         });
         // A storage that is down is not asked for each of them.
         let heads: Vec<_> = stream::iter(heads).buffered(READ_AT_ONCE).try_collect().await?;
-        #[expect(clippy::disallowed_methods, reason = "tells nothing")]
         let mut tx = database.begin().await?;
         for (id, head) in heads {
             match head {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::{
-    Conflict, Document, Error, Filename, MimeType, Noun, Result, Role, StagedPart, StagedUpload, TenantId, UploadId, UploadProtocol,
-    UploadState, failpoint,
+    Conflict, Dependency, Document, Error, Filename, MimeType, Noun, Result, Role, StagedPart, StagedUpload, TenantId, UploadId,
+    UploadProtocol, UploadState, failpoint,
 };
 use models::{multipart_uploads, uploads};
 use sha1::{Digest, Sha1};
@@ -142,7 +142,7 @@ impl Services {
             return Err(Error::Conflict(Conflict::UploadOffset { received: upload.received }));
         }
         if !uploads::complete(&mut tx, &part.key).await? {
-            return Err(Error::Unavailable { dependency: "object storage", source: "a part took too long to store".into() });
+            return Err(Error::Unavailable { dependency: Dependency::ObjectStorage, source: "a part took too long to store".into() });
         }
         multipart_uploads::replace_part(&mut tx, id, part).await?;
         let (received, now, until) = (part.offset + part.size, self.clock().now(), self.staged_until());

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::{
-    ContentHash, Document, DocumentId, Error, EventKind, File, FileId, Filename, MimeType, Noun, Quota, Result, Role, StagedUpload,
-    TenantId, UploadId, UploadState, failpoint, object_key,
+    ContentHash, Dependency, Document, DocumentId, Error, EventKind, File, FileId, Filename, MimeType, Noun, Quota, Result, Role,
+    StagedUpload, TenantId, UploadId, UploadState, failpoint, object_key,
 };
 use models::{TenantTx, documents, files, files::Addition, multipart_uploads, quotas, uploads, versions};
 
@@ -256,7 +256,7 @@ impl Services {
                 }
             }
         }
-        Err(Error::Unavailable { dependency: "object storage", source: "the upload was disturbed too often".into() })
+        Err(Error::Unavailable { dependency: Dependency::ObjectStorage, source: "the upload was disturbed too often".into() })
     }
 
     /// Step (b).
@@ -268,7 +268,7 @@ impl Services {
                 Content::Staged { key: staged, .. } => storage.copy(staged, key).await,
             }
         };
-        let too_slow = || Error::Unavailable { dependency: "object storage", source: "storing took too long".into() };
+        let too_slow = || Error::Unavailable { dependency: Dependency::ObjectStorage, source: "storing took too long".into() };
         tokio::time::timeout(STORE_TIMEOUT, stored).await.map_err(|_| too_slow())?
     }
 
@@ -407,7 +407,7 @@ impl Services {
                 return Ok(Step::Done(Box::new(uploaded)));
             }
         }
-        Err(Error::Unavailable { dependency: "database", source: "the same content comes and goes too fast".into() })
+        Err(Error::Unavailable { dependency: Dependency::Database, source: "the same content comes and goes too fast".into() })
     }
 
     /// The document that is to get another content, locked, if the caller may give it one.

@@ -94,7 +94,6 @@ impl Services {
         };
         match database {
             Some(database) => {
-                #[expect(clippy::disallowed_methods, reason = "tells nothing")]
                 let mut tx = database.begin().await?;
                 entries.iter().for_each(|entry| audit::insert(&mut tx, entry));
                 Ok(tx.commit().await?)

@@ -1,6 +1,6 @@
 //! Dead letters: events that could not be handled, for the operator.
 
-use domain::{DeadLetter, Error, Event, EventId, Noun, Page, PageRequest, Result};
+use domain::{DeadLetter, Dependency, Error, Event, EventId, Noun, Page, PageRequest, Result};
 use models::{dead_letters, outbox};
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ impl Services {
         // Where it came from the main outbox, it is there still. Whoever parked it notes that in a moment: what is published once
         // more before that would be noted, too, unread.
         if outbox::lock_unpublished(&mut tx, id).await? {
-            return Err(Error::Unavailable { dependency: "outbox", source: "the event was parked just now; try again".into() });
+            return Err(Error::Unavailable { dependency: Dependency::Outbox, source: "the event was parked just now; try again".into() });
         }
         outbox::delete(&mut tx, id);
         self.tell(&mut tx, &letter.event);

@@ -82,7 +82,6 @@ impl Services {
     }
 
     /// Begins a transaction in a tenant's database in which events may be told.
-    #[expect(clippy::disallowed_methods, reason = "the tenant is marked")]
     pub(crate) async fn begin_in(&self, database: &TenantDatabase) -> Result<TenantTx> {
         self.mark_dirty(database.tenant_id()).await?;
         Ok(database.begin().await?)
@@ -95,7 +94,7 @@ impl Services {
             tx.commit().await
         };
         let marked = self.0.marks.try_get_with(tenant_id, mark).await;
-        marked.map_err(|error| domain::Error::from(error.again()))
+        marked.map_err(|error| domain::Error::from(error.duplicate()))
     }
 
     /// Has the relay look whether there is something of this key to publish.

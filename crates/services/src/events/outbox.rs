@@ -195,7 +195,6 @@ impl Services {
         failpoint!("outbox.noting");
         match &unpublished.outbox {
             Outbox::Main => note_in(self.main().begin().await?, published, now).await?,
-            #[expect(clippy::disallowed_methods, reason = "tells nothing")]
             Outbox::Tenant(database) => note_in(database.begin().await?, published, now).await?,
         }
         failpoint!("outbox.noted");
@@ -241,7 +240,6 @@ impl Services {
     }
 
     /// Forgets events of a tenant's database that were published or handled long ago.
-    #[expect(clippy::disallowed_methods, reason = "tells nothing")]
     pub(crate) async fn forget_events(&self, database: &TenantDatabase) -> Result<()> {
         let before = self.clock().now().minus(self.settings().event_retention);
         while forget_some(database.begin().await?, before).await? {}

@@ -432,7 +432,7 @@ mod tests {
         let store = Store::new();
         store.storage.check().await.unwrap();
         fs::remove_dir(&store.storage.root).unwrap();
-        assert!(matches!(store.storage.check().await, Err(Error::Unavailable { dependency: "object storage", .. })));
+        assert!(matches!(store.storage.check().await, Err(Error::Unavailable { dependency: domain::Dependency::ObjectStorage, .. })));
     }
 
     /// Links into a directory that another thread keeps removing when it is empty, until one fails or the time is over.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use domain::{Error, Noun, Result, Timestamp, failpoint, random_bytes};
+use domain::{Dependency, Error, Noun, Result, Timestamp, failpoint, random_bytes};
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream, stream::BoxStream};
 use hmac::{Hmac, KeyInit, Mac};
 use object_store::{
@@ -670,7 +670,7 @@ fn generic(source: Box<dyn error::Error + Send + Sync>) -> object_store::Error {
 }
 
 fn unavailable(reason: impl Into<String>) -> Error {
-    Error::Unavailable { dependency: "object storage", source: reason.into().into() }
+    Error::Unavailable { dependency: Dependency::ObjectStorage, source: reason.into().into() }
 }
 
 /// What went wrong, on one line: what the store said, or the innermost cause. Neither holds a URL or a secret.

@@ -517,7 +517,7 @@ mod tests {
         receiving.writing = Some(async { Ok(writer) }.boxed());
         upload.write(Bytes::from(vec![7; PIECE])).await.unwrap();
         let failed = upload.finish().await;
-        let Err(Error::Unavailable { dependency: "object storage", source }) = failed else { panic!("{failed:?}") };
+        let Err(Error::Unavailable { dependency: domain::Dependency::ObjectStorage, source }) = failed else { panic!("{failed:?}") };
         assert_eq!(source.downcast::<io::Error>().unwrap().kind(), io::ErrorKind::StorageFull);
         assert!(files(&spool).is_empty());
     }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use domain::{Error, EventKind, MoveState, Result, Tenant, TenantId, Tombstone, failpoint, object_prefix};
+use domain::{Dependency, Error, EventKind, MoveState, Result, Tenant, TenantId, Tombstone, failpoint, object_prefix};
 use futures_util::TryStreamExt;
 use models::{dirty_tenants, moves, outbox, tenants, tombstones};
 use serde_json::json;
@@ -41,7 +41,7 @@ impl Deletion {
 
 fn being_moved() -> Error {
     Error::Unavailable {
-        dependency: "tenant database",
+        dependency: Dependency::TenantDatabase,
         source: "it is being moved to another server, or was until just now; try again when that has ended".into(),
     }
 }

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use domain::{Closure, Error, MigrationAttempt, MigrationOutcome, Provisioning, Result, Tenant, TenantId, Wave, failpoint};
+use domain::{Closure, Dependency, Error, MigrationAttempt, MigrationOutcome, Provisioning, Result, Tenant, TenantId, Wave, failpoint};
 use futures_util::{
     FutureExt, StreamExt, TryStreamExt,
     future::{BoxFuture, Shared, try_join_all},
@@ -247,7 +247,7 @@ impl Services {
         let Some(tenant) = found.filter(|tenant| tenant.provisioning == Provisioning::Active) else { return Ok(Turn::Gone) };
         if is_down.load(Ordering::Relaxed) {
             let source = format!("the server {server} does not answer").into();
-            return Ok(Turn::Problem(Error::Unavailable { dependency: "tenant database", source }));
+            return Ok(Turn::Problem(Error::Unavailable { dependency: Dependency::TenantDatabase, source }));
         }
         match self.migrate_tenant(&tenant).await? {
             Ok(_) => Ok(Turn::Migrated),
@@ -359,7 +359,7 @@ impl Services {
             Ok(Ok(())) => Ok(()),
             Err(_) => Err(Error::Closed(Closure::Migrating)),
             Ok(Err(problem)) => match migration_outcome(Some(&problem)) {
-                MigrationOutcome::Postponed => Err(Error::Unavailable { dependency: "tenant database", source: problem.into() }),
+                MigrationOutcome::Postponed => Err(Error::Unavailable { dependency: Dependency::TenantDatabase, source: problem.into() }),
                 _ => Err(Error::Closed(Closure::Quarantined)),
             },
         }

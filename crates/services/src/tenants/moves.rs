@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use domain::{Error, Move, MoveState, Provisioning, Result, Tenant, TenantId, TenantPlace, failpoint};
+use domain::{Dependency, Error, Move, MoveState, Provisioning, Result, Tenant, TenantId, TenantPlace, failpoint};
 use models::{MainTx, TableSum, Transfer, moves, tenant_schema_version, tenants};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
@@ -64,7 +64,7 @@ pub enum MoveError {
     #[error("its database is on server {0} already")]
     ThereAlready(String),
     /// The configuration names no such server.
-    #[error("TENANT_DATABASE_URLS names no server {wanted:?}; there are: {}", known.join(", "))]
+    #[error("no server is named {wanted:?}; known servers: {}", known.join(", "))]
     UnknownServer {
         /// The name that was asked for.
         wanted: String,
@@ -75,7 +75,7 @@ pub enum MoveError {
     #[error("another process is moving its database (or died within the last half minute: then `tenantry serve` takes that back)")]
     UnderWay,
     /// It was moved before, and what it left must go first.
-    #[error("its former database is still kept on server {0}; first drop that with --drop-former, or return to it with --back")]
+    #[error("its former database is still kept on server {0}")]
     FormerKept(String),
     /// There is nothing to drop, to return to or to forget.
     #[error("no former database of it is kept")]
@@ -103,13 +103,13 @@ pub enum MoveError {
     #[error("server {0} has a database of this name already; should an earlier move have left it there, drop it on that server")]
     NameTaken(String),
     /// What is to be forgotten can be dropped.
-    #[error("server {0} answers: use --drop-former, which leaves nothing there")]
+    #[error("server {0} answers, so its database can be dropped")]
     NotGone(String),
     /// Copying the last changes and comparing would keep writes waiting for longer than allowed.
-    #[error("writes would have to wait for longer than the {} s that they may: see --max-pause", .0.as_secs())]
+    #[error("writes would have to wait for longer than the {} s that they may", .0.as_secs())]
     PauseTooLong(Duration),
     /// An earlier move left something on a server that does not answer.
-    #[error("what an earlier move left on server {server} can't be dropped ({}); if that server is gone for good, use --forget", problem.with_causes())]
+    #[error("what an earlier move left on server {server} can't be dropped: {}", problem.with_causes())]
     LeftBehind {
         /// The server.
         server: String,
@@ -283,14 +283,14 @@ impl Services {
         max_pause: Duration,
         watch: &(dyn Fn(MoveStep) + Sync),
     ) -> Result<Vec<TableSum>> {
-        transfer.close(max_pause).await?;
+        transfer.lock_source(max_pause).await?;
         // With the original locked: whoever takes this move for abandoned from now on waits for the lock before the seal is
         // looked for, and so finds it.
         self.still_ours(the_move).await?;
         let (changed, tables) = transfer.complete().await?;
         failpoint!("move.compared");
         watch(MoveStep::Compared(changed));
-        transfer.seal().await?;
+        transfer.write_block().await?;
         Ok(tables)
     }
 
@@ -341,7 +341,7 @@ impl Services {
             failpoint!("move.abandoned");
         }
         if tenant.writes_paused_at.is_some() {
-            self.0.parts.tenant_databases.unseal(&on(tenant, &the_move.from_server)).await?;
+            self.0.parts.tenant_databases.lift_write_block(&on(tenant, &the_move.from_server)).await?;
             failpoint!("move.unsealed");
             let mut tx = self.main().begin().await?;
             tenants::set_writes_paused(&mut tx, tenant.id, None).await?;
@@ -576,7 +576,7 @@ impl Services {
             };
             match prolonged {
                 Ok(()) => held_until = asked_at + LEASE_TIME,
-                Err(error @ Error::Unavailable { dependency: "database", .. }) if Instant::now() < held_until => {
+                Err(error @ Error::Unavailable { dependency: Dependency::Database, .. }) if Instant::now() < held_until => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "a move's lease can't be prolonged; it is tried again");
                 }
                 Err(error) => return error,
@@ -605,7 +605,7 @@ fn lease(tenant_id: TenantId) -> String {
 
 fn lost() -> Error {
     let source = "another process took the move for abandoned and ended it; are the hosts' clocks seconds apart?".into();
-    Error::Unavailable { dependency: "tenant database", source }
+    Error::Unavailable { dependency: Dependency::TenantDatabase, source }
 }
 
 /// Where a tenant's database is on a server.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use domain::{
-    Conflict, DatabaseName, Denial, Email, Error, EventKind, IdempotencyKey, Member, Membership, Move, Noun, Page, PageRequest,
+    Conflict, DatabaseName, Denial, Dependency, Email, Error, EventKind, IdempotencyKey, Member, Membership, Move, Noun, Page, PageRequest,
     PastRequest, Provisioning, QuotaLimits, Result, Role, StorageUse, Tenant, TenantId, TenantName, TenantPlace, Timestamp, User, UserId,
     failpoint,
 };
@@ -215,7 +215,7 @@ impl Services {
         } else if tenants::find(&mut tx, tenant.id).await?.is_none_or(|settled| settled.provisioning != Provisioning::Active) {
             // Whoever gave it up may have dropped the database before it was made here again.
             databases.drop_database(&tenant.place).await?;
-            return Err(Error::Unavailable { dependency: "tenant database", source: "the tenant's making was given up".into() });
+            return Err(Error::Unavailable { dependency: Dependency::TenantDatabase, source: "the tenant's making was given up".into() });
         }
         // Whoever was told that the tenant is still being made is told otherwise at once.
         failpoint!("tenant.activating");
@@ -425,7 +425,7 @@ impl Services {
     pub(crate) fn open_for_operator(&self, tenant: &Tenant) -> Result<TenantDatabase> {
         if tenant.schema_version < tenant_schema_version() - 1 {
             return Err(Error::Unavailable {
-                dependency: "tenant database",
+                dependency: Dependency::TenantDatabase,
                 source: format!("its schema is of version {}; run tenantry migrate first", tenant.schema_version).into(),
             });
         }

@@ -31,7 +31,7 @@ impl Services {
     async fn refill_while_leased(&self) -> Result<usize> {
         let databases = &self.0.parts.tenant_databases;
         let mut made = 0;
-        for server in databases.servers().filter(|server| databases.keeps_spares(server)) {
+        for server in databases.servers().filter(|server| databases.has_warm_databases(server)) {
             loop {
                 if !self.hold_lease(LEASE, LEASE_TIME).await? {
                     return Ok(made);
@@ -82,12 +82,12 @@ impl Services {
         warm_pool::insert(&mut tx, &spare, self.clock().now()).await?;
         tx.commit().await?;
         failpoint!("spare.noted");
-        self.0.parts.tenant_databases.make_spare(server, spare.tenant_id).await?;
+        self.0.parts.tenant_databases.create_warm(server, spare.tenant_id).await?;
         failpoint!("spare.made");
         let mut tx = self.main().begin().await?;
         if !warm_pool::set_ready(&mut tx, spare.tenant_id).await? {
             // It took so long that another instance took the lease and this for abandoned.
-            return self.0.parts.tenant_databases.drop_spare(server, spare.tenant_id).await.map_err(Into::into);
+            return self.0.parts.tenant_databases.drop_warm(server, spare.tenant_id).await.map_err(Into::into);
         }
         tx.commit().await?;
         failpoint!("spare.ready");
@@ -96,7 +96,7 @@ impl Services {
 
     async fn remove_spare(&self, spare: &Spare) -> Result<()> {
         // Whoever takes it meanwhile has renamed it already and keeps it, or finds it gone and has a copy made.
-        self.0.parts.tenant_databases.drop_spare(&spare.server, spare.tenant_id).await?;
+        self.0.parts.tenant_databases.drop_warm(&spare.server, spare.tenant_id).await?;
         let mut tx = self.main().begin().await?;
         warm_pool::delete(&mut tx, spare.tenant_id).await?;
         Ok(tx.commit().await?)

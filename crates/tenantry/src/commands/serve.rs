@@ -8,7 +8,7 @@ use api::{
     server::{self, Limits},
 };
 use domain::SystemClock;
-use services::{Collected, Dependency, Services};
+use services::{Collected, DependencyStatus, Services};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     assembly::assemble,
+    commands::problem::describe,
     config::{Config, Origins},
     events::{self, Publishing},
 };
@@ -45,8 +46,8 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let listener = listen(SocketAddr::new(config.server.host, config.server.port), "HOST, PORT")?;
     let address = listener.local_addr()?;
     main.migrate().await.context("migrate the main database")?;
-    for Dependency { name, problem } in services.find_unknown_servers().await? {
-        tracing::warn!("{name}: {}", problem.map_or_else(String::new, |problem| problem.with_causes()));
+    for DependencyStatus { name, problem } in services.find_unknown_servers().await? {
+        tracing::warn!("{name}: {}", problem.as_ref().map_or_else(String::new, describe));
     }
     let app = api::router(services.clone(), Arc::new(SystemClock), api_settings(config)?);
     let limits =
@@ -185,7 +186,7 @@ async fn every<F: Future<Output = domain::Result<()>>>(interval: Duration, task:
     loop {
         interval.tick().await;
         if let Err(error) = task().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a maintenance task failed; it will be retried");
+            tracing::warn!(error = domain::dyn_error(&error), "a maintenance task failed; it will be retried");
         }
     }
 }

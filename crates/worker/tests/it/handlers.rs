@@ -86,7 +86,6 @@ async fn a_login_that_fails_is_noted_without_what_may_be_a_password() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::disallowed_methods, reason = "tells nothing")]
 async fn the_audit_log_is_only_ever_added_to() {
     let app = TestApp::new().await;
     let relay = Running::handling(&app).await;

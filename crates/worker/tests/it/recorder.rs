@@ -192,7 +192,6 @@ pub(crate) async fn database_of(app: &TestApp, tenant: &str) -> models::TenantDa
 }
 
 /// Makes as if nobody had looked into a tenant's files, as after direct uploads.
-#[expect(clippy::disallowed_methods, reason = "tells nothing")]
 pub(crate) async fn unprocess(app: &TestApp, tenant: &str) {
     let mut tx = database_of(app, tenant).await.begin().await.unwrap();
     tx.execute("UPDATE files SET processed_at = NULL, detected_mime_type = NULL", Vec::new()).await.unwrap();

@@ -133,7 +133,6 @@ impl NaiveReader {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::disallowed_methods, reason = "told of by hand")]
 async fn commits_in_the_opposite_order_of_their_ids_skip_nothing() {
     let app = TestApp::new().await;
     let bus = Arc::new(Recorder::default());

@@ -13,7 +13,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use domain::{Error, Tenant};
+use domain::{Dependency, Error, Tenant};
 use futures_util::{TryStreamExt, future::join_all};
 use reqwest::{Method, multipart::Form};
 use serde_json::{Value, json};
@@ -253,7 +253,7 @@ async fn while_it_fails(behaviour: Behaviour) {
         async {
             let tenant = world.tenant().await;
             let verified = world.app.services().verify_tenant(&tenant, true, &|_| ()).await;
-            assert!(matches!(verified, Err(Error::Unavailable { dependency: "object storage", .. })), "{verified:?}");
+            assert!(matches!(verified, Err(Error::Unavailable { dependency: Dependency::ObjectStorage, .. })), "{verified:?}");
         },
     );
     for told in [small, in_parts, version, beginning, completing] {
@@ -267,7 +267,7 @@ async fn while_it_fails(behaviour: Behaviour) {
     assert_eq!(world.names().await, ["copy", "kept"]);
     world.app.clock().advance(Duration::from_secs(2 * 3600));
     let collected = world.app.services().collect_garbage(&world.tenant().await).await;
-    assert!(matches!(collected, Err(Error::Unavailable { dependency: "object storage", .. })), "{collected:?}");
+    assert!(matches!(collected, Err(Error::Unavailable { dependency: Dependency::ObjectStorage, .. })), "{collected:?}");
 
     world.proxy.set_and_drop(Behaviour::Pass);
     let world = World { alice: world.alice.logged_in().await, ..world };
@@ -393,7 +393,7 @@ async fn what_breaks_off_while_it_is_read_is_never_taken_for_whole() {
     // Nor does an operator who has every object read hear of a damaged one.
     world.proxy.set_and_drop(Behaviour::ResetResponseAfter(50_000));
     let verified = world.app.services().verify_tenant(&tenant, true, &|_| ()).await;
-    assert!(matches!(verified, Err(Error::Unavailable { dependency: "object storage", .. })), "{verified:?}");
+    assert!(matches!(verified, Err(Error::Unavailable { dependency: Dependency::ObjectStorage, .. })), "{verified:?}");
     world.proxy.set(Behaviour::Pass);
     assert_eq!(world.app.services().verify_tenant(&tenant, true, &|_| ()).await.unwrap().findings, []);
     world.ends_with(&[("direct", &direct), ("resumable", &resumable)]).await;

@@ -52,7 +52,6 @@ impl World {
     }
 
     /// Changes the tenant's database past the API.
-    #[expect(clippy::disallowed_methods, reason = "tells nothing")]
     async fn changes(&self, sql: &'static str) {
         let tenants = self.app.services().list_all_tenants().await.unwrap();
         let mut tx = self.app.databases().open().1.open(&tenants[0].place).unwrap().begin().await.unwrap();
