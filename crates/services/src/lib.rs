@@ -68,7 +68,7 @@ pub use documents::verification::{Finding, ObjectProblem, Verification};
 pub use events::demo::{DEMO_KEPT, DEMO_PREFIX, DEMO_TOPICS, DemoBus, DemoInProcess, DemoMessage, DemoReceived};
 pub use events::events::{OrderingKey, traced};
 pub use events::outbox::{Backlog, OUTBOX_LEASE, OutboxStatus, Unnotified, Unpublished};
-pub use health::{DependencyStatus, ServerConnections};
+pub use health::{DependencyStatus, ServerConnections, UnknownServer};
 pub use idempotency::{IdempotentOutcome, IdempotentRequest};
 pub use models::{Connections, Mark, TableSum};
 pub use storage::content_disposition::content_disposition;

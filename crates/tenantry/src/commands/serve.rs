@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     assembly::assemble,
+    commands::problem::describe,
     config::{Config, Origins},
     events::{self, Publishing},
 };
@@ -44,7 +45,7 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let address = listener.local_addr()?;
     main.migrate().await.context("migrate the main database")?;
     for DependencyStatus { name, problem } in operator.find_unknown_servers().await? {
-        tracing::warn!("{name}: {}", problem.map_or_else(String::new, |problem| problem.with_causes()));
+        tracing::warn!("{name}: {}", problem.as_ref().map_or_else(String::new, describe));
     }
     let app = api::router(users.clone(), Arc::new(SystemClock), api_settings(config)?);
     let limits =
@@ -183,7 +184,7 @@ async fn every<F: Future<Output = domain::Result<()>>>(interval: Duration, task:
     loop {
         interval.tick().await;
         if let Err(error) = task().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a maintenance task failed; it will be retried");
+            tracing::warn!(error = domain::dyn_error(&error), "a maintenance task failed; it will be retried");
         }
     }
 }
