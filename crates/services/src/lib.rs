@@ -43,7 +43,7 @@ pub use storage::content_disposition::content_disposition;
 pub use storage::signed_urls::{SignedDownload, SignedPart, UrlSigner};
 pub use storage::spool::{Spool, SpooledContent};
 pub use storage::{
-    DirectUploads, DownloadUrl, LocalStorage, Object, ObjectEntry, ObjectStorage, Presentation, S3Settings, S3Storage, Unfinished,
+    ContentHeaders, DirectUploads, DownloadUrl, LocalStorage, Object, ObjectEntry, ObjectStorage, S3Settings, S3Storage, Unfinished,
 };
 pub use tenants::deletion::Deletion;
 pub use tenants::members::Candidate;

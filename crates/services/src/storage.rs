@@ -54,7 +54,7 @@ pub trait ObjectStorage: Send + Sync + 'static {
     fn list<'a>(&'a self, prefix: &'a str) -> BoxStream<'a, Result<ObjectEntry>>;
 
     /// A URL that lets whoever has it download the object until `life` is over, presented like this.
-    fn signed_url<'a>(&'a self, key: &'a str, life: Duration, presentation: &'a Presentation) -> BoxFuture<'a, Result<DownloadUrl>>;
+    fn signed_url<'a>(&'a self, key: &'a str, life: Duration, headers: &'a ContentHeaders) -> BoxFuture<'a, Result<DownloadUrl>>;
 
     /// Fails when objects can't be stored at present.
     fn check(&self) -> BoxFuture<'_, Result<()>>;
@@ -131,14 +131,14 @@ pub struct ObjectEntry {
 
 /// How a download presents itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Presentation {
+pub struct ContentHeaders {
     /// The value of `Content-Type`.
     pub content_type: String,
     /// The value of `Content-Disposition`.
     pub content_disposition: String,
 }
 
-impl Presentation {
+impl ContentHeaders {
     /// The presentation of a document.
     #[must_use]
     pub fn of(filename: &Filename, mime_type: &MimeType) -> Self {

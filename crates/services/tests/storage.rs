@@ -13,7 +13,7 @@ use domain::{Clock, Error, Noun, Result, SystemClock, random_bytes};
 use futures_util::{StreamExt, TryStreamExt};
 use reqwest::{Client, StatusCode};
 use services::{
-    DirectUploads, DownloadUrl, LocalStorage, ObjectStorage, Presentation, S3Settings, S3Storage, Spool, SpooledContent, Unfinished,
+    ContentHeaders, DirectUploads, DownloadUrl, LocalStorage, ObjectStorage, S3Settings, S3Storage, Spool, SpooledContent, Unfinished,
 };
 use tempfile::TempDir;
 use tokio::{
@@ -91,9 +91,9 @@ impl Store {
     }
 
     async fn url(&self, name: &str, life: Duration) -> String {
-        let presentation =
-            Presentation { content_type: "text/x-test".to_owned(), content_disposition: "inline; filename=\"a b.txt\"".to_owned() };
-        match self.storage.signed_url(&self.key(name), life, &presentation).await.unwrap() {
+        let headers =
+            ContentHeaders { content_type: "text/x-test".to_owned(), content_disposition: "inline; filename=\"a b.txt\"".to_owned() };
+        match self.storage.signed_url(&self.key(name), life, &headers).await.unwrap() {
             DownloadUrl::Store(url) => url,
             DownloadUrl::Api => panic!("the store has URLs"),
         }

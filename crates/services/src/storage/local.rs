@@ -24,7 +24,7 @@ use rustix::{
 };
 
 use super::{
-    DownloadUrl, Object, ObjectEntry, ObjectStorage, PIECE, Presentation, bad_key, blocking, check_key, failed, is_prefix, unavailable,
+    ContentHeaders, DownloadUrl, Object, ObjectEntry, ObjectStorage, PIECE, bad_key, blocking, check_key, failed, is_prefix, unavailable,
 };
 use crate::{storage::buffers::Buffers, storage::spool::SpooledContent};
 
@@ -122,7 +122,7 @@ impl ObjectStorage for LocalStorage {
         entries.map_ok(|meta| ObjectEntry { key: meta.location.into(), size: meta.size }).map_err(unavailable).boxed()
     }
 
-    fn signed_url<'a>(&'a self, _: &'a str, _: Duration, _: &'a Presentation) -> BoxFuture<'a, Result<DownloadUrl>> {
+    fn signed_url<'a>(&'a self, _: &'a str, _: Duration, _: &'a ContentHeaders) -> BoxFuture<'a, Result<DownloadUrl>> {
         async { Ok(DownloadUrl::Api) }.boxed()
     }
 

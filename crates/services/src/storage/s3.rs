@@ -33,7 +33,8 @@ use tokio_util::sync::CancellationToken;
 use url::{Position, Url};
 
 use super::{
-    DirectUploads, DownloadUrl, Object, ObjectEntry, ObjectStorage, PIECE, Presentation, Unfinished, bad_key, check_key, failed, is_prefix,
+    ContentHeaders, DirectUploads, DownloadUrl, Object, ObjectEntry, ObjectStorage, PIECE, Unfinished, bad_key, check_key, failed,
+    is_prefix,
 };
 use crate::{storage::buffers::Buffers, storage::spool::SpooledContent};
 
@@ -407,9 +408,9 @@ impl ObjectStorage for S3Storage {
         async move { self.abort(&object_path(&unfinished.key)?, &unfinished.upload_id).await }.boxed()
     }
 
-    fn signed_url<'a>(&'a self, key: &'a str, life: Duration, presentation: &'a Presentation) -> BoxFuture<'a, Result<DownloadUrl>> {
+    fn signed_url<'a>(&'a self, key: &'a str, life: Duration, headers: &'a ContentHeaders) -> BoxFuture<'a, Result<DownloadUrl>> {
         async move {
-            let Presentation { content_type, content_disposition } = presentation;
+            let ContentHeaders { content_type, content_disposition } = headers;
             let options = SignedUrlOptions::new()
                 .with_query([("response-content-type", content_type), ("response-content-disposition", content_disposition)]);
             let life = life.min(LONGEST_LIFE);
