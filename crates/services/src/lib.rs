@@ -43,7 +43,8 @@ pub use storage::content_disposition::content_disposition;
 pub use storage::signed_urls::{SignedDownload, SignedPart, UrlSigner};
 pub use storage::spool::{Spool, SpooledContent};
 pub use storage::{
-    ContentHeaders, DirectUploads, DownloadUrl, LocalStorage, Object, ObjectEntry, ObjectStorage, S3Settings, S3Storage, Unfinished,
+    ContentHeaders, DirectUploads, DownloadUrl, LocalStorage, Object, ObjectEntry, ObjectStorage, S3Credentials, S3Settings, S3Storage,
+    UnfinishedUpload,
 };
 pub use tenants::deletion::Deletion;
 pub use tenants::members::Candidate;
@@ -68,7 +69,7 @@ pub struct Parts {
     pub storage: Arc<dyn ObjectStorage>,
     /// Where uploads are received.
     pub spool: Spool,
-    /// The hashing gate.
+    /// Password hashing.
     pub passwords: Passwords,
     /// Access and refresh tokens.
     pub tokens: Tokens,

@@ -3,7 +3,7 @@
 //! A file is condemned in a transaction that has locked it and seen that no document refers to it; from then on none can.
 //! Only after that commit is the object deleted, and only after the object the row. Abandoned uploads go the same way. Keys are
 //! never used twice, so an object that was found to be nobody's stays nobody's. Where a store may still put an object after it was
-//! deleted ([`settling_time`](crate::ObjectStorage::settling_time)), the row stays until it can't, and the object is deleted again
+//! deleted ([`late_write_window`](crate::ObjectStorage::late_write_window)), the row stays until it can't, and the object is deleted again
 //! (`tests/interleavings.rs` shows why).
 
 use std::{ops::Add, time::Duration};
@@ -69,7 +69,7 @@ impl Services {
         tx.commit().await?;
         self.collect_staged(&database).await?;
         self.collect_unfinished(tenant.id).await?;
-        let (grace, settling) = (self.settings().garbage_grace, self.0.parts.storage.settling_time());
+        let (grace, settling) = (self.settings().garbage_grace, self.0.parts.storage.late_write_window());
         loop {
             let now = self.clock().now();
             let before = now.minus(grace);
@@ -216,7 +216,7 @@ impl Services {
 
     /// Whether what is condemned may be forgotten at once, since it can't come to be stored any more.
     pub(crate) fn settles_at_once(&self) -> bool {
-        self.0.parts.storage.settling_time().is_zero()
+        self.0.parts.storage.late_write_window().is_zero()
     }
 
     /// Deletes a condemned file's object, and then its row, if it is settled: nothing can be stored under its key any more.

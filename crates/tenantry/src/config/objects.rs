@@ -1,7 +1,7 @@
 //! Where objects are kept.
 
 use secrecy::SecretString;
-use services::S3Settings;
+use services::{S3Credentials, S3Settings};
 
 use super::{ConfigError, Settings, values, variables};
 
@@ -44,8 +44,8 @@ impl Objects {
             };
         };
         let credentials = match (id, secret) {
-            (Some(id), Some(secret)) => Some((id, SecretString::from(secret))),
-            (None, None) => None,
+            (Some(id), Some(secret)) => S3Credentials::AccessKey { id, secret: SecretString::from(secret) },
+            (None, None) => S3Credentials::Ambient(settings.aws()),
             (Some(_), None) => return Err(ConfigError::of(&variables::S3_SECRET_ACCESS_KEY, "is not set, but S3_ACCESS_KEY_ID is")),
             (None, Some(_)) => return Err(ConfigError::of(&variables::S3_ACCESS_KEY_ID, "is not set, but S3_SECRET_ACCESS_KEY is")),
         };
@@ -65,7 +65,10 @@ impl Objects {
             return Default::default();
         };
         let ssl = !endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
-        let (id, secret) = credentials.as_ref().map(|(id, _)| (id.clone(), "(secret)".to_owned())).unwrap_or_default();
+        let (id, secret) = match credentials {
+            S3Credentials::AccessKey { id, .. } => (id.clone(), "(secret)".to_owned()),
+            S3Credentials::Ambient(_) => Default::default(),
+        };
         let given = |text: &Option<String>| text.clone().unwrap_or_default();
         [bucket.clone(), given(endpoint), given(public_endpoint), region.clone(), id, secret, ssl.to_string(), path_style.to_string()]
     }
@@ -106,7 +109,7 @@ mod tests {
         assert!(matches!(Workplace::new().load(&[]).unwrap().objects, Objects::Files));
         let amazon = s3(&[]);
         assert_eq!((amazon.bucket.as_str(), amazon.region.as_str(), amazon.path_style), ("documents", "us-east-1", false));
-        assert!(amazon.endpoint.is_none() && amazon.credentials.is_none());
+        assert!(amazon.endpoint.is_none() && matches!(amazon.credentials, S3Credentials::Ambient(variables) if variables.is_empty()));
         for name in ["S3_REGION", "S3_ENDPOINT_URL", "S3_ACCESS_KEY_ID"] {
             assert_eq!(
                 problem(&[(name, "x")]),
@@ -131,6 +134,15 @@ mod tests {
         let contradiction = problem(&[("S3_BUCKET", "b-1"), ("S3_ENDPOINT_URL", "http://minio:9000"), ("S3_USE_SSL", "true")]);
         assert!(contradiction.starts_with("S3_ENDPOINT_URL must begin with https:// while S3_USE_SSL is true"), "{contradiction}");
         assert!(problem(&[("S3_BUCKET", "b-1"), ("S3_ENDPOINT_URL", "ftp://x")]).starts_with("S3_ENDPOINT_URL must be a URL like"));
+    }
+
+    #[test]
+    fn without_an_access_key_the_environment_provides_credentials() {
+        let place = Workplace::new();
+        place.write(".env", "AWS_SESSION_TOKEN=hush\n");
+        let config = place.load(&[("S3_BUCKET", "b-1"), ("AWS_ACCESS_KEY_ID", "id"), ("AWS_ROLE_ARN", "\u{fffd}")]).unwrap();
+        let Objects::S3(S3Settings { credentials: S3Credentials::Ambient(variables), .. }) = config.objects else { panic!("a bucket") };
+        assert_eq!(variables.into_iter().map(|(name, _)| name).collect::<Vec<_>>(), ["AWS_ACCESS_KEY_ID"]);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use secrecy::SecretString;
+
 use super::{ConfigError, Fallback, VARIABLES, Variable};
 
 /// Names that begin so are ours: one that is not in the table is a slip. `ADMIN_*` and `TEST_*` are others' too, and the
@@ -34,6 +36,7 @@ const PREFIXES: &[&str] = &[
 /// The variables of the environment and of `.env`, with every unknown one of ours refused.
 pub struct Settings {
     values: BTreeMap<String, String>,
+    aws: Vec<(String, SecretString)>,
     working_dir: PathBuf,
 }
 
@@ -44,6 +47,8 @@ impl Settings {
     /// When `.env` can't be read, or when a variable has one of our prefixes and is unknown.
     pub fn gather(environment: impl IntoIterator<Item = (String, String)>, working_dir: &Path) -> Result<Self, ConfigError> {
         let mut values: BTreeMap<String, String> = environment.into_iter().collect();
+        let is_aws = |(name, value): &(&String, &String)| name.starts_with("AWS_") && !value.contains(char::REPLACEMENT_CHARACTER);
+        let aws = values.iter().filter(is_aws).map(|(name, value)| (name.clone(), value.clone().into())).collect();
         for (name, value) in read_dotenv(&working_dir.join(".env"))? {
             values.entry(name).or_insert(value);
         }
@@ -53,7 +58,12 @@ impl Settings {
                 return Err(unknown(name));
             }
         }
-        Ok(Self { values, working_dir: working_dir.to_owned() })
+        Ok(Self { values, aws, working_dir: working_dir.to_owned() })
+    }
+
+    /// The `AWS_*` variables of the environment, by which platforms provide credentials. Those of `.env` do not count.
+    pub(super) fn aws(&self) -> Vec<(String, SecretString)> {
+        self.aws.clone()
     }
 
     /// The variable's value or its default, parsed.
