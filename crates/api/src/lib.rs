@@ -20,7 +20,7 @@ use std::{ops::Deref, sync::Arc};
 
 pub use axum::Router;
 use axum::{
-    extract::{DefaultBodyLimit, FromRef},
+    extract::FromRef,
     http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware,
     response::{IntoResponse, Response},
@@ -30,7 +30,6 @@ use bytes::Bytes;
 use domain::Clock;
 use services::{DemoBus, Services};
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::{
