@@ -116,10 +116,7 @@ async fn find_unknown_servers(core: &Core) -> Result<Vec<DependencyStatus>> {
     let holding = tenants::count_by_server(&mut core.main().read().await?).await?;
     let is_known = |server: &str| core.parts.tenant_databases.servers().any(|known| known == server);
     let unknown = holding.into_iter().filter(|(server, _)| !is_known(server)).map(|(server, count)| DependencyStatus {
-        problem: Some(Error::Unavailable {
-            dependency: Dependency::Server,
-            source: UnknownServer { tenants: count }.into(),
-        }),
+        problem: Some(Error::Unavailable { dependency: Dependency::Server, source: UnknownServer { tenants: count }.into() }),
         name: format!("tenant databases ({server})"),
     });
     Ok(unknown.collect())
