@@ -25,7 +25,7 @@ lint:
     cargo clippy --workspace --all-targets -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
-# Run the tests of one crate whose names contain NAME, on files: `just test api a_viewer`
+# Run the tests of one crate whose names contain NAME, on files: `just test api a_tenant_keeps_an_admin`
 test CRATE="" NAME="":
     cargo test {{ if CRATE == "" { "--workspace" } else { "-p " + CRATE } }} {{ NAME }}
 
