@@ -33,6 +33,7 @@ use bytes::Bytes;
 use domain::Clock;
 use services::{DemoBus, Services};
 use tower_http::cors::{AllowOrigin, CorsLayer};
+use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::{
