@@ -124,8 +124,8 @@ fn failing_servers(core: &Core) -> MutexGuard<'_, HashMap<String, Instant>> {
 async fn create_on(core: &Core, server: &str, user_id: UserId, name: &TenantName, request: Request<'_>) -> Result<Member<Tenant>> {
     let now = core.clock().now();
     let mut tx = core.main().begin().await?;
-    let spare = warm_pool::take(&mut tx, server, &tenant_schema_digest()).await?;
-    let id = spare.unwrap_or_else(|| TenantId::generate(core.clock()));
+    let warm_id = warm_pool::take(&mut tx, server, &tenant_schema_digest()).await?;
+    let id = warm_id.unwrap_or_else(|| TenantId::generate(core.clock()));
     let mut tenant = Tenant {
         id,
         name: name.as_str().to_owned(),
@@ -151,7 +151,7 @@ async fn create_on(core: &Core, server: &str, user_id: UserId, name: &TenantName
     failpoint!("tenant.reserving");
     tx.commit().await?;
     failpoint!("tenant.reserved");
-    if spare.is_some() {
+    if warm_id.is_some() {
         core.warm_database_taken.notify_one();
     }
 
