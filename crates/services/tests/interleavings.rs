@@ -50,7 +50,7 @@ const COLLECTIONS: usize = 2;
 #[derive(Clone, Copy)]
 struct World {
     /// What an upload sent to the store takes effect, if ever, before its note expires. `UPLOAD_LIFE` is three times
-    /// `STORE_TIMEOUT` for that. It takes a store that drops what it has not done for so long, and a process that is not stopped
+    /// `TRANSFER_TIMEOUT` for that. It takes a store that drops what it has not done for so long, and a process that is not stopped
     /// for so long between noting and sending.
     puts_land_in_time: bool,
     /// A put that was acknowledged does not take effect once more. A client that repeats a put which seemed to fail, while the store

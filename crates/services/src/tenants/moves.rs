@@ -233,9 +233,9 @@ impl OperatorServices {
     /// When there is no source database, or it is unreachable.
     pub async fn roll_back_move(&self, tenant: &Tenant) -> Result<TenantPlace, MoveError> {
         let (tenant, the_move) = find_kept(&self.core, tenant.id).await?;
-        let former = on(&tenant, &the_move.from_server);
+        let source = on(&tenant, &the_move.from_server);
         // Migrations since the move have not reached the source.
-        let schema_version = self.core.parts.tenant_databases.schema_version_of(&former).await?;
+        let schema_version = self.core.parts.tenant_databases.schema_version_of(&source).await?;
         let mut tx = begin_with_lease(&self.core, tenant.id).await?;
         let is_ours = moves::set_state(&mut tx, &the_move, MoveState::Kept, MoveState::Abandoned).await?
             && tenants::relocate(&mut tx, tenant.id, &the_move.to_server, &the_move.from_server, schema_version).await?;
@@ -251,9 +251,9 @@ impl OperatorServices {
         sleep(NOTICED_AFTER).await;
         match end_earlier_move(&self.core, tenant.id).await {
             Err(MoveError::Failed(problem) | MoveError::LeftBehind { problem, .. }) => {
-                Err(MoveError::Unfinished { server: former.server, problem })
+                Err(MoveError::Unfinished { server: source.server, problem })
             }
-            ended => ended.map(|()| former),
+            ended => ended.map(|()| source),
         }
     }
 
@@ -542,8 +542,8 @@ pub(crate) async fn drop_databases_of(core: &Core, tenant: &Tenant) -> Result<()
     Ok(())
 }
 
-/// Begins a transaction in which this instance takes a tenant's lease. Waits while another process holds the lease: one that
-/// looks for moves to end may find that this one has ended already, and releases the lease at once.
+/// Begins a transaction in which this instance takes a tenant's lease. Waits while another process holds it: a process that
+/// resumes interrupted moves holds it only briefly if the move has ended.
 async fn begin_with_lease(core: &Core, tenant_id: TenantId) -> Result<EventTx<models::Main>, MoveError> {
     let deadline = Instant::now() + LEASE_TIME + PROLONG_INTERVAL;
     loop {
