@@ -1,6 +1,6 @@
-//! Detects a content's media type from its first bytes, whatever the client declared.
+//! The media type of content, detected from its first bytes, independent of its declared type.
 
-/// How many bytes of a content are examined.
+/// How many bytes are inspected.
 pub(crate) const HEAD: usize = 8 * 1024;
 
 /// The media type of content that begins with these bytes.
@@ -12,7 +12,7 @@ pub(crate) fn detect(head: &[u8]) -> &'static str {
     }
 }
 
-/// Whether this is UTF-8 text, possibly cut off within a character, without control characters that don't occur in text.
+/// Whether this is UTF-8 text, possibly cut in the middle of a character, without control characters that do not occur in text.
 fn is_text(head: &[u8]) -> bool {
     let valid = match str::from_utf8(head) {
         Ok(_) => true,
@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_bytes_decide_the_media_type() {
+    fn the_first_bytes_determine_the_media_type() {
         for (head, mime_type) in [
             (&b"%PDF-1.7\n"[..], "application/pdf"),
             (b"\x89PNG\r\n\x1a\n0000", "image/png"),

@@ -10,7 +10,7 @@ use crate::{
 
 /// Whether the storage has no late-write window, so that the row of a deleted object may be deleted at once.
 pub(crate) fn settles_at_once(core: &Core) -> bool {
-    core.parts.storage.settling_time().is_zero()
+    core.parts.storage.late_write_window().is_zero()
 }
 
 /// Deletes the object of a file that is marked for deletion, and then its row if it is settled: no late write can store the

@@ -2,9 +2,9 @@
 //!
 //! A file is marked for deletion in a transaction that has locked it and seen that no document refers to it; from then on no
 //! document can. The object is deleted only after that commit, and the row only after the object. Abandoned uploads are removed
-//! in the same order. Keys are never reused, so an unreferenced object stays unreferenced. Some stores may still put an object
-//! after its deletion, within [`settling_time`](crate::ObjectStorage::settling_time), the late-write window. There the row stays
-//! until the window has passed, and the object is deleted again (`tests/interleavings.rs` shows why).
+//! in the same order. Keys are never reused, so an unreferenced object stays unreferenced. A store may still put an object
+//! after its deletion, within its [`late_write_window`](crate::ObjectStorage::late_write_window). There the row stays until the
+//! window has passed, and the object is deleted again (`tests/interleavings.rs` shows why).
 
 use std::{ops::Add, time::Duration};
 
@@ -80,7 +80,7 @@ impl OperatorServices {
         tx.commit().await?;
         collect_multipart_uploads(&self.core, &database).await?;
         collect_unfinished(&self.core, tenant.id).await?;
-        let (grace, settling) = (self.core.settings().garbage_grace, self.core.parts.storage.settling_time());
+        let (grace, settling) = (self.core.settings().garbage_grace, self.core.parts.storage.late_write_window());
         loop {
             let now = self.core.clock().now();
             let before = now.minus(grace);

@@ -71,7 +71,7 @@ pub enum MoveError {
     #[error("its database is already on server {0}")]
     ThereAlready(String),
     /// The configuration has no such server.
-    #[error("TENANT_DATABASE_URLS names no server {wanted:?}; configured are: {}", known.join(", "))]
+    #[error("no server is named {wanted:?}; known servers: {}", known.join(", "))]
     UnknownServer {
         /// The requested name.
         wanted: String,
@@ -82,7 +82,7 @@ pub enum MoveError {
     #[error("another process is moving its database; if that process has died, `tenantry serve` will undo the move within half a minute")]
     UnderWay,
     /// It was moved before, and its source database must be dropped or returned to first.
-    #[error("its source database is still kept on server {0}; first drop it with --drop-former, or return to it with --rollback")]
+    #[error("its source database is still kept on server {0}")]
     FormerKept(String),
     /// There is no source database to drop, to return to or to purge from the records.
     #[error("no source database of it is kept")]
@@ -110,13 +110,13 @@ pub enum MoveError {
     #[error("server {0} already has a database of this name; if an earlier move left it there, drop it on that server")]
     NameTaken(String),
     /// The source database's server is reachable, so the database can be dropped.
-    #[error("server {0} is available: use --drop-former, which leaves nothing there")]
+    #[error("server {0} is available, so its database can be dropped")]
     NotGone(String),
     /// Copying the last changes and comparing would take longer than writes may wait.
-    #[error("writes would have to wait for longer than {} s: see --max-pause", .0.as_secs())]
+    #[error("writes would have to wait for longer than {} s", .0.as_secs())]
     PauseTooLong(Duration),
     /// An earlier move left a database on a server that is unavailable.
-    #[error("cannot drop what an earlier move left on server {server} ({}); if that server no longer exists, use --forget", problem.with_causes())]
+    #[error("cannot drop what an earlier move left on server {server}: {}", problem.with_causes())]
     LeftBehind {
         /// The server.
         server: String,
