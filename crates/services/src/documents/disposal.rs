@@ -9,16 +9,16 @@ use crate::{
 };
 
 /// Whether the storage has no late-write window, so that the row of a deleted object may be deleted at once.
-pub(crate) fn settles_at_once(core: &Core) -> bool {
+pub(crate) fn excludes_late_writes(core: &Core) -> bool {
     core.parts.storage.late_write_window().is_zero()
 }
 
 /// Deletes the object of a file that is marked for deletion, and then its row if it is settled: no late write can store the
 /// object.
-pub(crate) async fn delete_marked_file(core: &Core, database: &TenantDatabase, id: FileId, key: &str, is_settled: bool) -> Result<()> {
+pub(crate) async fn delete_marked_file(core: &Core, database: &TenantDatabase, id: FileId, key: &str, window_passed: bool) -> Result<()> {
     core.parts.storage.delete(key).await?;
     failpoint!("garbage.object_deleted");
-    if !is_settled {
+    if !window_passed {
         return Ok(());
     }
     let mut tx = database.begin().await?;
@@ -29,10 +29,10 @@ pub(crate) async fn delete_marked_file(core: &Core, database: &TenantDatabase, i
 }
 
 /// Like [`delete_marked_file`], for an upload that is marked for deletion.
-pub(crate) async fn delete_marked_upload(core: &Core, database: &TenantDatabase, key: &str, is_settled: bool) -> Result<()> {
+pub(crate) async fn delete_marked_upload(core: &Core, database: &TenantDatabase, key: &str, window_passed: bool) -> Result<()> {
     core.parts.storage.delete(key).await?;
     failpoint!("garbage.upload_object_deleted");
-    if !is_settled {
+    if !window_passed {
         return Ok(());
     }
     let mut tx = database.begin().await?;
@@ -57,7 +57,7 @@ pub(crate) async fn abort_upload(core: &Core, tenant: &TenantCaller, key: &str) 
 
 /// Removes an object that no file refers to. The collector removes it if this fails.
 pub(crate) async fn discard_object(core: &Core, tenant: &TenantCaller, key: &str) {
-    if let Err(error) = delete_marked_upload(core, tenant.database(), key, settles_at_once(core)).await {
+    if let Err(error) = delete_marked_upload(core, tenant.database(), key, excludes_late_writes(core)).await {
         tracing::warn!(error = dyn_error(&error), "could not delete an unreferenced object; the collector will");
     }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     Caller, UserServices,
     access::{authorize, begin},
-    documents::disposal::{delete_marked_file, settles_at_once},
+    documents::disposal::{delete_marked_file, excludes_late_writes},
     events::events::audit_event,
     tenants::moves::has_move,
 };
@@ -66,7 +66,8 @@ impl UserServices {
         if has_move(&self.core, tenant_id).await? {
             return Ok(());
         }
-        if let Err(error) = delete_marked_file(&self.core, tenant.database(), id, &file.object_key, settles_at_once(&self.core)).await {
+        if let Err(error) = delete_marked_file(&self.core, tenant.database(), id, &file.object_key, excludes_late_writes(&self.core)).await
+        {
             tracing::warn!(error = dyn_error(&error), "could not delete the object of a deleted file; the collector will");
         }
         Ok(())

@@ -80,7 +80,7 @@ impl OperatorServices {
         tx.commit().await?;
         collect_multipart_uploads(&self.core, &database).await?;
         collect_unfinished(&self.core, tenant.id).await?;
-        let (grace, settling) = (self.core.settings().garbage_grace, self.core.parts.storage.late_write_window());
+        let (grace, late_window) = (self.core.settings().garbage_grace, self.core.parts.storage.late_write_window());
         loop {
             let now = self.core.clock().now();
             let before = now.minus(grace);
@@ -88,10 +88,10 @@ impl OperatorServices {
             for id in &orphaned {
                 mark_if_orphaned(&database, *id, now).await?;
             }
-            let marked = files::list_condemned(&mut database.read().await?, now.minus(grace.max(settling)), BATCH).await?;
+            let marked = files::list_condemned(&mut database.read().await?, now.minus(grace.max(late_window)), BATCH).await?;
             for (id, key, bytes) in &marked {
                 delete_marked_file(&self.core, &database, *id, key, true).await?;
-                if grace >= settling {
+                if grace >= late_window {
                     collected.files += 1;
                     collected.bytes += bytes;
                 }
@@ -101,7 +101,7 @@ impl OperatorServices {
             tx.commit().await?;
             failpoint!("garbage.uploads_condemned");
             collected.uploads += expired;
-            let abandoned = uploads::list_condemned(&mut database.read().await?, now.minus(settling), BATCH).await?;
+            let abandoned = uploads::list_condemned(&mut database.read().await?, now.minus(late_window), BATCH).await?;
             for key in &abandoned {
                 delete_marked_upload(&self.core, &database, key, true).await?;
             }
@@ -109,8 +109,8 @@ impl OperatorServices {
                 break;
             }
         }
-        let unsettled = delete_again(&self.core, &database, now, grace, settling).await?;
-        Ok(collected + unsettled)
+        let in_window = delete_again(&self.core, &database, now, grace, late_window).await?;
+        Ok(collected + in_window)
     }
 
     /// What [`OperatorServices::collect_garbage`] would remove now. It excludes the files of documents whose retention in the
@@ -160,11 +160,17 @@ impl OperatorServices {
 
 /// Deletes the objects of files and uploads that are marked for deletion but may still be stored late. Their rows stay, so that
 /// the objects are deleted once more. Returns the files that were marked since the collection began.
-async fn delete_again(core: &Core, database: &TenantDatabase, began: Timestamp, grace: Duration, settling: Duration) -> Result<Collected> {
+async fn delete_again(
+    core: &Core,
+    database: &TenantDatabase,
+    began: Timestamp,
+    grace: Duration,
+    late_window: Duration,
+) -> Result<Collected> {
     let (mut collected, now) = (Collected::default(), core.clock().now());
-    if grace < settling {
-        let unsettled = files::list_condemned_between(&mut database.read().await?, now.minus(settling), now.minus(grace)).await?;
-        for (key, bytes, marked_at) in unsettled {
+    if grace < late_window {
+        let in_window = files::list_condemned_between(&mut database.read().await?, now.minus(late_window), now.minus(grace)).await?;
+        for (key, bytes, marked_at) in in_window {
             core.parts.storage.delete(&key).await?;
             if marked_at >= began {
                 collected.files += 1;
@@ -172,8 +178,8 @@ async fn delete_again(core: &Core, database: &TenantDatabase, began: Timestamp, 
             }
         }
     }
-    if !settling.is_zero() {
-        for key in uploads::list_condemned_since(&mut database.read().await?, now.minus(settling)).await? {
+    if !late_window.is_zero() {
+        for key in uploads::list_condemned_since(&mut database.read().await?, now.minus(late_window)).await? {
             core.parts.storage.delete(&key).await?;
         }
     }

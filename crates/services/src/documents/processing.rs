@@ -11,7 +11,7 @@ use crate::{
     Core, EventServices, OrderingKey,
     documents::{
         detection::{HEAD, detect},
-        disposal::settles_at_once,
+        disposal::excludes_late_writes,
         garbage::collect_file,
     },
     events::{
@@ -87,7 +87,7 @@ impl EventServices {
     /// # Errors
     /// When an event names no file, or the database or the storage is down.
     pub async fn collect_files_of(&self, key: OrderingKey, events: &[Event]) -> Result<()> {
-        if !self.core.settings().garbage_grace.is_zero() || !settles_at_once(&self.core) {
+        if !self.core.settings().garbage_grace.is_zero() || !excludes_late_writes(&self.core) {
             return Ok(());
         }
         let Some((tenant_id, database)) = open_tenant_of(&self.core, key).await? else { return Ok(()) };

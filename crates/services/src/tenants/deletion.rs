@@ -24,7 +24,7 @@ use crate::{
 /// How many objects are deleted concurrently.
 const DELETE_CONCURRENCY: usize = 8;
 /// How long after a deletion its late objects are collected. An upload that was in flight then leaves its object much earlier.
-const LATE_WRITE_WINDOW: Duration = Duration::from_secs(24 * 3600);
+const LATE_UPLOAD_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
 /// A deletion, and what is left of the tenant.
 #[derive(Clone, Debug)]
@@ -120,7 +120,7 @@ impl OperatorServices {
     /// # Errors
     /// When the main database or the storage is down.
     pub async fn collect_late_objects(&self) -> Result<u64> {
-        let since = self.core.clock().now().minus(LATE_WRITE_WINDOW);
+        let since = self.core.clock().now().minus(LATE_UPLOAD_WINDOW);
         let recent = tombstones::list_since(&mut self.core.main().read().await?, since).await?;
         let mut collected = 0;
         for tombstone in recent {
