@@ -13,8 +13,8 @@ pub(crate) fn excludes_late_writes(core: &Core) -> bool {
     core.parts.storage.late_write_window().is_zero()
 }
 
-/// Deletes the object of a file that is marked for deletion, and then its row if it is settled: no late write can store the
-/// object.
+/// Deletes the object of a file that is marked for deletion, and then its row if the storage's late-write window has
+/// passed: no late write can store the object.
 pub(crate) async fn delete_marked_file(core: &Core, database: &TenantDatabase, id: FileId, key: &str, window_passed: bool) -> Result<()> {
     core.parts.storage.delete(key).await?;
     failpoint!("garbage.object_deleted");

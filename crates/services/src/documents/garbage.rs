@@ -159,7 +159,7 @@ impl OperatorServices {
 }
 
 /// Deletes the objects of files and uploads that are marked for deletion but may still be stored late. Their rows stay, so that
-/// the objects are deleted once more. Returns the files that were marked since the collection began.
+/// the objects are deleted again. Counts the files that were marked since the collection began.
 async fn delete_again(
     core: &Core,
     database: &TenantDatabase,

@@ -182,7 +182,7 @@ impl OperatorServices {
             return Err(MoveError::Unfinished { server: to_server.to_owned(), problem });
         }
         if let Err(error) = drop_orphan(&self.core, &tenant, &the_move).await {
-            tracing::warn!(%tenant_id, error = dyn_error(&error), "could not drop the target database; it may be left on server {to_server}");
+            tracing::warn!(%tenant_id, error = dyn_error(&error), "the target database may be left on server {to_server}");
         }
         Err(problem.into())
     }

@@ -31,7 +31,8 @@ impl OperatorServices {
     /// Creates a tenant for the user with this address, who becomes its admin. For the command line.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is no such active user; otherwise as [`UserServices::create_tenant`](crate::UserServices::create_tenant).
+    /// [`Error::NotFound`] when there is no such active user; otherwise as
+    /// [`UserServices::create_tenant`](crate::UserServices::create_tenant).
     pub async fn create_tenant_for_address(&self, email: &Email, name: &TenantName) -> Result<Member<Tenant>> {
         let found = users::find_by_email(&mut self.core.main().read().await?, email).await?;
         let user = found.filter(|user| user.is_active).ok_or(Error::NotFound(Noun::User))?;
@@ -47,12 +48,12 @@ impl OperatorServices {
         create_on_any_server(&self.core, user_id, name, None).await
     }
 
-    /// Resumes provisioning that a crash interrupted, and removes tenants whose creation was aborted. Returns how many it
-    /// settled. Creations from before these services were assembled are resumed immediately, since this process did not begin
+    /// Resumes provisioning that a crash interrupted, and removes tenants whose creation was aborted. Returns the
+    /// number of both. Creations from before these services were assembled are resumed immediately, since this process did not begin
     /// them. Others are resumed after they have been inactive for a time.
     ///
     /// # Errors
-    /// When the main database is down. A tenant that can't be settled is logged and retried the next time.
+    /// When the main database is down. A tenant that can't be resumed or removed is logged and retried the next time.
     pub async fn resume_provisioning(&self) -> Result<usize> {
         let unfinished = tenants::list_unfinished(&mut self.core.main().read().await?, self.core.abandoned_before()).await?;
         let mut settled = 0;
