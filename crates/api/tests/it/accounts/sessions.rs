@@ -281,14 +281,14 @@ async fn a_failed_login_reveals_nothing_about_the_account() {
     let passwords = PasswordSettings { memory_kib: 8 * 1024, threads: 1, queue: 16, ..PasswordSettings::default() };
     let app = TestApp::builder().passwords(passwords).start().await;
     let alice = app.user("alice").await;
-    let gone = app.user("gone").await;
-    app.services().operator.set_user_active(gone.id.parse().unwrap(), false).await.unwrap();
+    let deactivated = app.user("deactivated").await;
+    app.services().operator.set_user_active(deactivated.id.parse().unwrap(), false).await.unwrap();
     let kinds = [
         ("wrong password", alice.email.as_str(), "wrong password 1"),
         ("unknown", "nobody@example.com", PASSWORD),
         ("no address", "nobody", PASSWORD),
-        ("deactivated", &gone.email, PASSWORD),
-        ("deactivated, wrong password", &gone.email, "wrong password 1"),
+        ("deactivated", &deactivated.email, PASSWORD),
+        ("deactivated, wrong password", &deactivated.email, "wrong password 1"),
         ("too long", &alice.email, &"x1".repeat(1000)),
         ("empty", &alice.email, ""),
     ];

@@ -174,8 +174,8 @@ async fn a_part_sent_twice_yields_a_document_or_a_permanent_failure() {
         assert!(world.downloads(completed.data()["document"]["id"].as_str().unwrap()).await == content);
         return;
     }
-    let told = completed.expect_error(400, "validation_failed").json["error"]["details"]["parts"][0].to_string();
-    assert!(told.contains("begin another upload"), "{told}");
+    let problem = completed.expect_error(400, "validation_failed").json["error"]["details"]["parts"][0].to_string();
+    assert!(problem.contains("begin another upload"), "{problem}");
     let begun = world.declares(&content).await.expect(201);
     world.sends(&begun, &content).await;
     world.completes(&begun).await.expect(200);
@@ -184,8 +184,8 @@ async fn a_part_sent_twice_yields_a_document_or_a_permanent_failure() {
 #[tokio::test]
 async fn declared_size_and_hashes_are_always_verified() {
     let world = World::new().await;
-    let (told, sent) = (content(1000), content(1000));
-    let begun = world.declares(&told).await.expect(201);
+    let (declared, sent) = (content(1000), content(1000));
+    let begun = world.declares(&declared).await.expect(201);
     world.sends(&begun, &sent).await;
     let refused = world.completes(&begun).await.expect_error(409, "upload_failed");
     assert!(refused.json["error"]["message"].as_str().unwrap().contains("its SHA-256 is"), "{}", refused.json);
