@@ -18,6 +18,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(crate) struct LastCheck(Mutex<Option<(Instant, Arc<Vec<DependencyStatus>>)>>);
 
+/// Why the database of some tenants can't be reached: the configuration does not name their server (any more).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{tenants} tenants are there, and the configuration does not name it")]
+pub struct UnknownServer {
+    /// How many tenants have their database there.
+    pub tenants: u64,
+}
+
 /// Something that Tenantry rests on, and how it is.
 #[derive(Debug)]
 pub struct DependencyStatus {
@@ -108,10 +116,7 @@ async fn find_unknown_servers(core: &Core) -> Result<Vec<DependencyStatus>> {
     let holding = tenants::count_by_server(&mut core.main().read().await?).await?;
     let is_known = |server: &str| core.parts.tenant_databases.servers().any(|known| known == server);
     let unknown = holding.into_iter().filter(|(server, _)| !is_known(server)).map(|(server, count)| DependencyStatus {
-        problem: Some(Error::Unavailable {
-            dependency: Dependency::Server,
-            source: format!("{count} tenants are there, and TENANT_DATABASE_URLS does not name it").into(),
-        }),
+        problem: Some(Error::Unavailable { dependency: Dependency::Server, source: UnknownServer { tenants: count }.into() }),
         name: format!("tenant databases ({server})"),
     });
     Ok(unknown.collect())

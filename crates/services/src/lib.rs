@@ -55,8 +55,7 @@ pub use self::core::{EventServices, OperatorServices, Parts, Services, Settings,
 pub use access::Caller;
 pub use accounts::passwords::{PasswordSettings, Passwords};
 pub use accounts::sessions::{Login, TokenPair};
-pub use accounts::tokens;
-pub use accounts::tokens::{SecretKey, TokenSettings, Tokens};
+pub use accounts::tokens::{Claims, SecretKey, TokenSettings, Tokens};
 pub use accounts::users::Registration;
 pub use documents::content::Uploaded;
 pub use documents::direct_uploads::{Announcement, Begun, PartAt, PartUpload, PartUrl};
@@ -68,14 +67,15 @@ pub use documents::verification::{Finding, ObjectProblem, Verification};
 pub use events::demo::{DEMO_KEPT, DEMO_PREFIX, DEMO_TOPICS, DemoBus, DemoInProcess, DemoMessage, DemoReceived};
 pub use events::events::{OrderingKey, traced};
 pub use events::outbox::{Backlog, OUTBOX_LEASE, OutboxStatus, Unnotified, Unpublished};
-pub use health::{DependencyStatus, ServerConnections};
+pub use health::{DependencyStatus, ServerConnections, UnknownServer};
 pub use idempotency::{IdempotentOutcome, IdempotentRequest};
 pub use models::{Connections, Mark, TableSum};
 pub use storage::content_disposition::content_disposition;
 pub use storage::signed_urls::{SignedDownload, SignedPart, UrlSigner};
 pub use storage::spool::{Spool, SpooledContent};
 pub use storage::{
-    DirectUploads, DownloadUrl, LocalStorage, Object, ObjectEntry, ObjectStorage, Presentation, S3Settings, S3Storage, Unfinished,
+    ContentHeaders, DirectUploads, DownloadUrl, LocalStorage, Object, ObjectEntry, ObjectStorage, S3Credentials, S3Settings, S3Storage,
+    UnfinishedUpload,
 };
 pub use tenants::deletion::Deletion;
 pub use tenants::fleet::{TenantReport, TenantSummary};

@@ -76,7 +76,7 @@ impl Builder {
         self
     }
 
-    /// The hashing gate.
+    /// Password hashing.
     #[must_use]
     pub fn passwords(mut self, passwords: PasswordSettings) -> Self {
         self.passwords = passwords;

@@ -10,7 +10,7 @@ use domain::{Denial, Error, TenantId, UploadId};
 use futures_util::StreamExt;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
-use services::{Presentation, SignedDownload, SignedPart, UserServices};
+use services::{ContentHeaders, SignedDownload, SignedPart, UserServices};
 use utoipa::IntoParams;
 use uuid::Uuid;
 
@@ -46,8 +46,8 @@ pub(crate) fn object_url(download: &SignedDownload, signature: &str) -> String {
     format!(
         "/api/objects/{}?content_type={}&disposition={}&expires={}&signature={signature}",
         download.key,
-        utf8_percent_encode(&download.presentation.content_type, QUERY),
-        utf8_percent_encode(&download.presentation.content_disposition, QUERY),
+        utf8_percent_encode(&download.headers.content_type, QUERY),
+        utf8_percent_encode(&download.headers.content_disposition, QUERY),
         download.expires,
     )
 }
@@ -70,8 +70,8 @@ pub(crate) async fn download_object(
     headers: HeaderMap,
 ) -> Result<HttpResponse, ApiError> {
     let Path(key) = key.map_err(|_| ApiError::path_not_utf8())?;
-    let presentation = Presentation { content_type: query.content_type, content_disposition: query.disposition };
-    let download = SignedDownload { key, presentation, expires: query.expires };
+    let content_headers = ContentHeaders { content_type: query.content_type, content_disposition: query.disposition };
+    let download = SignedDownload { key, headers: content_headers, expires: query.expires };
     let object = services.open_download(&download, &query.signature).await?;
     let size = object.size();
     // A key is never reused for other content, so its last segment identifies the content.
@@ -174,8 +174,8 @@ pub(crate) async fn upload_part(
 
 fn download_headers(download: &SignedDownload, etag: &str) -> Result<HeaderMap, ApiError> {
     let mut headers = HeaderMap::new();
-    headers.insert(header::CONTENT_TYPE, header_value(download.presentation.content_type.clone())?);
-    headers.insert(header::CONTENT_DISPOSITION, header_value(download.presentation.content_disposition.clone())?);
+    headers.insert(header::CONTENT_TYPE, header_value(download.headers.content_type.clone())?);
+    headers.insert(header::CONTENT_DISPOSITION, header_value(download.headers.content_disposition.clone())?);
     headers.insert(header::ETAG, header_value(etag.to_owned())?);
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600"));

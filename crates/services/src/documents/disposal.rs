@@ -10,7 +10,7 @@ use crate::{
 
 /// Whether what is condemned may be forgotten at once, since it can't come to be stored any more.
 pub(crate) fn settles_at_once(core: &Core) -> bool {
-    core.parts.storage.settling_time().is_zero()
+    core.parts.storage.late_write_window().is_zero()
 }
 
 /// Deletes a condemned file's object, and then its row, if it is settled: nothing can be stored under its key any more.

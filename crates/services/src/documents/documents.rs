@@ -15,7 +15,7 @@ use crate::{
     Caller, Core, SignedDownload, UserServices,
     access::{TenantCaller, authorize, begin, record},
     events::events::audit_event,
-    storage::{DownloadUrl, ObjectStorage, Presentation},
+    storage::{ContentHeaders, DownloadUrl, ObjectStorage},
 };
 
 /// Where a document's content can be had.
@@ -136,13 +136,13 @@ impl UserServices {
 
 /// A URL at which whoever has it can download a file for a time.
 pub(crate) async fn sign_download(core: &Core, file: &File, filename: &str, mime_type: &str) -> Result<Download> {
-    let presentation = presentation(filename, mime_type)?;
+    let headers = content_headers(filename, mime_type)?;
     let life = core.settings().download_url_life;
     let expires_at = Timestamp::from_seconds(core.clock().now().plus(life).seconds());
-    let at = match core.parts.storage.signed_url(&file.object_key, life, &presentation).await? {
+    let at = match core.parts.storage.signed_url(&file.object_key, life, &headers).await? {
         DownloadUrl::Store(url) => DownloadAt::Storage(url),
         DownloadUrl::Api => {
-            let download = SignedDownload { key: file.object_key.clone(), presentation, expires: expires_at.seconds() };
+            let download = SignedDownload { key: file.object_key.clone(), headers, expires: expires_at.seconds() };
             DownloadAt::Here { signature: core.parts.url_signer.sign(&download), download }
         }
     };
@@ -174,9 +174,9 @@ pub(crate) fn require_precondition(document: &Document, precondition: Preconditi
     if precondition(document) { Ok(()) } else { Err(Error::PreconditionFailed) }
 }
 
-fn presentation(filename: &str, mime_type: &str) -> Result<Presentation> {
+fn content_headers(filename: &str, mime_type: &str) -> Result<ContentHeaders> {
     let damaged = |problem| Error::internal(format!("a stored document {problem}"));
-    Ok(Presentation::of(&Filename::parse(filename).map_err(damaged)?, &MimeType::parse(mime_type).map_err(damaged)?))
+    Ok(ContentHeaders::of(&Filename::parse(filename).map_err(damaged)?, &MimeType::parse(mime_type).map_err(damaged)?))
 }
 
 /// What events tell of a document.

@@ -3,7 +3,7 @@
 //! A file is condemned in a transaction that has locked it and seen that no document refers to it; from then on none can.
 //! Only after that commit is the object deleted, and only after the object the row. Abandoned uploads go the same way. Keys are
 //! never used twice, so an object that was found to be nobody's stays nobody's. Where a store may still put an object after it was
-//! deleted ([`settling_time`](crate::ObjectStorage::settling_time)), the row stays until it can't, and the object is deleted again
+//! deleted ([`late_write_window`](crate::ObjectStorage::late_write_window)), the row stays until it can't, and the object is deleted again
 //! (`tests/interleavings.rs` shows why).
 
 use std::{ops::Add, time::Duration};
@@ -80,7 +80,7 @@ impl OperatorServices {
         tx.commit().await?;
         collect_multipart_uploads(&self.core, &database).await?;
         collect_unfinished(&self.core, tenant.id).await?;
-        let (grace, settling) = (self.core.settings().garbage_grace, self.core.parts.storage.settling_time());
+        let (grace, settling) = (self.core.settings().garbage_grace, self.core.parts.storage.late_write_window());
         loop {
             let now = self.core.clock().now();
             let before = now.minus(grace);

@@ -70,7 +70,7 @@ pub enum MoveError {
     #[error("its database is on server {0} already")]
     ThereAlready(String),
     /// The configuration names no such server.
-    #[error("TENANT_DATABASE_URLS names no server {wanted:?}; there are: {}", known.join(", "))]
+    #[error("no server is named {wanted:?}; known servers: {}", known.join(", "))]
     UnknownServer {
         /// The name that was asked for.
         wanted: String,
@@ -81,7 +81,7 @@ pub enum MoveError {
     #[error("another process is moving its database (or died within the last half minute: then `tenantry serve` takes that back)")]
     UnderWay,
     /// It was moved before, and what it left must go first.
-    #[error("its former database is still kept on server {0}; first drop that with --drop-former, or return to it with --back")]
+    #[error("its former database is still kept on server {0}")]
     FormerKept(String),
     /// There is nothing to drop, to return to or to forget.
     #[error("no former database of it is kept")]
@@ -109,13 +109,13 @@ pub enum MoveError {
     #[error("server {0} has a database of this name already; should an earlier move have left it there, drop it on that server")]
     NameTaken(String),
     /// What is to be forgotten can be dropped.
-    #[error("server {0} answers: use --drop-former, which leaves nothing there")]
+    #[error("server {0} answers, so its database can be dropped")]
     NotGone(String),
     /// Copying the last changes and comparing would keep writes waiting for longer than allowed.
-    #[error("writes would have to wait for longer than the {} s that they may: see --max-pause", .0.as_secs())]
+    #[error("writes would have to wait for longer than the {} s that they may", .0.as_secs())]
     PauseTooLong(Duration),
     /// An earlier move left something on a server that does not answer.
-    #[error("what an earlier move left on server {server} can't be dropped ({}); if that server is gone for good, use --forget", problem.with_causes())]
+    #[error("what an earlier move left on server {server} can't be dropped: {}", problem.with_causes())]
     LeftBehind {
         /// The server.
         server: String,
