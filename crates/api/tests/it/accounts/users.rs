@@ -151,7 +151,7 @@ async fn a_valid_request_id_is_kept() {
     };
     assert_eq!(ask(b"trace-1").await.header("x-request-id"), "trace-1");
     for invalid in [b"" as &[u8], b"two words", b"caf\xe9", &[b'x'; 129]] {
-        let indecent: &'static [u8] = indecent.to_vec().leak();
+        let invalid: &'static [u8] = invalid.to_vec().leak();
         assert_eq!(ask(invalid).await.header("x-request-id").len(), 36);
     }
 }
