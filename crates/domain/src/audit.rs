@@ -2,41 +2,41 @@
 
 use crate::{EventId, TenantId, TextProblem, Timestamp, UserId};
 
-/// Something that somebody did, for an auditor.
+/// An action that was recorded for auditors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEntry {
-    /// The event that told of it.
+    /// The event that recorded it.
     pub event_id: EventId,
     /// The tenant that it concerns, if any.
     pub tenant_id: Option<TenantId>,
-    /// What was done, as in `member.added`.
+    /// The action, such as `member.added`.
     pub action: String,
-    /// Who did it; absent when it was nobody with an account, or the operator.
+    /// The user who acted; absent for the operator and for callers without an account.
     pub user_id: Option<UserId>,
-    /// When.
+    /// When it happened.
     pub at: Timestamp,
-    /// The particulars, a JSON object as text.
+    /// The payload, a JSON object as text.
     pub data: String,
 }
 
-/// Which entries are asked for.
+/// A filter over audit entries. An entry must meet every condition that is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuditFilter {
-    /// Only what was done so.
+    /// Only this action.
     pub action: Option<String>,
-    /// Only what this user did.
+    /// Only actions of this user.
     pub user_id: Option<UserId>,
-    /// Only what was done then or later.
+    /// Only entries at this time or later.
     pub from: Option<Timestamp>,
-    /// Only what was done before.
+    /// Only entries before this time.
     pub to: Option<Timestamp>,
 }
 
 impl AuditFilter {
-    /// What may be asked for as an action: words in lower case with points between them.
+    /// Parses the name of an action: lowercase words separated by dots.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Why the text is not an action.
     pub fn parse_action(text: &str) -> Result<String, TextProblem> {
         let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
         if text.len() <= 64 && text.split('.').all(is_word) { Ok(text.to_owned()) } else { Err("must be an action, such as member.added") }

@@ -1,4 +1,4 @@
-//! Time and randomness: the only file that reads the clock or the system's random numbers, so tests can hold time still.
+//! Time and randomness. No other file reads the clock or the system's random numbers, so tests control the time.
 
 use std::{
     fmt,
@@ -8,18 +8,18 @@ use std::{
 
 use uuid::Uuid;
 
-/// A moment in UTC, to the microsecond. Displays as RFC 3339 with `Z`.
+/// A point in time in UTC, with microsecond precision. Displays as RFC 3339 with `Z`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// The moment that lies this many microseconds after 1970-01-01T00:00:00Z.
+    /// The time this many microseconds after 1970-01-01T00:00:00Z.
     #[must_use]
     pub const fn from_micros(micros: i64) -> Self {
         Self(micros)
     }
 
-    /// The moment that lies this many seconds after 1970-01-01T00:00:00Z.
+    /// The time this many seconds after 1970-01-01T00:00:00Z.
     #[must_use]
     pub const fn from_seconds(seconds: i64) -> Self {
         Self(seconds.saturating_mul(1_000_000))
@@ -37,26 +37,26 @@ impl Timestamp {
         self.0.div_euclid(1_000_000)
     }
 
-    /// The moment that this text tells, with a time zone's offset, as RFC 3339 has it; what is finer than microseconds is cut off.
+    /// Parses RFC 3339, which includes a UTC offset. Digits beyond microseconds are truncated.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         text.parse().ok().map(|moment: jiff::Timestamp| Self(moment.as_microsecond()))
     }
 
-    /// The moment as HTTP writes dates (RFC 9110, section 5.6.7): in whole seconds, rounded down.
+    /// Formats the time as an HTTP date (RFC 9110, section 5.6.7): whole seconds, rounded down.
     #[must_use]
     pub fn http_date(self) -> String {
         let moment = jiff::Timestamp::from_second(self.seconds()).unwrap_or_default();
         moment.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
     }
 
-    /// The moment this much later.
+    /// The time this much later.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(micros(duration)))
     }
 
-    /// The moment this much earlier.
+    /// The time this much earlier.
     #[must_use]
     pub fn minus(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(micros(duration)))
@@ -76,12 +76,12 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Where "now" and new ids come from.
+/// The source of the current time and of new ids.
 pub trait Clock: Send + Sync + 'static {
-    /// The present moment.
+    /// The current time.
     fn now(&self) -> Timestamp;
 
-    /// A new UUID version 7 of the present moment.
+    /// A new UUID version 7 with the current time.
     fn new_uuid(&self) -> Uuid {
         let micros = self.now().micros().max(0).unsigned_abs();
         let nanos = u32::try_from(micros % 1_000_000).unwrap_or(0) * 1_000;
@@ -100,14 +100,14 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that goes on by itself and can be put forward, for tests of expiry.
+/// A clock that runs and that tests can advance, to test expiry.
 #[derive(Debug, Default)]
 pub struct ManualClock {
     ahead: AtomicI64,
 }
 
 impl ManualClock {
-    /// Puts the clock forward.
+    /// Advances the clock.
     pub fn advance(&self, by: Duration) {
         self.ahead.fetch_add(micros(by), Ordering::SeqCst);
     }
@@ -122,7 +122,7 @@ impl Clock for ManualClock {
 /// Bytes from the operating system's random number generator.
 ///
 /// # Panics
-/// When the operating system has none to give: nothing secret could be made then.
+/// When the operating system provides no random bytes: no secret can be generated without them.
 #[must_use]
 #[expect(clippy::expect_used, reason = "without randomness no secret may be made")]
 #[expect(clippy::disallowed_methods, reason = "the one place that draws random numbers")]

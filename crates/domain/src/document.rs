@@ -1,26 +1,26 @@
-//! Documents: what people upload, name and find again.
+//! Documents: what users upload, name and find again.
 
 use crate::{
     DocumentId, File, Timestamp, UserId,
     text::{TextProblem, printable, text_type},
 };
 
-/// A document with the file that holds its content. Its owner never changes.
+/// A document with the file that stores its content. Its owner never changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
     /// Its identifier.
     pub id: DocumentId,
-    /// Its name, as people see it.
+    /// Its name, as shown to users.
     pub filename: String,
-    /// Its media type, as its owner says.
+    /// Its media type, as declared by the client.
     pub mime_type: String,
     /// Its content.
     pub file: File,
-    /// Which of its contents this is: the first is 1, and each that follows the next number.
+    /// The number of its current version, counted from 1.
     pub version: u64,
-    /// Since when it has this content, and by whom.
+    /// When its current content was set.
     pub content_at: Timestamp,
-    /// Who gave it this content.
+    /// Who set its current content.
     pub content_by: Option<UserId>,
     /// Its owner, a user of the main database.
     pub user_id: UserId,
@@ -30,21 +30,21 @@ pub struct Document {
     pub updated_at: Timestamp,
     /// Who uploaded it.
     pub created_by: Option<UserId>,
-    /// When it was put into the trash, if it is there.
+    /// When it was moved to the trash, if it is there.
     pub deleted_at: Option<Timestamp>,
-    /// Who put it there.
+    /// Who moved it to the trash.
     pub deleted_by: Option<UserId>,
 }
 
 impl Document {
-    /// Its entity tag (RFC 9110, section 8.8.3), with the quotes: another one after every change.
+    /// Its entity tag (RFC 9110, section 8.8.3), quotes included. Every change yields a new one.
     #[must_use]
     pub fn etag(&self) -> String {
         format!("\"{}-{:x}\"", self.version, self.updated_at.micros())
     }
 }
 
-/// A content that a document has or had.
+/// A current or former version of a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DocumentVersion {
     /// Its number, from 1.
@@ -53,25 +53,25 @@ pub struct DocumentVersion {
     pub mime_type: String,
     /// The content.
     pub file: File,
-    /// Since when the document had it.
+    /// When the document received this content.
     pub created_at: Timestamp,
-    /// Who gave the document this content.
+    /// Who set this content.
     pub created_by: Option<UserId>,
 }
 
-/// Which documents a list shows: those that meet every condition given.
+/// A filter over documents. A document must meet every condition that is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DocumentFilter {
-    /// A part of the name, in any case.
+    /// A substring of the name, case-insensitive.
     pub filename: Option<String>,
     /// The owner.
     pub user_id: Option<UserId>,
-    /// The media type, exactly.
+    /// The exact media type.
     pub mime_type: Option<MimeType>,
 }
 
 impl DocumentFilter {
-    /// Parses a part of a name; nothing of it is special. An empty one is in every name.
+    /// Parses a substring of a name. No character is a wildcard, and the empty string matches every name.
     pub fn parse_filename(text: &str) -> Result<String, TextProblem> {
         if text.chars().nth(255).is_some() {
             return Err("must be at most 255 characters");
@@ -108,7 +108,7 @@ text_type! {
 }
 
 impl MimeType {
-    /// What is taken for content of unknown type.
+    /// The media type of content of unknown type.
     #[must_use]
     pub fn octet_stream() -> Self {
         Self("application/octet-stream".to_owned())
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_with_path_parts_are_refused() {
+    fn names_with_path_separators_are_rejected() {
         assert_eq!(Filename::parse(" Übersicht 2026.pdf ").unwrap().as_str(), "Übersicht 2026.pdf");
         for text in ["", "  ", "a/b", "..\\b", "a\0b", "a\nb", ".", "..", &"x".repeat(256)] {
             assert!(Filename::parse(text).is_err(), "{text:?}");
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn media_types_are_lowered_and_checked() {
+    fn media_types_are_lowercased_and_validated() {
         assert_eq!(MimeType::parse("Image/SVG+XML").unwrap().as_str(), "image/svg+xml");
         for text in ["", "text", "text/", "/plain", "text/plain; charset=utf-8", "te xt/plain", "text/plain/x"] {
             assert!(MimeType::parse(text).is_err(), "{text:?}");

@@ -1,88 +1,88 @@
-//! What can go wrong, in the product's terms. Knows no HTTP and no SQL; the API maps it to an answer in one place.
+//! Errors in the product's terms. This module knows neither HTTP nor SQL; the API maps errors to responses in one place.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use crate::{Role, Shortage, TextProblem};
 
-/// The result of whatever a user can ask for.
+/// The result of an operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why something was not done.
+/// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Values that break a rule, by field.
+    /// Validation failed; the messages are grouped by field.
     #[error("validation failed")]
     Invalid(FieldErrors),
-    /// Nobody who is known asks.
+    /// The caller is not authenticated.
     #[error("not authenticated: {0:?}")]
     Unauthenticated(TokenProblem),
-    /// Who asks is known, and may not.
+    /// The caller is authenticated but not permitted.
     #[error("forbidden: {0:?}")]
     Forbidden(Denial),
-    /// It is not there, or not the caller's to know of.
+    /// The resource does not exist, or the caller may not know that it does.
     #[error("{0:?} not found")]
     NotFound(Noun),
-    /// It contradicts what is there.
+    /// The request conflicts with the current state.
     #[error("conflict: {0:?}")]
     Conflict(Conflict),
-    /// It is not as the caller expects it to be: somebody changed it meanwhile.
+    /// A precondition of the caller does not hold: the resource has changed meanwhile.
     #[error("precondition failed")]
     PreconditionFailed,
-    /// What arrived is not what was sent.
+    /// The received content does not match the declared checksum.
     #[error("checksum mismatch")]
     ChecksumMismatch,
-    /// The content has more bytes than allowed.
+    /// The content exceeds the maximum size.
     #[error("content larger than {limit} bytes")]
     TooLarge {
-        /// The most bytes allowed.
+        /// The maximum size in bytes.
         limit: u64,
     },
-    /// There is more to do than can be done; later there may not be.
+    /// The server is overloaded; a retry may succeed.
     #[error("overloaded: {what}")]
     Overloaded {
-        /// What is short.
+        /// The exhausted resource.
         what: &'static str,
-        /// When to come back.
+        /// How long the caller waits before a retry.
         retry_after: Duration,
     },
-    /// Something that it needs is down.
+    /// A dependency is down.
     #[error("{dependency} is unavailable")]
     Unavailable {
-        /// What is down, as operators call it.
+        /// The dependency, by the name that operators know.
         dependency: Dependency,
-        /// What it said, for the log.
+        /// The cause, for the log.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// One tenant's database takes nobody in, while everything else works.
-    #[error("the tenant is closed: {0:?}")]
+    /// One tenant's database is unavailable; all other tenants work.
+    #[error("the tenant is unavailable: {0:?}")]
     Closed(Closure),
-    /// A bug, or a damaged system.
+    /// A bug, or corrupt data.
     #[error("internal error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// What the product depends on, as operators call it.
+/// A dependency, by the name that operators know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dependency {
-    /// The main database, or a database that its caller does not name further.
+    /// The main database, or a database that the caller does not name further.
     Database,
     /// The database of one tenant.
     TenantDatabase,
-    /// A server of tenants' databases.
+    /// A server that holds tenant databases.
     Server,
     /// The object storage.
     ObjectStorage,
-    /// The events that wait to be published.
+    /// The outbox: events that are not published yet.
     Outbox,
-    /// What delivers events.
+    /// The event bus.
     EventBus,
-    /// One that the check of all dependencies does not name.
+    /// A dependency that the readiness check does not name.
     Other,
 }
 
 impl Dependency {
-    /// Its name in answers and logs.
+    /// Its name in responses and logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -109,13 +109,13 @@ impl Error {
         Self::Internal(cause.into())
     }
 
-    /// What went wrong with all its causes, on one line: for operators.
+    /// The error with all its causes on one line, for operators.
     #[must_use]
     pub fn with_causes(&self) -> String {
         error_chain(self).map(ToString::to_string).collect::<Vec<_>>().join(": ")
     }
 
-    /// The error for one field that breaks a rule.
+    /// A validation error for one field.
     #[must_use]
     pub fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
         let mut errors = FieldErrors::default();
@@ -124,99 +124,99 @@ impl Error {
     }
 }
 
-/// An error as the value of a field of a log event: `error = dyn_error(&error)` logs it with its causes.
+/// Casts an error for use as a log field: `error = dyn_error(&error)` logs it with its causes.
 #[must_use]
 pub fn dyn_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     error
 }
 
-/// An error, its cause, the cause of that, and so on.
+/// Iterates over an error and its chain of causes.
 pub fn error_chain<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| error.source())
 }
 
-/// Messages by field.
+/// Validation messages, grouped by field.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldErrors(BTreeMap<String, Vec<String>>);
 
 impl FieldErrors {
-    /// Notes that a field breaks a rule.
+    /// Adds a message for a field.
     pub fn add(&mut self, field: impl Into<String>, problem: impl Into<String>) {
         self.0.entry(field.into()).or_default().push(problem.into());
     }
 
-    /// Takes a parsed value, or notes why there is none.
+    /// Returns the parsed value, or adds a message for the field.
     pub fn take<T>(&mut self, field: &'static str, parsed: Result<T, TextProblem>) -> Option<T> {
         parsed.map_err(|problem| self.add(field, problem)).ok()
     }
 
-    /// Whether no field breaks a rule.
+    /// Whether there are no messages.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The messages by field, in the order of the fields' names.
+    /// The messages by field, sorted by field name.
     #[must_use]
     pub fn by_field(&self) -> &BTreeMap<String, Vec<String>> {
         &self.0
     }
 
-    /// Fails when any field breaks a rule.
+    /// Fails if there is any message.
     pub fn check(self) -> Result<()> {
         if self.is_empty() { Ok(()) } else { Err(Error::Invalid(self)) }
     }
 }
 
-/// What is wrong with a token or credentials.
+/// Why a token or credentials were rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenProblem {
-    /// There is none.
+    /// The request has no token.
     Missing,
-    /// It is none of ours, was tampered with, or is of the wrong type.
+    /// The token was not issued by this deployment, was tampered with, or has the wrong type.
     Invalid,
-    /// Its time is over.
+    /// The token has expired.
     Expired,
-    /// Its session has ended.
+    /// The token's session has ended.
     Revoked,
-    /// A refresh token was used again: the whole session has ended.
+    /// A refresh token was reused; this ended the whole session.
     Reused,
-    /// E-mail address and password don't belong together, or the account may not log in.
+    /// The e-mail address and password do not match, or the account may not log in.
     BadCredentials,
 }
 
-/// Why somebody who is known may not.
+/// Why an authenticated caller is not permitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denial {
-    /// The role allows less.
+    /// The caller's role is not sufficient.
     RoleTooLow {
-        /// The least role that would do.
+        /// The lowest sufficient role.
         needed: Role,
     },
-    /// The document is somebody else's.
+    /// The document belongs to another user.
     NotOwner,
     /// The tenant is inactive.
     TenantInactive,
-    /// A signed URL was changed, or its time is over.
+    /// The signed URL was altered or has expired.
     BadSignature,
-    /// The tenant's quota does not reach.
+    /// The request would exceed the tenant's quota.
     QuotaExceeded(Shortage),
 }
 
-/// Why nobody is let into a tenant's database.
+/// Why a tenant is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closure {
-    /// It is being brought to this program's schema.
+    /// Its database is being migrated to this program's schema.
     Migrating,
-    /// It is moving to another server, and can only be read.
+    /// Its database is moving to another server and is read-only.
     Moving,
-    /// A migration of it failed.
+    /// A migration of its database failed.
     Quarantined,
-    /// It has the schema of a program that is too new for this one to understand.
+    /// Its database has a newer schema than this program supports.
     TooNew,
 }
 
-/// What was not found.
+/// The kind of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Noun {
     /// A user.
@@ -231,45 +231,45 @@ pub enum Noun {
     File,
     /// A stored object.
     Object,
-    /// A content that a document has or had.
+    /// A current or former version of a document.
     Version,
-    /// An upload in parts.
+    /// A multipart upload.
     Upload,
-    /// An event that could not be handled.
+    /// An event that could not be handled or published.
     DeadLetter,
 }
 
-/// What is already there.
+/// What a request conflicts with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Conflict {
-    /// Somebody has an account with this address.
+    /// The e-mail address already has an account.
     EmailTaken,
     /// The user is already a member.
     AlreadyMember {
-        /// As what.
+        /// The member's current role.
         role: Role,
     },
-    /// A tenant needs an admin, and this is the last one.
+    /// The user is the tenant's last admin, and a tenant needs one.
     LastAdmin,
     /// Documents refer to the file.
     FileInUse {
-        /// How many.
+        /// The number of documents.
         documents: u64,
     },
-    /// Another request was made with this idempotency key.
+    /// The idempotency key was used for a different request.
     IdempotencyKeyReused,
-    /// The request with this idempotency key is still being done.
+    /// The request with this idempotency key is still in progress.
     IdempotencyKeyInUse,
-    /// The bytes belong to another place of the upload than where it is.
+    /// The offset of the request differs from the upload's offset.
     UploadOffset {
-        /// How many bytes of it are here.
+        /// The number of bytes received so far.
         received: u64,
     },
-    /// The upload takes nothing more: it has all its parts, or came to its end.
+    /// The upload accepts no more parts: it has all of them, or it has ended.
     UploadClosed,
-    /// The upload came to nothing.
+    /// The upload failed.
     UploadFailed {
-        /// Why.
+        /// Why it failed.
         reason: String,
     },
 }

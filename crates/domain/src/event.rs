@@ -1,62 +1,62 @@
-//! What happened, for the outbox.
+//! Events, as the outbox holds them.
 
 use crate::{EventId, TenantId, Timestamp, UserId};
 
-/// Something that happened, written in the transaction of what it tells of.
+/// An event, written in the transaction of the change that it records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Its identifier, by which consumers recognise a duplicate.
+    /// Its identifier, by which consumers recognise duplicates.
     pub id: EventId,
-    /// What happened; also the topic.
+    /// Its type, which also names the topic.
     pub kind: EventKind,
-    /// The tenant that it concerns; the platform's own when absent.
+    /// The tenant that it concerns; absent for platform events.
     pub tenant_id: Option<TenantId>,
-    /// Who did it.
+    /// The user who caused it.
     pub user_id: Option<UserId>,
-    /// When.
+    /// When it happened.
     pub at: Timestamp,
-    /// The particulars, a JSON object as text.
+    /// The payload, a JSON object as text.
     pub data: String,
-    /// Which request it came of, as W3C Trace Context has it.
+    /// The `traceparent` (W3C Trace Context) of the request that caused it.
     pub traceparent: Option<String>,
 }
 
-/// An event that could not be handled.
+/// An event that could not be handled or published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
     /// The event.
     pub event: Event,
-    /// What went wrong the last time.
+    /// The error of the last attempt.
     pub error: String,
-    /// How often it was tried.
+    /// The number of attempts.
     pub attempts: u32,
-    /// When it was given up.
+    /// When it was dead-lettered.
     pub parked_at: Timestamp,
 }
 
-/// The types of events.
+/// The type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EventKind {
     /// A tenant is ready.
     TenantCreated,
-    /// A tenant was deactivated, or, when its data says `hard`, deleted for good.
+    /// A tenant was deactivated or, if the payload says `hard`, permanently deleted.
     TenantDeleted,
     /// A document was uploaded.
     DocumentUploaded,
     /// A document was deleted.
     DocumentDeleted,
-    /// A file wants processing.
+    /// A file needs processing.
     FileProcess,
-    /// Something that an auditor wants to know.
+    /// An action to record in the audit log.
     AuditLog,
 }
 
 impl EventKind {
-    /// All of them.
+    /// All event types.
     pub const ALL: [Self; 6] =
         [Self::TenantCreated, Self::TenantDeleted, Self::DocumentUploaded, Self::DocumentDeleted, Self::FileProcess, Self::AuditLog];
 
-    /// The type's name, which is also its topic.
+    /// The type's name, which is also the name of its topic.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -1,7 +1,7 @@
-//! Failpoints: places where a test can have the process die, to see what a crash there leaves behind.
+//! Failpoints: places where a test makes the process abort, to check what a crash there leaves behind.
 
-/// Marks a place where the process dies when `FAILPOINT=name` (or `FAILPOINT=name:3`, at the third time) is in its
-/// environment. Without the cargo feature `failpoints`, which only builds for tests have, this is nothing at all.
+/// Aborts the process here if its environment has `FAILPOINT=name`, or at the third pass with `FAILPOINT=name:3`. Without the
+/// cargo feature `failpoints`, which only test builds enable, this expands to nothing.
 #[cfg(feature = "failpoints")]
 #[macro_export]
 macro_rules! failpoint {
@@ -10,14 +10,14 @@ macro_rules! failpoint {
     };
 }
 
-/// Nothing: this is not a build for tests.
+/// Expands to nothing outside test builds.
 #[cfg(not(feature = "failpoints"))]
 #[macro_export]
 macro_rules! failpoint {
     ($name:literal) => {};
 }
 
-/// Dies if this is the place and the time. An abort runs no destructor and flushes nothing, like a SIGKILL.
+/// Aborts if this failpoint is armed and due. An abort runs no destructor and flushes nothing, like a SIGKILL.
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub fn failpoint_reached(name: &str) {
@@ -25,7 +25,7 @@ pub fn failpoint_reached(name: &str) {
         LazyLock,
         atomic::{AtomicU32, Ordering},
     };
-    #[expect(clippy::disallowed_methods, reason = "not configuration: builds for users have no failpoints")]
+    #[expect(clippy::disallowed_methods, reason = "not configuration: release builds have no failpoints")]
     static ARMED: LazyLock<Option<(String, AtomicU32)>> = LazyLock::new(|| {
         let armed = std::env::var("FAILPOINT").ok()?;
         let (name, times) = armed.split_once(':').unwrap_or((&armed, "1"));

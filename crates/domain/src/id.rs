@@ -1,4 +1,4 @@
-//! Identifiers: a UUID with the type of what it names, so that one can't be passed for another.
+//! Identifiers: UUIDs with a type of their own per resource, so that the compiler rejects a mix-up.
 
 use std::{fmt, str::FromStr};
 
@@ -13,7 +13,7 @@ macro_rules! id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// A new identifier: UUID version 7 (RFC 9562), so ids made later sort after ids made earlier.
+            /// A new identifier: UUID version 7 (RFC 9562), so newer ids sort after older ones.
             #[must_use]
             pub fn generate(clock: &dyn Clock) -> Self {
                 Self(clock.new_uuid())
@@ -55,17 +55,17 @@ macro_rules! id {
 }
 
 id! {
-    /// A person with an account.
+    /// A user.
     UserId,
-    /// A customer's organisation.
+    /// A tenant.
     TenantId,
     /// A document of a tenant.
     DocumentId,
     /// Stored content of a tenant, which one or more documents refer to.
     FileId,
-    /// An upload that comes in parts.
+    /// A multipart upload.
     UploadId,
-    /// A login: what access and refresh tokens belong to.
+    /// A session, to which access and refresh tokens belong.
     SessionId,
     /// One token (`jti`).
     TokenId,

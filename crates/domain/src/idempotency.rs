@@ -1,16 +1,16 @@
-//! Requests that are done once, however often they are sent (draft-ietf-httpapi-idempotency-key-header).
+//! Idempotent requests (draft-ietf-httpapi-idempotency-key-header): executed once, however often the client sends them.
 
 use uuid::Uuid;
 
 use crate::text::TextProblem;
 
-/// What a client names a request by, so that it is done once.
+/// A client's key for a request that is to be executed once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey(String);
 
 impl IdempotencyKey {
-    /// Parses the header's value: a string with its quotes, as the draft has it, or without, as most clients send it; 1 to 255
-    /// visible ASCII characters.
+    /// Parses the header's value: 1 to 255 visible ASCII characters, in quotes as the draft requires or without them as most
+    /// clients send it.
     pub fn parse(text: &str) -> Result<Self, TextProblem> {
         let text = text.trim();
         let key = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
@@ -25,14 +25,14 @@ impl IdempotencyKey {
     }
 }
 
-/// A request that was made before with an idempotency key.
+/// An earlier request with the same idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PastRequest {
-    /// SHA-256 of what was asked for.
+    /// The SHA-256 of the request.
     pub fingerprint: [u8; 32],
-    /// What it made.
+    /// The resource that it created.
     pub resource_id: Uuid,
-    /// What was answered; absent while it is being done.
+    /// Its response; absent while the request is in progress.
     pub answer: Option<String>,
 }
 
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_taken_with_and_without_quotes() {
+    fn keys_are_accepted_with_and_without_quotes() {
         assert_eq!(IdempotencyKey::parse("\"8e03978e-40d5\"").unwrap(), IdempotencyKey::parse(" 8e03978e-40d5 ").unwrap());
         for text in ["", "\"\"", "a b", "ä", "a\"b", "\"a", "a\\b", &"x".repeat(256)] {
             assert!(IdempotencyKey::parse(text).is_err(), "{text:?}");

@@ -1,8 +1,7 @@
-//! The vocabulary of Tenantry: what every layer may name.
+//! Tenantry's domain types, which every layer may use.
 //!
-//! No I/O and nothing serialisable: a type from here can't leak into an answer or a log by accident. Values that come
-//! from outside are parsed into types that can only hold what is valid ([`Email`], [`Filename`], …), so a rule is checked
-//! once, where the value enters.
+//! This crate does no I/O and no type is serialisable, so none can leak into a response or a log by accident. Input is parsed
+//! into types that only hold valid values ([`Email`], [`Filename`], …), so each rule is checked once, where the value enters.
 
 mod audit;
 mod clock;

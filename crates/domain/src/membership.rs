@@ -1,15 +1,15 @@
-//! Who belongs to which tenant, and what the role allows.
+//! Memberships of users in tenants, and their roles.
 
 use crate::{TenantId, Timestamp, UserId};
 
-/// What a member may do in a tenant. Ordered: a greater role may do all that a lesser one may.
+/// A member's role in a tenant. Ordered: a higher role has all permissions of the lower ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// Reads.
+    /// May read.
     Viewer,
-    /// Reads, uploads, and changes what is its own.
+    /// May read, upload, and change its own documents.
     User,
-    /// Does everything, members included.
+    /// May do everything, including the management of members.
     Admin,
 }
 
@@ -34,22 +34,21 @@ impl Role {
 /// The association of a user with a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Membership {
-    /// Who.
+    /// The user.
     pub user_id: UserId,
-    /// Where.
+    /// The tenant.
     pub tenant_id: TenantId,
-    /// As what.
+    /// The user's role in the tenant.
     pub role: Role,
-    /// Since when.
+    /// When the user joined.
     pub joined_at: Timestamp,
 }
 
-/// A member of a tenant with the facts that the caller may see: the user when a tenant's members are listed, the tenant when
-/// a user's are.
+/// A membership with its other side: the user when a tenant's members are listed, the tenant when a user's tenants are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member<Of> {
     /// The association itself.
     pub membership: Membership,
-    /// Its other side.
+    /// The user or the tenant.
     pub of: Of,
 }

@@ -1,19 +1,19 @@
-//! Migrations of tenants' databases.
+//! Migrations of tenant databases.
 
 use crate::{TenantId, TextProblem, Timestamp};
 
-/// The last attempt to migrate a tenant's database.
+/// The latest attempt to migrate a tenant's database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrationAttempt {
-    /// Whose database.
+    /// The tenant.
     pub tenant_id: TenantId,
-    /// The schema's version that it was to have.
+    /// The target schema version.
     pub wanted_version: i64,
-    /// The schema's version that it had.
+    /// The schema version before the attempt.
     pub from_version: i64,
     /// How it ended.
     pub outcome: MigrationOutcome,
-    /// What went wrong, when something did.
+    /// The error, if the attempt failed.
     pub error: Option<String>,
     /// When it began.
     pub began_at: Timestamp,
@@ -21,14 +21,14 @@ pub struct MigrationAttempt {
     pub ended_at: Timestamp,
 }
 
-/// How an attempt to migrate a database ended. Whatever went wrong, the database is as it was before.
+/// The outcome of a migration attempt. If it did not succeed, the database is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MigrationOutcome {
-    /// It has the schema that it was to have.
+    /// The database has the target schema.
     Migrated,
-    /// The migration does not work on this database. Nobody is let in until somebody has looked at it.
+    /// The migration fails on this database. The tenant stays quarantined until an operator intervenes.
     Failed,
-    /// The database was down, or others held it for too long. Work in it goes on.
+    /// The database was down or locked for too long. The tenant stays available.
     Postponed,
 }
 
@@ -50,12 +50,12 @@ impl MigrationOutcome {
     }
 }
 
-/// How far a wave of migrations reaches: over so many tenants, or so many of a hundred, counted from the first wave on.
+/// The cumulative size of a migration wave: a number or a percentage of tenants, those of earlier waves included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wave {
-    /// Over so many.
+    /// A number of tenants.
     Tenants(usize),
-    /// Over so many of a hundred: 1 to 100.
+    /// A percentage of all tenants, 1 to 100.
     Percent(u8),
 }
 
@@ -63,7 +63,7 @@ impl Wave {
     /// Parses `20` or `20%`.
     ///
     /// # Errors
-    /// When it is neither, or reaches over none.
+    /// When the text is neither, or the wave would include no tenant.
     pub fn parse(text: &str) -> Result<Self, TextProblem> {
         let problem = "must be a number of tenants like 20, or a percentage like 20%";
         let wave = match text.trim().strip_suffix('%') {
@@ -73,7 +73,7 @@ impl Wave {
         wave.ok_or(problem)
     }
 
-    /// Over how many of so many tenants it reaches. A part of a tenant is a tenant.
+    /// The number of tenants, out of `total`, that the wave includes. A percentage rounds up.
     #[must_use]
     pub fn reach(self, total: usize) -> usize {
         match self {
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wave_reaches_over_whole_tenants_and_not_over_more_than_there_are() {
+    fn a_wave_rounds_up_and_never_exceeds_the_number_of_tenants() {
         let reach = |text, total| Wave::parse(text).unwrap().reach(total);
         assert_eq!([reach("1%", 1), reach("1%", 100), reach("1%", 101), reach("100%", 7)], [1, 1, 2, 7]);
         assert_eq!([reach("3", 2), reach("3", 300), reach("50%", 0)], [2, 3, 0]);

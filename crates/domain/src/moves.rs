@@ -1,35 +1,35 @@
-//! Moves of tenants' databases from one server to another.
+//! Moves of tenant databases from one server to another.
 
 use crate::{TenantId, Timestamp};
 
-/// A move that is under way, was interrupted, or has left the former database behind.
+/// A move that is in progress, was interrupted, or still keeps the source database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// Whose database.
+    /// The tenant.
     pub tenant_id: TenantId,
-    /// The server that it leaves.
+    /// The source server.
     pub from_server: String,
-    /// The server that it goes to.
+    /// The target server.
     pub to_server: String,
-    /// How far it has come.
+    /// Its progress.
     pub state: MoveState,
     /// When it began.
     pub began_at: Timestamp,
 }
 
-/// How far a move has come. Until [`MoveState::Switched`] the tenant is where it was, from then on where it goes to, whatever
-/// becomes of the process that moves it.
+/// The progress of a move. Before [`MoveState::Switched`] the tenant uses the source database, from then on the target database,
+/// even if the moving process dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MoveState {
-    /// The new database is made and filled; work in the old one goes on.
+    /// The target database is created and filled; the source database stays writable.
     Copying,
-    /// Nobody may write until the last changes are copied and compared.
+    /// The source database is read-only until the last changes are copied and verified.
     Paused,
-    /// Given up: what there is of the new database is to be dropped.
+    /// The move was aborted; the partial target database is to be dropped.
     Abandoned,
-    /// The tenant is in its new database. Nobody may write until every instance knows that.
+    /// The tenant uses the target database, which is read-only until every instance knows of the switch.
     Switched,
-    /// Complete. The former database is kept, closed for writing, until the operator drops it.
+    /// Complete. The source database is kept, write-blocked, until the operator drops it.
     Kept,
 }
 

@@ -1,82 +1,82 @@
-//! Uploads that come in parts, over more than one request.
+//! Multipart uploads, which span several requests.
 
 use crate::{DocumentId, Timestamp, UploadId, UserId};
 
-/// An upload in parts. What it may come to store is reserved from the tenant's quota until it ends or expires.
+/// A multipart upload. Its size is reserved from the tenant's quota until it ends or expires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MultipartUpload {
     /// Its identifier.
     pub id: UploadId,
-    /// How its parts come.
+    /// The protocol of its parts.
     pub protocol: UploadProtocol,
-    /// How far it is.
+    /// Its progress.
     pub state: UploadState,
-    /// Who uploads, and will own the document.
+    /// The uploading user, who will own the document.
     pub user_id: UserId,
-    /// The document's name to be.
+    /// The name of the future document.
     pub filename: String,
-    /// Its media type to be.
+    /// The media type of the future document.
     pub mime_type: String,
-    /// What the client said of it, as it said it (`Upload-Metadata` of tus).
+    /// The client's metadata, verbatim (`Upload-Metadata` of tus).
     pub metadata: String,
-    /// The bytes of the whole content, more than 0.
+    /// The size of the whole content in bytes, greater than 0.
     pub size: u64,
-    /// The SHA-256 that the content is said to have.
+    /// The declared SHA-256 of the content.
     pub sha256: Option<[u8; 32]>,
-    /// The MD5 that it is said to have.
+    /// The declared MD5 of the content.
     pub md5: Option<[u8; 16]>,
-    /// How many of its first bytes are here and durable; only tus counts them.
+    /// The number of contiguous bytes received and durable. Only tus counts them.
     pub received: u64,
-    /// Where the storage gathers the parts, if it does so by itself.
+    /// The storage's own multipart upload, if the storage assembles the parts.
     pub gathered: Option<Gathered>,
-    /// The bytes of each part but the last; 0 where parts are of any size.
+    /// The size in bytes of each part but the last; 0 if parts may have any size.
     pub part_size: u64,
-    /// The document that it became, and whether its content was already there.
+    /// The document that it created, and whether its content was deduplicated.
     pub document: Option<(DocumentId, bool)>,
-    /// Why it became none.
+    /// Why it failed.
     pub failure: Option<String>,
-    /// When it was begun.
+    /// When it was started.
     pub created_at: Timestamp,
-    /// When something last happened to it.
+    /// When it last changed.
     pub updated_at: Timestamp,
-    /// From when on it is given up, or forgotten when it has ended.
+    /// When it is discarded or, if it has ended, purged.
     pub expires_at: Timestamp,
 }
 
 impl MultipartUpload {
-    /// The sizes of its parts, in order, where they are laid down.
+    /// The sizes of its parts, in order, if `part_size` is fixed.
     pub fn part_sizes(&self) -> impl Iterator<Item = u64> {
         let (size, part) = (self.size, self.part_size.max(1));
         (0..size.div_ceil(part)).map(move |n| part.min(size - n * part))
     }
 }
 
-/// Where the storage gathers the parts of an upload by itself.
+/// A multipart upload of the storage, which assembles the parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gathered {
-    /// The key of the object that they become. Used for this upload only.
+    /// The key of the resulting object. No other upload uses it.
     pub key: String,
-    /// What the storage calls the upload.
+    /// The storage's id of the upload.
     pub storage_upload_id: String,
 }
 
-/// A part that is an object of its own.
+/// A part that is stored as an object of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UploadPart {
-    /// Its first byte's place in the content.
+    /// The offset of its first byte in the content.
     pub offset: u64,
-    /// Its bytes.
+    /// Its size in bytes.
     pub size: u64,
-    /// Its object's key.
+    /// The key of its object.
     pub key: String,
 }
 
-/// How the parts of an upload come.
+/// How a client sends the parts of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UploadProtocol {
-    /// Each by a URL of its own, in any order.
+    /// To one URL per part, in any order.
     Direct,
-    /// One after the other: tus 1.0.
+    /// Sequentially, by tus 1.0.
     Tus,
 }
 
@@ -97,16 +97,16 @@ impl UploadProtocol {
     }
 }
 
-/// How far an upload in parts is.
+/// The progress of a multipart upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UploadState {
-    /// It takes parts.
+    /// It accepts parts.
     Open,
-    /// All parts are here; the content is being checked and becomes a document.
+    /// All parts are received; the content is being verified before it becomes a document.
     Completing,
-    /// It became a document.
+    /// It created a document.
     Completed,
-    /// It became none, and will not.
+    /// It failed permanently.
     Failed,
 }
 

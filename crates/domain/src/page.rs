@@ -1,8 +1,8 @@
-//! Lists in pages.
+//! Pagination.
 
 use crate::FieldErrors;
 
-/// Which part of a list is asked for.
+/// A request for one page of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRequest {
     page: u32,
@@ -10,12 +10,12 @@ pub struct PageRequest {
 }
 
 impl PageRequest {
-    /// How many items a page has when nothing else is asked for.
+    /// The default page size.
     pub const DEFAULT_PER_PAGE: u32 = 20;
-    /// The most items that a page can have.
+    /// The maximum page size.
     pub const MAX_PER_PAGE: u32 = 100;
 
-    /// The page `page` (from 1) of `per_page` (1 to 100) items; absent values mean the first page of 20.
+    /// Parses the page number (from 1) and size (1 to 100). The defaults are the first page and 20 items.
     pub fn parse(page: Option<i64>, per_page: Option<i64>, errors: &mut FieldErrors) -> Self {
         let mut bounded = |name, value: Option<i64>, default, max, problem| match value.map(u32::try_from) {
             None => default,
@@ -31,25 +31,25 @@ impl PageRequest {
         }
     }
 
-    /// The first page of `per_page` items, or of [`PageRequest::MAX_PER_PAGE`] when that is less.
+    /// The first page, of `per_page` items or [`PageRequest::MAX_PER_PAGE`], whichever is less.
     #[must_use]
     pub const fn first(per_page: u32) -> Self {
         Self { page: 1, per_page: if per_page < Self::MAX_PER_PAGE { per_page } else { Self::MAX_PER_PAGE } }
     }
 
-    /// The page's number, from 1.
+    /// The page number, from 1.
     #[must_use]
     pub const fn page(self) -> u32 {
         self.page
     }
 
-    /// How many items the page has at most.
+    /// The page size.
     #[must_use]
     pub const fn per_page(self) -> u32 {
         self.per_page
     }
 
-    /// How many items stand before the page.
+    /// The number of items before the page.
     #[must_use]
     pub fn offset(self) -> i64 {
         (i64::from(self.page) - 1) * i64::from(self.per_page)
@@ -62,25 +62,25 @@ impl Default for PageRequest {
     }
 }
 
-/// A part of a list.
+/// A page of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page<T> {
-    /// What was found on the page.
+    /// The items on the page.
     pub items: Vec<T>,
-    /// What was asked for.
+    /// The request for the page.
     pub request: PageRequest,
-    /// How many items the whole list has.
+    /// The number of items in the whole list.
     pub total: u64,
 }
 
 impl<T> Page<T> {
-    /// How many pages the whole list has; none when it is empty.
+    /// The number of pages in the whole list; 0 if it is empty.
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.total.div_ceil(u64::from(self.request.per_page))
     }
 
-    /// The same page of other items.
+    /// Converts the items of the page.
     pub fn map<U>(self, each: impl FnMut(T) -> U) -> Page<U> {
         Page { items: self.items.into_iter().map(each).collect(), request: self.request, total: self.total }
     }

@@ -1,36 +1,36 @@
-//! How much a tenant may store, and how much it does.
+//! Storage quotas of tenants, and their usage.
 
-/// How much a tenant may store. An absent limit is none.
+/// A tenant's storage quota. An absent limit means unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quota {
-    /// Bytes of different content.
+    /// Bytes of content, each distinct content counted once.
     pub bytes: Option<u64>,
     /// Documents, those in the trash included.
     pub documents: Option<u64>,
 }
 
 impl Quota {
-    /// Whether nothing is limited.
+    /// Whether neither bytes nor documents are limited.
     #[must_use]
     pub fn is_unlimited(self) -> bool {
         self.bytes.is_none() && self.documents.is_none()
     }
 }
 
-/// One limit, as the operator set it for one tenant.
+/// One limit of one tenant, as the operator set it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Limit {
-    /// What the settings say for every tenant.
+    /// The default from the settings.
     #[default]
     Usual,
-    /// None.
+    /// No limit.
     Unlimited,
-    /// At most so much.
+    /// At most this much.
     AtMost(u64),
 }
 
 impl Limit {
-    /// The limit in force.
+    /// The effective limit, with `usual` as the default.
     #[must_use]
     pub fn or(self, usual: Option<u64>) -> Option<u64> {
         match self {
@@ -40,7 +40,7 @@ impl Limit {
         }
     }
 
-    /// The limit as it is stored: absent for the usual one, negative for none.
+    /// The stored form: absent for the default, negative for unlimited.
     #[must_use]
     pub fn stored(self) -> Option<i64> {
         match self {
@@ -50,14 +50,14 @@ impl Limit {
         }
     }
 
-    /// The limit that was stored like this.
+    /// Reads the stored form.
     #[must_use]
     pub fn from_stored(stored: Option<i64>) -> Self {
         stored.map_or(Self::Usual, |limit| u64::try_from(limit).map_or(Self::Unlimited, Self::AtMost))
     }
 }
 
-/// The limits that the operator set for one tenant.
+/// The limits of one tenant, as the operator set them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QuotaLimits {
     /// Bytes.
@@ -67,32 +67,32 @@ pub struct QuotaLimits {
 }
 
 impl QuotaLimits {
-    /// The quota in force.
+    /// The effective quota, with `usual` as the default.
     #[must_use]
     pub fn or(self, usual: Quota) -> Quota {
         Quota { bytes: self.bytes.or(usual.bytes), documents: self.documents.or(usual.documents) }
     }
 }
 
-/// What a tenant stores altogether.
+/// A tenant's storage usage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StorageUse {
-    /// Files: different contents.
+    /// Files: distinct contents.
     pub files: u64,
-    /// Their bytes.
+    /// The total size of the files in bytes.
     pub bytes: u64,
     /// Documents, those in the trash included.
     pub documents: u64,
-    /// Of them, those in the trash.
+    /// Documents in the trash.
     pub trashed_documents: u64,
-    /// What uploads under way may come to add, in bytes.
+    /// Bytes reserved for uploads in progress.
     pub reserved_bytes: u64,
-    /// What uploads under way may come to add, in documents.
+    /// Documents reserved for uploads in progress.
     pub reserved_documents: u64,
 }
 
 impl StorageUse {
-    /// What is short when so much more is to be stored.
+    /// Which limit, if any, these additional bytes and documents would exceed.
     #[must_use]
     pub fn shortage(&self, quota: Quota, bytes: u64, documents: u64) -> Option<Shortage> {
         let short = |unit, quota: Option<u64>, used: u64, reserved: u64, needed: u64| {
@@ -105,18 +105,18 @@ impl StorageUse {
     }
 }
 
-/// How a quota does not reach.
+/// How a request exceeds the quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shortage {
     /// `bytes` or `documents`.
     pub unit: &'static str,
-    /// What may be stored.
+    /// The limit.
     pub quota: u64,
-    /// What is stored.
+    /// The current usage.
     pub used: u64,
-    /// What uploads under way may come to add.
+    /// The amount reserved for uploads in progress.
     pub reserved: u64,
-    /// What was to be added.
+    /// The requested addition.
     pub needed: u64,
 }
 
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_quota_counts_what_is_reserved() {
+    fn a_quota_counts_reservations() {
         let used = StorageUse { bytes: 60, documents: 3, reserved_bytes: 30, reserved_documents: 1, ..StorageUse::default() };
         let quota = Quota { bytes: Some(100), documents: Some(4) };
         assert_eq!(used.shortage(quota, 10, 0), None);

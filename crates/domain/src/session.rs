@@ -1,32 +1,32 @@
-//! Logins.
+//! Sessions and tokens.
 
 use crate::{SessionId, Timestamp, TokenId, UserId};
 
-/// A login, from which access tokens and one refresh token after the other descend.
+/// A session: a login with its access tokens and its chain of refresh tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session {
     /// Its identifier (`sid` in tokens).
     pub id: SessionId,
-    /// Whose login it is.
+    /// The user who logged in.
     pub user_id: UserId,
-    /// The refresh token that may be used next.
+    /// The current refresh token.
     pub refresh_id: TokenId,
     /// When that token was issued.
     pub refresh_issued_at: Timestamp,
-    /// The refresh token used last: using it again within the grace gets the same successor, later it is theft.
+    /// The previous refresh token. Its reuse within the grace period yields the same successor; later reuse counts as theft.
     pub previous_refresh_id: Option<TokenId>,
-    /// When it ended by logout, theft or deactivation.
+    /// When a logout, a theft or a deactivation ended it.
     pub ended_at: Option<Timestamp>,
-    /// When the login took place.
+    /// When the user logged in.
     pub created_at: Timestamp,
 }
 
-/// What a token is good for (`type` in tokens).
+/// The kind of a token (`type` in tokens).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenKind {
-    /// Calls the API.
+    /// Authorizes API requests.
     Access,
-    /// Gets the next access token.
+    /// Obtains the next access token.
     Refresh,
 }
 

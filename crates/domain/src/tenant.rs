@@ -12,34 +12,34 @@ use crate::{
 pub struct Tenant {
     /// Its identifier.
     pub id: TenantId,
-    /// What its people call it.
+    /// Its display name.
     pub name: String,
-    /// Where its database lives.
+    /// The location of its database.
     pub place: TenantPlace,
-    /// How far the making of its database has come.
+    /// The provisioning state of its database.
     pub provisioning: Provisioning,
-    /// The version of its database's schema; 0 before the first migration.
+    /// The schema version of its database; 0 before the first migration.
     pub schema_version: i64,
-    /// Since when nobody is let into its database, because a migration of it failed.
+    /// When it was quarantined after a failed migration.
     pub quarantined_at: Option<Timestamp>,
-    /// Since when nobody may write to its database, because it is moving to another server.
+    /// When its database became read-only for a move to another server.
     pub writes_paused_at: Option<Timestamp>,
-    /// How much it may store, where that is not as usual.
+    /// Its quota limits, where they differ from the default.
     pub limits: QuotaLimits,
     /// Whether its members may work in it.
     pub is_active: bool,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
     /// When it was last changed.
     pub updated_at: Timestamp,
-    /// Who made it.
+    /// Who created it.
     pub created_by: Option<UserId>,
 }
 
-/// Where a tenant's database lives: all that is needed to open it and to be sure that it is the right one.
+/// The location of a tenant's database: what it takes to open the database and to verify that it is the right one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TenantPlace {
-    /// Whose database it is; the database's identity row must say the same.
+    /// The tenant. The database's identity row must contain this id.
     pub tenant_id: TenantId,
     /// The configured name of the server.
     pub server: String,
@@ -47,21 +47,20 @@ pub struct TenantPlace {
     pub database: DatabaseName,
 }
 
-/// How far the making of a tenant's database has come. Every step can be repeated, so any instance can take up what
-/// another left.
+/// The provisioning state of a tenant's database. Every step is repeatable, so any instance can resume an interrupted one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Provisioning {
-    /// Name and place are taken; nothing exists yet.
+    /// The name and location are reserved; no database exists yet.
     Reserved,
-    /// The database is being made.
+    /// The database is being created.
     Creating,
-    /// The database exists; its schema is being brought up to date.
+    /// The database exists; its schema is being migrated.
     Migrating,
     /// Ready for use.
     Active,
-    /// Given up after an error; taken up again by the next resumption.
+    /// An error stopped the provisioning; a later resumption retries it.
     Failed,
-    /// Being deleted for good: to its members it is not there any more.
+    /// Being permanently deleted; for its members the tenant no longer exists.
     Deleting,
 }
 
@@ -87,23 +86,23 @@ impl Provisioning {
     }
 }
 
-/// What stays of a tenant that was deleted for good.
+/// What remains of a permanently deleted tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tombstone {
-    /// What its people called it.
+    /// Its display name.
     pub name: String,
-    /// Whose it is, and where the tenant's database was.
+    /// The tenant's id, and the former location of its database.
     pub place: TenantPlace,
-    /// When the tenant was made.
+    /// When the tenant was created.
     pub created_at: Timestamp,
-    /// When the last of it was gone.
+    /// When its deletion was complete.
     pub deleted_at: Timestamp,
     /// Who deleted it; absent for the operator.
     pub deleted_by: Option<UserId>,
 }
 
 text_type! {
-    /// A tenant's name: trimmed, 1 to 255 characters, no control characters. Need not be unique.
+    /// A tenant's name: trimmed, 1 to 255 characters, no control characters. Not necessarily unique.
     TenantName
 }
 
@@ -114,21 +113,21 @@ impl TenantName {
     }
 }
 
-/// A tenant database's name: `tenant_{slug}_{8 hex}`, at most 63 bytes of `[a-z0-9_]`, so it can stand in a path and, quoted,
-/// in a statement. Never changes.
+/// The name of a tenant database: `tenant_{slug}_{8 hex}`, at most 63 bytes of `[a-z0-9_]`, so it is safe in a path and, quoted,
+/// in a statement. It never changes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DatabaseName(String);
 
 impl DatabaseName {
     const MAX_BYTES: usize = 63;
 
-    /// The name for a new tenant. The slug is for people; the hex digits are the last eight of the tenant's id, which are
-    /// random, and a unique index has the last word.
+    /// The name for a new tenant. The slug is for human readers; the hex digits are the last eight of the tenant's id, which are
+    /// random. A unique index enforces uniqueness.
     #[must_use]
     pub fn derive(name: &TenantName, tenant_id: TenantId) -> Self {
         let id = tenant_id.uuid().simple().to_string();
         let suffix = &id[id.len() - 8..];
-        let longest_slug = Self::MAX_BYTES - "tenant__".len() - suffix.len();
+        let max_slug = Self::MAX_BYTES - "tenant__".len() - suffix.len();
         let mut slug = String::new();
         for c in name.as_str().chars().flat_map(char::to_lowercase) {
             if c.is_ascii_alphanumeric() {
@@ -136,7 +135,7 @@ impl DatabaseName {
             } else if !slug.is_empty() && !slug.ends_with('_') {
                 slug.push('_');
             }
-            if slug.len() == longest_slug {
+            if slug.len() == max_slug {
                 break;
             }
         }
@@ -145,7 +144,7 @@ impl DatabaseName {
         Self(format!("tenant_{slug}_{suffix}"))
     }
 
-    /// A name as it is stored, when it has the promised shape.
+    /// Parses a stored name.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let shaped = text.len() <= Self::MAX_BYTES
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn database_names_are_made_of_slug_and_id() {
+    fn database_names_consist_of_slug_and_id() {
         assert_eq!(derive("Acme Corp."), "tenant_acme_corp_a1b2c3d4");
         assert_eq!(derive("ÄÖÜ"), "tenant_org_a1b2c3d4");
         assert_eq!(derive("  --x--  "), "tenant_x_a1b2c3d4");
@@ -187,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn database_names_fit_postgresql() {
+    fn database_names_fit_the_limits_of_postgresql() {
         let name = derive(&"very long name ".repeat(17));
         assert!(name.len() <= 63, "{name}");
         assert!(DatabaseName::parse(&name).is_some());

@@ -1,9 +1,10 @@
-//! The rules that names have in common.
+//! Shared validation rules of text.
 
-/// Why a text was refused, in words that follow the name of its field.
+/// Why a text was rejected, phrased to follow the name of its field.
 pub type TextProblem = &'static str;
 
-/// The trimmed text, when it is not empty, has at most `max` characters with the blanks around it, and no control characters.
+/// Trims the text. Fails if it is empty, contains control characters, or exceeds `max` characters with the surrounding whitespace
+/// counted.
 pub(crate) fn printable(text: &str, max: usize, too_long: TextProblem) -> Result<String, TextProblem> {
     if text.chars().nth(max).is_some() {
         return Err(too_long);
@@ -17,7 +18,7 @@ pub(crate) fn printable(text: &str, max: usize, too_long: TextProblem) -> Result
     }
 }
 
-/// Declares a text type that can only be made by its `parse`.
+/// Declares a text type whose only constructor is its `parse`.
 macro_rules! text_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

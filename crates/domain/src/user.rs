@@ -1,4 +1,4 @@
-//! People with an account.
+//! Users.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::{
     text::{TextProblem, printable, text_type},
 };
 
-/// A person with an account. Holds no password and no hash of one.
+/// A person with an account. Contains neither a password nor a password hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
     /// Its identifier.
@@ -16,21 +16,21 @@ pub struct User {
     pub first_name: String,
     /// Last name.
     pub last_name: String,
-    /// Address, trimmed and in lower case; unique.
+    /// E-mail address, trimmed and lowercase; unique.
     pub email: String,
     /// Whether the user may log in.
     pub is_active: bool,
-    /// When the account was made.
+    /// When the account was created.
     pub created_at: Timestamp,
     /// When it was last changed.
     pub updated_at: Timestamp,
-    /// Who made it; nobody when it registered itself.
+    /// Who created it; absent after self-registration.
     pub created_by: Option<UserId>,
 }
 
 text_type! {
-    /// An e-mail address: trimmed, in lower case, at most 255 characters, the shape `local@domain` that WHATWG's HTML
-    /// standard asks of an e-mail field, with a dot in the domain.
+    /// An e-mail address: trimmed, lowercase, at most 255 characters. It has the form `local@domain` that WHATWG's HTML standard
+    /// requires of an e-mail field, with a dot in the domain.
     Email
 }
 
@@ -79,15 +79,15 @@ impl PersonName {
     }
 }
 
-/// A password that somebody chose: 8 to 256 characters with at least one letter and one digit. Its `Debug` hides it.
+/// A newly chosen password: 8 to 256 characters with at least one letter and one digit. Its `Debug` output is redacted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NewPassword(String);
 
 impl NewPassword {
-    /// The most bytes that any password may have: 256 characters of four bytes.
+    /// The maximum size of a password in bytes: 256 characters of four bytes.
     pub const MAX_BYTES: usize = 1024;
 
-    /// Checks a password's shape.
+    /// Validates a password.
     pub fn parse(text: &str) -> Result<Self, TextProblem> {
         if text.len() > Self::MAX_BYTES || text.chars().nth(256).is_some() {
             return Err("must be at most 256 characters");
@@ -117,18 +117,18 @@ impl fmt::Debug for NewPassword {
     }
 }
 
-/// A stored password hash in PHC or modular crypt form. Its `Debug` hides it.
+/// A stored password hash in PHC or modular crypt format. Its `Debug` output is redacted.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PasswordHash(String);
 
 impl PasswordHash {
-    /// A hash as it is stored.
+    /// Wraps a hash read from storage.
     #[must_use]
     pub fn from_stored(text: String) -> Self {
         Self(text)
     }
 
-    /// The hash as it is stored.
+    /// The hash itself, for storage and verification.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -146,12 +146,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_trimmed_and_lowered() {
+    fn addresses_are_trimmed_and_lowercased() {
         assert_eq!(Email::parse("  Alice@Example.COM ").unwrap().as_str(), "alice@example.com");
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn invalid_addresses_are_rejected() {
         for text in ["", "alice", "@example.com", "alice@", "a@b", "a b@example.com", "a@-b.com", "a@b..com", "a@b@c.de", "ä@example.com"]
         {
             assert!(Email::parse(text).is_err(), "{text}");
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_need_a_letter_and_a_digit_and_a_length() {
+    fn passwords_need_a_letter_a_digit_and_a_minimum_length() {
         assert!(NewPassword::parse("secret12").is_ok());
         assert!(NewPassword::parse("pässwört1").is_ok());
         for text in ["secret1", "12345678", "abcdefgh", ""] {

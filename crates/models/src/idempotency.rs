@@ -1,10 +1,10 @@
-//! Requests that are done once, however often they are sent.
+//! Idempotent requests: executed once, however often the client sends them.
 
 use database::{Connection, Result, Scope, Tx, params};
 use domain::{IdempotencyKey, PastRequest, Timestamp, UserId};
 use uuid::Uuid;
 
-/// The request that a user made with this key since a time.
+/// The user's request with this key, if it was recorded after `since`.
 pub async fn find<S: Scope>(
     connection: &mut Connection<S>,
     user_id: UserId,
@@ -20,8 +20,8 @@ pub async fn find<S: Scope>(
     found.map(|mut row| Ok(PastRequest { fingerprint: row.take()?, resource_id: row.take()?, answer: row.take()? })).transpose()
 }
 
-/// Notes a request, with its answer if there is one already. Answers whether it is the first with this key since a time; when
-/// somebody else is noting the key at this moment, waits for the end of that.
+/// Records a request, with its response if there is one already. Returns whether it is the first with this key since `since`. If
+/// a concurrent transaction inserts the same key, this waits for that transaction to end.
 pub async fn insert<S: Scope>(
     tx: &mut Tx<S>,
     user_id: UserId,
@@ -30,7 +30,7 @@ pub async fn insert<S: Scope>(
     since: Timestamp,
     now: Timestamp,
 ) -> Result<bool> {
-    let noted = tx
+    let inserted = tx
         .execute(
             "INSERT INTO idempotency_keys (user_id, idempotency_key, fingerprint, resource_id, answer, created_at)
              VALUES ($1, $2, $3, $4, $5, $6)
@@ -41,10 +41,10 @@ pub async fn insert<S: Scope>(
             params![user_id, key.as_str(), &request.fingerprint[..], request.resource_id, request.answer.as_deref(), now, since],
         )
         .await?;
-    Ok(noted == 1)
+    Ok(inserted == 1)
 }
 
-/// Notes the answer of the request that made this.
+/// Records the response to the request that created this resource.
 pub async fn set_answer<S: Scope>(tx: &mut Tx<S>, user_id: UserId, key: &IdempotencyKey, resource_id: Uuid, answer: &str) -> Result<()> {
     tx.execute(
         "UPDATE idempotency_keys SET answer = $4 WHERE user_id = $2 AND idempotency_key = $3 AND resource_id = $1",
@@ -54,13 +54,13 @@ pub async fn set_answer<S: Scope>(tx: &mut Tx<S>, user_id: UserId, key: &Idempot
     Ok(())
 }
 
-/// Forgets the request that was to make this and was never answered.
+/// Purges the unanswered request that was to create this resource.
 pub async fn delete_unanswered<S: Scope>(tx: &mut Tx<S>, resource_id: Uuid) -> Result<()> {
     tx.execute("DELETE FROM idempotency_keys WHERE resource_id = $1 AND answer IS NULL", params![resource_id]).await?;
     Ok(())
 }
 
-/// Forgets the requests from before a time. Answers how many.
+/// Purges the requests recorded at `before` or earlier. Returns their number.
 pub async fn delete_before<S: Scope>(tx: &mut Tx<S>, before: Timestamp) -> Result<u64> {
     tx.execute("DELETE FROM idempotency_keys WHERE created_at <= $1", params![before]).await
 }

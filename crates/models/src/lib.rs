@@ -1,7 +1,7 @@
-//! The tables: one file each, queries in and domain types out. The only crate that writes SQL.
+//! The tables: one file each, which turns queries into domain types. No other crate writes SQL.
 //!
-//! A function that takes a [`Connection`] only reads and may be used outside a transaction; one that takes a [`Tx`] writes. No
-//! function here decides whether somebody may: that is done where transactions begin, in the services.
+//! A function that takes a [`Connection`] only reads and needs no transaction; one that takes a [`Tx`] writes. No function here
+//! authorizes the caller: the services do that where they begin transactions.
 
 mod accounts;
 pub mod documents;
@@ -25,18 +25,18 @@ pub use events::dirty_tenants::Mark;
 use database::{FromValue, Row, Statement};
 use domain::{Page, PageRequest};
 
-/// Reads a column that holds one of our own words.
+/// Reads a column that contains the stored name of an enum variant.
 fn word<T>(row: &mut Row, parse: impl FnOnce(&str) -> Option<T>) -> Result<T> {
     let text: String = row.take()?;
-    parse(&text).ok_or_else(|| Error::Internal(format!("a column holds the unknown word {text}").into()))
+    parse(&text).ok_or_else(|| Error::Internal(format!("a column contains the unknown value {text}").into()))
 }
 
-/// Reads the one column of the one row of a counting statement.
+/// Reads the only column of a row.
 fn single<T: FromValue>(mut row: Row) -> Result<T> {
     row.take()
 }
 
-/// Reads a page of a list and the length of the whole, in one trip.
+/// Reads a page of a list and the length of the whole list in one round trip.
 async fn page<S: Scope, T>(
     connection: &mut Connection<S>,
     count: Statement,

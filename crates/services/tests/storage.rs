@@ -1,5 +1,5 @@
 //! The contract of all stores: on files always, and on the S3 store of `TEST_S3_ENDPOINT_URL` when that is set.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot continue fails")]
 
 use std::{
     net::SocketAddr,

@@ -1,15 +1,15 @@
-//! How long to wait before something is tried again.
+//! Retry delays: exponential backoff with jitter.
 
 use std::time::Duration;
 
 use domain::random_bytes;
 
-/// A pause that doubles with every failure up to a bound, half of it random, so that those who failed together don't come back
+/// A delay that doubles with every failure up to `max`. Half of it is random, so that tasks that failed together don't retry
 /// together.
-pub(crate) fn backoff(failures: u32, first: Duration, longest: Duration) -> Duration {
-    let pause = first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(longest);
+pub(crate) fn backoff(failures: u32, min: Duration, max: Duration) -> Duration {
+    let delay = min.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(max);
     let [random] = random_bytes();
-    pause.mul_f64(0.5 + f64::from(random) / 510.)
+    delay.mul_f64(0.5 + f64::from(random) / 510.)
 }
 
 #[cfg(test)]
@@ -17,12 +17,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_the_longest() {
-        let (first, longest) = (Duration::from_millis(100), Duration::from_secs(1));
-        for (failures, most) in [(0, 100), (1, 100), (2, 200), (3, 400), (4, 800), (5, 1_000), (500, 1_000)] {
-            let pause = backoff(failures, first, longest);
-            let most = Duration::from_millis(most);
-            assert!(pause <= most && pause >= most / 2, "{failures}: {pause:?}");
+    fn delays_double_up_to_the_maximum() {
+        let (min, max) = (Duration::from_millis(100), Duration::from_secs(1));
+        for (failures, expected) in [(0, 100), (1, 100), (2, 200), (3, 400), (4, 800), (5, 1_000), (500, 1_000)] {
+            let delay = backoff(failures, min, max);
+            let expected = Duration::from_millis(expected);
+            assert!(delay <= expected && delay >= expected / 2, "{failures}: {delay:?}");
         }
     }
 }

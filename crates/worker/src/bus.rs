@@ -1,4 +1,4 @@
-//! Where events are published.
+//! The event bus, to which the relay publishes.
 
 use std::time::Duration;
 
@@ -6,24 +6,24 @@ use domain::Event;
 use futures_util::future::BoxFuture;
 use services::OrderingKey;
 
-/// Takes events from the relay.
+/// Accepts events from the relay.
 pub trait Bus: Send + Sync {
-    /// Publishes events of one key in their order, as many as go well. Those that are said to be published are so for good,
-    /// whatever crashes next.
+    /// Publishes events of one ordering key in their order, up to the first that fails. The events that it reports as published
+    /// stay published, whatever crashes next.
     fn publish<'a>(&'a self, key: OrderingKey, events: &'a [Event]) -> BoxFuture<'a, Published>;
 
-    /// How many events it takes at once.
+    /// The maximum number of events in one call of [`publish`](Self::publish).
     fn batch(&self) -> u32;
 
-    /// Of how many keys it takes events at the same time.
+    /// The maximum number of ordering keys with concurrent calls of [`publish`](Self::publish).
     fn keys_at_once(&self) -> usize;
 }
 
-/// What became of events that were to be published.
+/// The outcome of publishing a batch of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Published {
-    /// How many are, from the first on.
+    /// How many events, counted from the first, were published.
     pub count: usize,
-    /// How long to wait before the next of them is tried again; nothing when none failed.
+    /// How long to wait before retrying the next event; absent if none failed.
     pub pause: Option<Duration>,
 }

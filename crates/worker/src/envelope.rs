@@ -1,4 +1,4 @@
-//! An event as others see it: a JSON object, the same on every topic.
+//! The public form of an event: a JSON object with the same fields on every topic.
 
 use std::{borrow::Cow, fmt::Display};
 
@@ -19,7 +19,7 @@ struct Envelope<'a, T> {
     data: &'a RawValue,
 }
 
-/// What is written as text where it goes, without a string of its own.
+/// Serialises a value as text without an intermediate string.
 struct Text<'a>(&'a dyn Display);
 
 impl Serialize for Text<'_> {
@@ -28,16 +28,16 @@ impl Serialize for Text<'_> {
     }
 }
 
-/// The header that bears an event's `traceparent` (CloudEvents, Distributed Tracing extension).
+/// The header with an event's `traceparent` (CloudEvents, Distributed Tracing extension).
 pub(crate) const TRACEPARENT: &str = "ce_traceparent";
 
-/// More than an envelope takes besides its particulars.
-const ROOM: usize = 320;
+/// An upper bound of the envelope's size without the payload, in bytes.
+const MAX_OVERHEAD: usize = 320;
 
-/// An event as the value of a message. Particulars that are no JSON, which no event of ours has, go as they are: whoever handles it
-/// says what is wrong.
+/// Encodes an event as the value of a message. A payload that is not JSON, which no event of ours has, is sent unchanged: the
+/// consumer rejects it with the reason.
 pub(crate) fn encode(event: &Event) -> Vec<u8> {
-    let mut value = Vec::with_capacity(ROOM + event.data.len());
+    let mut value = Vec::with_capacity(MAX_OVERHEAD + event.data.len());
     let encoded = serde_json::from_str(&event.data).and_then(|data| {
         let envelope = Envelope {
             event_id: Text(&event.id),
@@ -52,19 +52,19 @@ pub(crate) fn encode(event: &Event) -> Vec<u8> {
     encoded.map_or_else(|_| event.data.clone().into_bytes(), |()| value)
 }
 
-/// The event that a message's value is. Members that it may have later are ignored.
+/// Decodes an event from the value of a message. Ignores unknown fields, which later versions may add.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Why the value is not an event.
 pub(crate) fn decode(value: &[u8], traceparent: Option<String>) -> Result<Event, String> {
     let envelope: Envelope<'_, String> = serde_json::from_slice(value).map_err(|error| error.to_string())?;
-    let id = |name: &str, text: &str| text.parse::<uuid::Uuid>().map_err(|_| format!("{name} is no UUID"));
+    let id = |name: &str, text: &str| text.parse::<uuid::Uuid>().map_err(|_| format!("{name} is not a UUID"));
     Ok(Event {
         id: EventId::from(id("event_id", &envelope.event_id)?),
-        kind: EventKind::parse(&envelope.event_type).ok_or_else(|| format!("event_type {} is none that is known", envelope.event_type))?,
+        kind: EventKind::parse(&envelope.event_type).ok_or_else(|| format!("unknown event_type {}", envelope.event_type))?,
         tenant_id: envelope.tenant_id.map(|text| id("tenant_id", &text)).transpose()?.map(TenantId::from),
         user_id: envelope.user_id.map(|text| id("user_id", &text)).transpose()?.map(UserId::from),
-        at: Timestamp::parse(&envelope.timestamp).ok_or("timestamp is none as in RFC 3339")?,
+        at: Timestamp::parse(&envelope.timestamp).ok_or("timestamp is not in RFC 3339 format")?,
         data: envelope.data.get().to_owned(),
         traceparent,
     })
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_comes_back_as_it_went() {
+    fn events_survive_a_round_trip() {
         let tenant = Some(TenantId::from(uuid::Uuid::from_u128(2)));
         for (tenant_id, user_id) in [(tenant, Some(UserId::from(uuid::Uuid::from_u128(3)))), (None, None)] {
             let event = Event {
@@ -90,8 +90,8 @@ mod tests {
             let value = encode(&event);
             assert_eq!(decode(&value, event.traceparent.clone()).unwrap(), event);
         }
-        for wrong in ["", "{}", "[]", r#"{"event_id":"x","event_type":"audit.log","timestamp":"2026-11-24T09:30:00Z","data":{}}"#] {
-            assert!(decode(wrong.as_bytes(), None).is_err(), "{wrong}");
+        for invalid in ["", "{}", "[]", r#"{"event_id":"x","event_type":"audit.log","timestamp":"2026-11-24T09:30:00Z","data":{}}"#] {
+            assert!(decode(invalid.as_bytes(), None).is_err(), "{invalid}");
         }
     }
 }

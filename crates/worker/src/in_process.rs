@@ -1,4 +1,4 @@
-//! The bus of a system without a broker: an event is published when it is handled. The outbox is the queue.
+//! The bus of a deployment without a broker. The outbox is the queue, and to publish an event is to handle it.
 
 use std::{
     collections::HashMap,
@@ -18,36 +18,36 @@ use crate::{
     handle,
 };
 
-/// How many events of a key are handled in its turn, and for how long at most: then it is the others' turn.
-const BATCH: u32 = 64;
-const TURN: Duration = Duration::from_millis(500);
-/// How many keys have their turn at the same time.
-const KEYS_AT_ONCE: usize = 8;
-/// How long handling may take: a database or a store that never answers is no reason to wait for ever.
-const HANDLED_WITHIN: Duration = Duration::from_secs(300);
-/// How long putting an event on its dead-letter topic may take.
-const PARKED_WITHIN: Duration = Duration::from_secs(5);
-/// How often an event is tried that fails for a reason of its own.
-const ATTEMPTS: u32 = 5;
-/// How long to wait between them.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The maximum size and duration of a key's batch: after it, other keys are served.
+const BATCH_SIZE: u32 = 64;
+const TIME_SLICE: Duration = Duration::from_millis(500);
+/// How many keys are served concurrently.
+const KEY_CONCURRENCY: usize = 8;
+/// The timeout of a handler, in case a database or a store never answers.
+const HANDLER_TIMEOUT: Duration = Duration::from_secs(300);
+/// The timeout for publishing an event to its dead-letter topic.
+const DEAD_LETTER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many attempts an event gets that fails by its own fault.
+const MAX_ATTEMPTS: u32 = 5;
+/// The delay between attempts: at first and at most.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
 
-/// Where events go that can't be handled, beside the operator's list.
+/// A topic that receives events that can't be handled, in addition to the table of dead letters.
 pub trait DeadLetterTopic: Send + Sync {
-    /// Sends an event there, with what went wrong.
+    /// Publishes an event to the topic, with the error.
     fn send<'a>(&'a self, event: &'a Event, error: &'a str) -> BoxFuture<'a, Result<()>>;
 }
 
-/// Handles events in the process that publishes them.
+/// Handles events in this process.
 pub struct InProcess {
     services: EventServices,
     dead_letters: Option<Arc<dyn DeadLetterTopic>>,
-    /// How often the first event of a key has failed. One for each key that is waiting to be tried again.
+    /// The failures of the first event of each key that waits for a retry.
     failures: Mutex<HashMap<OrderingKey, Failures>>,
 }
 
-/// How often an event has failed, and how often for a reason of its own.
+/// The failures of an event: the total, and those by its own fault.
 #[derive(Clone, Copy)]
 struct Failures {
     id: EventId,
@@ -56,40 +56,40 @@ struct Failures {
 }
 
 impl InProcess {
-    /// Handles events by these services.
+    /// A bus that handles events with these services.
     #[must_use]
     pub fn new(services: EventServices) -> Self {
         Self { services, dead_letters: None, failures: Mutex::default() }
     }
 
-    /// The same, with a topic for those that can't be handled.
+    /// A bus that handles events with these services and also publishes dead letters to a topic.
     #[must_use]
     pub fn with_dead_letter_topic(services: EventServices, topic: Arc<dyn DeadLetterTopic>) -> Self {
         Self { services, dead_letters: Some(topic), failures: Mutex::default() }
     }
 
-    async fn park(&self, event: &Event, error: &str, attempts: u32) -> Result<()> {
+    async fn dead_letter(&self, event: &Event, error: &str, attempts: u32) -> Result<()> {
         if let Some(topic) = &self.dead_letters {
-            // Who waits here keeps others from their turn.
-            let sent = timeout(PARKED_WITHIN, topic.send(event, error)).await;
+            // A wait here delays other keys.
+            let sent = timeout(DEAD_LETTER_TIMEOUT, topic.send(event, error)).await;
             sent.unwrap_or_else(|_| Err(Error::Unavailable { dependency: Dependency::EventBus, source: "no answer in time".into() }))?;
         }
         self.services.dead_letter(event, error.to_owned(), attempts).await
     }
 
-    async fn publish_in_turn(&self, key: OrderingKey, events: &[Event]) -> Published {
+    async fn handle_batch(&self, key: OrderingKey, events: &[Event]) -> Published {
         let (began, mut count) = (Instant::now(), 0);
-        while count < events.len() && began.elapsed() < TURN {
-            let left = &events[count..];
-            let alike = left.iter().take_while(|event| event.kind == left[0].kind).count();
-            let (tried, outcome) = match self.attempt(key, &left[..alike]).await {
-                // One of them is to blame: each for itself, then.
-                Err(_) if alike > 1 => (1, self.attempt(key, &left[..1]).await),
+        while count < events.len() && began.elapsed() < TIME_SLICE {
+            let rest = &events[count..];
+            let alike = rest.iter().take_while(|event| event.kind == rest[0].kind).count();
+            let (tried, outcome) = match self.attempt(key, &rest[..alike]).await {
+                // One of them caused the failure: handle them one at a time.
+                Err(_) if alike > 1 => (1, self.attempt(key, &rest[..1]).await),
                 outcome => (alike, outcome),
             };
             count += match outcome {
                 Ok(()) => tried,
-                Err(error) => match self.failed(key, &left[0], error).await {
+                Err(error) => match self.on_failure(key, &rest[0], error).await {
                     None => 1,
                     pause => return Published { count, pause },
                 },
@@ -101,46 +101,46 @@ impl InProcess {
     async fn attempt(&self, key: OrderingKey, events: &[Event]) -> Result<()> {
         let Some(first) = events.first() else { return Ok(()) };
         let handling = AssertUnwindSafe(handle(&self.services, key, first.kind, events)).catch_unwind();
-        match timeout(HANDLED_WITHIN, handling).await {
+        match timeout(HANDLER_TIMEOUT, handling).await {
             Ok(Ok(handled)) => handled,
-            Ok(Err(_)) => Err(Error::internal("its handler panicked")),
-            Err(_) => Err(Error::internal("its handler does not end")),
+            Ok(Err(_)) => Err(Error::internal("the handler panicked")),
+            Err(_) => Err(Error::internal("the handler timed out")),
         }
     }
 
-    /// Notes that an event failed. Answers when to try it again; nothing when it was given up, and parked.
-    async fn failed(&self, key: OrderingKey, event: &Event, error: Error) -> Option<Duration> {
-        // What is down comes back, and the event is as good as before.
+    /// Records a failure of an event. Returns the delay before its retry, or nothing if it was dead-lettered.
+    async fn on_failure(&self, key: OrderingKey, event: &Event, error: Error) -> Option<Duration> {
+        // Outages pass; they don't count against the event.
         let is_its_own = !matches!(error, Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. });
-        let (kind, told) = (event.kind.as_str(), error.with_causes());
+        let (kind, message) = (event.kind.as_str(), error.with_causes());
         let Failures { attempts, own, .. } = self.count_failure(key, event.id, is_its_own);
-        if own >= ATTEMPTS {
-            match self.park(event, &told, attempts).await {
+        if own >= MAX_ATTEMPTS {
+            match self.dead_letter(event, &message, attempts).await {
                 Ok(()) => {
-                    tracing::error!(event_id = %event.id, kind, error = told, attempts, "an event can't be handled: see `tenantry events dlq`");
-                    self.forget(key);
+                    tracing::error!(event_id = %event.id, kind, error = message, attempts, "event dead-lettered: see `tenantry events dlq`");
+                    self.reset_failures(key);
                     return None;
                 }
-                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "a dead letter can't be parked"),
+                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot dead-letter the event; will retry"),
             }
         }
-        let pause = backoff(attempts, FIRST_PAUSE, LONGEST_PAUSE);
-        tracing::warn!(event_id = %event.id, kind, error = told, attempts, ?pause, "an event failed; it is tried again");
+        let pause = backoff(attempts, MIN_RETRY_DELAY, MAX_RETRY_DELAY);
+        tracing::warn!(event_id = %event.id, kind, error = message, attempts, ?pause, "cannot handle the event; will retry");
         Some(pause)
     }
 
     fn count_failure(&self, key: OrderingKey, id: EventId, is_its_own: bool) -> Failures {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_key = failures.entry(key).or_insert(Failures { id, attempts: 0, own: 0 });
-        if of_key.id != id {
-            *of_key = Failures { id, attempts: 0, own: 0 };
+        let current = failures.entry(key).or_insert(Failures { id, attempts: 0, own: 0 });
+        if current.id != id {
+            *current = Failures { id, attempts: 0, own: 0 };
         }
-        of_key.attempts += 1;
-        of_key.own += u32::from(is_its_own);
-        *of_key
+        current.attempts += 1;
+        current.own += u32::from(is_its_own);
+        *current
     }
 
-    fn forget(&self, key: OrderingKey) {
+    fn reset_failures(&self, key: OrderingKey) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
 }
@@ -148,9 +148,9 @@ impl InProcess {
 impl Bus for InProcess {
     fn publish<'a>(&'a self, key: OrderingKey, events: &'a [Event]) -> BoxFuture<'a, Published> {
         async move {
-            let published = self.publish_in_turn(key, events).await;
+            let published = self.handle_batch(key, events).await;
             if published.pause.is_none() {
-                self.forget(key);
+                self.reset_failures(key);
             }
             published
         }
@@ -158,10 +158,10 @@ impl Bus for InProcess {
     }
 
     fn batch(&self) -> u32 {
-        BATCH
+        BATCH_SIZE
     }
 
     fn keys_at_once(&self) -> usize {
-        KEYS_AT_ONCE
+        KEY_CONCURRENCY
     }
 }

@@ -1,4 +1,4 @@
-//! Apache Kafka as the bus: a topic for each type of event, in whose partitions a tenant's events follow each other.
+//! Apache Kafka as the bus: one topic per event type. A tenant's events share a partition, which keeps their order.
 
 mod consumer;
 mod demo;
@@ -28,17 +28,17 @@ pub use producer::KafkaBus;
 
 use crate::KafkaSettings;
 
-/// How long the brokers have to make topics.
-const SOON: Duration = Duration::from_secs(10);
-/// How long they have to say that they are there.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How long an answer counts.
-const FRESH: Duration = Duration::from_secs(1);
-/// More than the library has to say at once.
-const EVENTS_SAID: usize = 100;
-/// How long it is waited before topics are asked for again.
-const AGAIN: Duration = Duration::from_secs(2);
-/// How long a dead letter is kept, in milliseconds: a month.
+/// The timeout for the creation of topics.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The timeout of a probe of the brokers.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a probe's result stays valid.
+const PROBE_TTL: Duration = Duration::from_secs(1);
+/// More events than the library queues at once.
+const MAX_QUEUED_EVENTS: usize = 100;
+/// The delay before topic creation is retried.
+const RETRY_DELAY: Duration = Duration::from_secs(2);
+/// The retention of dead letters in milliseconds: 30 days.
 const DEAD_LETTER_RETENTION: &str = "2592000000";
 
 impl KafkaSettings {
@@ -48,9 +48,9 @@ impl KafkaSettings {
             .set("bootstrap.servers", &self.bootstrap_servers)
             .set("client.id", &self.client_id)
             .set("security.protocol", &self.security_protocol)
-            // They are made with what they need, or not at all.
+            // Topics are created explicitly, with the settings that they need.
             .set("allow.auto.create.topics", "false")
-            // Of a broker that is back, it is learned soon.
+            // Reconnect soon after a broker has recovered.
             .set("reconnect.backoff.max.ms", "1000")
             .set("topic.metadata.refresh.interval.ms", "30000");
         if let Some(sasl) = &self.sasl {
@@ -65,34 +65,34 @@ impl KafkaSettings {
         config
     }
 
-    /// The topic of a type of event.
+    /// The topic of an event type.
     fn topic(&self, kind: EventKind) -> String {
         format!("{}{}", self.topic_prefix, kind.as_str())
     }
 
-    /// The topic of what could not be handled.
+    /// The dead-letter topic of an event type.
     fn dead_letter_topic(&self, kind: EventKind) -> String {
         format!("{}.dlq", self.topic(kind))
     }
 
-    /// Makes the topics that are missing, as soon as the brokers are there. Where they don't let us, whoever runs them has to make
-    /// them.
+    /// Creates the missing topics as soon as the brokers are reachable. Where the brokers don't permit that, their operator must
+    /// create the topics.
     pub async fn make_topics(&self) {
-        while let Err(error) = self.try_make_topics().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "topics can't be made; it is tried again");
-            tokio::time::sleep(AGAIN).await;
+        while let Err(error) = self.try_create_topics().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot create topics; will retry");
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 
-    async fn try_make_topics(&self) -> Result<()> {
+    async fn try_create_topics(&self) -> Result<()> {
         let admin = self.admin()?;
         let dead_letters = [("retention.ms", DEAD_LETTER_RETENTION)];
         let mut outcome = Ok(());
         for kind in EventKind::ALL {
-            // Those that can be made are needed, whatever is wrong with others.
-            let made = self.make_topic(&admin, &self.topic(kind), self.partitions, &[]).await;
+            // Create as many topics as possible, even if some fail.
+            let created = self.make_topic(&admin, &self.topic(kind), self.partitions, &[]).await;
             let letters = self.make_topic(&admin, &self.dead_letter_topic(kind), self.partitions, &dead_letters).await;
-            outcome = outcome.and(made).and(letters);
+            outcome = outcome.and(created).and(letters);
         }
         outcome
     }
@@ -104,7 +104,7 @@ impl KafkaSettings {
     async fn make_topic(&self, admin: &AdminClient<Logged>, name: &str, partitions: u16, options: &[(&str, &str)]) -> Result<()> {
         let replication = TopicReplication::Fixed(self.replication_factor.map_or(-1, i32::from));
         let mut topic = NewTopic::new(name, partitions.into(), replication);
-        // A broker of three may be away, and what is published is still on two.
+        // With three replicas one broker may be down, and published events are still on two.
         let in_sync = self.replication_factor.filter(|factor| *factor > 2).map(|factor| (factor - 1).to_string());
         if let Some(in_sync) = &in_sync {
             topic = topic.set("min.insync.replicas", in_sync);
@@ -112,45 +112,45 @@ impl KafkaSettings {
         for (name, value) in options {
             topic = topic.set(name, value);
         }
-        let options = AdminOptions::new().request_timeout(Some(SOON));
-        for made in admin.create_topics(&[topic], &options).await.map_err(unavailable)? {
-            match made {
+        let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
+        for created in admin.create_topics(&[topic], &options).await.map_err(unavailable)? {
+            match created {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                 Err((topic, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed)) => {
-                    tracing::warn!(topic, "the brokers don't let us make topics: it has to be there already");
+                    tracing::warn!(topic, "not authorized to create the topic; it must already exist");
                 }
-                Err((topic, code)) => return Err(unavailable(format!("topic {topic} can't be made: {code}"))),
+                Err((topic, code)) => return Err(unavailable(format!("cannot create topic {topic}: {code}"))),
             }
         }
         Ok(())
     }
 }
 
-/// Asks the brokers, again and again, whether they are there.
+/// Probes whether the brokers are reachable.
 pub struct KafkaProbe {
-    client: Arc<Detached<BaseProducer<Heard>>>,
-    /// When it was asked last, and what was wrong then. One asks at a time.
+    client: Arc<Detached<BaseProducer<FirstError>>>,
+    /// The time and the error, if any, of the last probe. The lock allows one probe at a time.
     last: tokio::sync::Mutex<Option<(Instant, Option<String>)>>,
 }
 
 impl KafkaProbe {
-    /// Connects to nothing yet.
+    /// Creates a probe, without connecting yet.
     ///
     /// # Errors
-    /// When the library refuses the settings.
+    /// When librdkafka rejects the settings.
     pub fn new(settings: &KafkaSettings) -> Result<Self> {
-        let client = settings.client().create_with_context(Heard::default()).map_err(refused)?;
+        let client = settings.client().create_with_context(FirstError::default()).map_err(refused)?;
         Ok(Self { client: Arc::new(Detached::new(client)), last: tokio::sync::Mutex::default() })
     }
 
-    /// Whether they are there, or were a moment ago.
+    /// Checks that the brokers are reachable, or were within the last second.
     ///
     /// # Errors
-    /// When none answers within two seconds.
+    /// When no broker answers within two seconds.
     pub async fn check(&self) -> Result<()> {
         let mut last = self.last.lock().await;
         let problem = match &*last {
-            Some((asked_at, problem)) if asked_at.elapsed() < FRESH => problem.clone(),
+            Some((asked_at, problem)) if asked_at.elapsed() < PROBE_TTL => problem.clone(),
             _ => {
                 let problem = self.topics().await.err();
                 *last = Some((Instant::now(), problem.clone()));
@@ -164,18 +164,18 @@ impl KafkaProbe {
     async fn topics(&self) -> Result<Vec<String>, String> {
         let client = Arc::clone(&self.client);
         let asked = tokio::task::spawn_blocking(move || {
-            let found = client.client().fetch_metadata(None, PATIENCE);
-            // Has the library say what it has to say.
-            (0..EVENTS_SAID).for_each(|_| client.poll(Duration::ZERO));
-            let heard = client.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let found = found.map_err(|error| heard.unwrap_or_else(|| error.to_string()))?;
+            let found = client.client().fetch_metadata(None, PROBE_TIMEOUT);
+            // Let the library deliver its queued errors.
+            (0..MAX_QUEUED_EVENTS).for_each(|_| client.poll(Duration::ZERO));
+            let first_error = client.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let found = found.map_err(|error| first_error.unwrap_or_else(|| error.to_string()))?;
             Ok(found.topics().iter().map(|topic| topic.name().to_owned()).collect())
         });
         asked.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 }
 
-/// A client whose end nobody waits for: the library may take its time with that, and would keep a thread of the runtime.
+/// A client that is dropped on a thread of its own, since the library may take long and would block a thread of the runtime.
 struct Detached<T: Send + 'static>(Option<T>);
 
 impl<T: Send + 'static> Detached<T> {
@@ -187,21 +187,21 @@ impl<T: Send + 'static> Detached<T> {
 impl<T: Send + 'static> Deref for Detached<T> {
     type Target = T;
 
-    #[expect(clippy::expect_used, reason = "it is taken out at the end")]
+    #[expect(clippy::expect_used, reason = "only drop takes it out")]
     fn deref(&self) -> &T {
-        self.0.as_ref().expect("it is there until it is dropped")
+        self.0.as_ref().expect("the client exists until drop")
     }
 }
 
 impl<T: Send + 'static> Drop for Detached<T> {
     fn drop(&mut self) {
         let client = self.0.take();
-        // Without another thread, it is dropped here.
-        drop(std::thread::Builder::new().name("kafka-end".to_owned()).spawn(move || drop(client)));
+        // If no thread can be spawned, the closure and with it the client are dropped here.
+        drop(std::thread::Builder::new().name("kafka-drop".to_owned()).spawn(move || drop(client)));
     }
 }
 
-/// What the library says of its connections goes to the log: it mends them by itself.
+/// Logs the library's connection errors: the library reconnects by itself.
 #[derive(Clone, Copy, Default)]
 struct Logged;
 
@@ -217,43 +217,43 @@ impl ClientContext for Logged {
 
 impl ConsumerContext for Logged {}
 
-/// Keeps the first thing that the library says is wrong, for the answer.
+/// Keeps the first error that the library reports, for the result of the probe.
 #[derive(Default)]
-struct Heard(Mutex<Option<String>>);
+struct FirstError(Mutex<Option<String>>);
 
-impl ClientContext for Heard {
+impl ClientContext for FirstError {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // That all are down follows of what was said before.
+        // That all brokers are down follows from the errors before it.
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.to_owned());
         }
     }
 }
 
-impl ProducerContext for Heard {
+impl ProducerContext for FirstError {
     type DeliveryOpaque = ();
 
     fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
 }
 
-/// What is wrong is told as an error, too.
+/// Logs a message of the library. Its errors come through [`log_error`], too.
 fn log(facility: &str, message: &str) {
-    tracing::debug!(facility, message, "of Kafka");
+    tracing::debug!(facility, message, "librdkafka");
 }
 
 fn log_error(error: &KafkaError, reason: &str) {
     match error.rdkafka_error_code() {
-        // Topics are made, or will be.
-        Some(RDKafkaErrorCode::UnknownTopicOrPartition) => tracing::debug!(reason, "a topic of Kafka is not there"),
-        // Said again and again; it follows of what was said of each.
-        Some(RDKafkaErrorCode::AllBrokersDown) => tracing::debug!(reason, "no broker of Kafka is there"),
-        _ => tracing::warn!(reason, "Kafka can't be spoken to"),
+        // `make_topics` creates the topics.
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition) => tracing::debug!(reason, "Kafka topic does not exist"),
+        // Repeats often, and follows from the errors of the single brokers.
+        Some(RDKafkaErrorCode::AllBrokersDown) => tracing::debug!(reason, "no Kafka broker is reachable"),
+        _ => tracing::warn!(reason, "cannot reach Kafka"),
     }
 }
 
-/// The library does not take the settings.
+/// The error when the library rejects the settings.
 fn refused(error: KafkaError) -> Error {
     Error::internal(error)
 }

@@ -1,45 +1,45 @@
-//! Where Kafka's brokers are, and how they are spoken to.
+//! The settings of the connection to Kafka.
 
 use std::{path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 
-/// Where the brokers are, how they are spoken to, and what is done there.
+/// The brokers, how to connect to them, and how to use topics and groups.
 #[derive(Clone, Debug)]
 pub struct KafkaSettings {
-    /// `host:port`, separated by commas; the rest of the cluster is learned from them.
+    /// `host:port`, separated by commas. The client discovers the rest of the cluster from them.
     pub bootstrap_servers: String,
-    /// How this program is called in the brokers' logs and quotas.
+    /// The name of this program in the brokers' logs and quotas.
     pub client_id: String,
     /// `none`, `gzip`, `snappy` or `lz4`.
     pub compression: String,
     /// `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`.
     pub security_protocol: String,
-    /// Who logs in, where brokers want that.
+    /// The credentials, if the brokers require a login.
     pub sasl: Option<KafkaSasl>,
-    /// A file with the certificates of who signed the brokers'; the system's unless given.
+    /// A file with the CA certificates that signed the brokers' certificates. Defaults to the system's.
     pub ca_location: Option<PathBuf>,
-    /// Before the name of every topic, where others share the cluster.
+    /// The prefix of every topic name, for shared clusters.
     pub topic_prefix: String,
-    /// How many partitions a topic is made with.
+    /// The number of partitions of a new topic.
     pub partitions: u16,
-    /// How many brokers keep a topic that is made; what they think best unless given.
+    /// The number of replicas of a new topic. Defaults to the brokers' own default.
     pub replication_factor: Option<u16>,
-    /// Which workers share the events among them.
+    /// The consumer group, whose workers share the events.
     pub group_id: String,
-    /// How long a worker may be silent until others take over its events.
+    /// How long a worker may be silent before the group reassigns its partitions.
     pub session_timeout: Duration,
-    /// Where a group begins that has never read: `earliest` or `latest`.
+    /// Where a group without committed offsets begins: `earliest` or `latest`.
     pub auto_offset_reset: String,
 }
 
-/// A login to the brokers (SASL, RFC 4422).
+/// The credentials for the brokers (SASL, RFC 4422).
 #[derive(Clone, Debug)]
 pub struct KafkaSasl {
     /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`.
     pub mechanism: String,
-    /// Who.
+    /// The user name.
     pub username: String,
-    /// With which password.
+    /// The password.
     pub password: SecretString,
 }

@@ -1,8 +1,8 @@
-//! What happens after the answer: events go from the outboxes to the [`Bus`] by the [`Relay`], and whoever takes them from there
-//! has [`handle`] do what follows of them: one call of the services for each.
+//! What happens after the response: the [`Relay`] publishes events from the outboxes to the [`Bus`], and its consumers call
+//! [`handle`] to process them, with one call of the services for each.
 //!
-//! An event is published at least once, in the order of its key: a tenant's events, or those that concern none. A duplicate is
-//! recognised by its id.
+//! An event is published at least once, in order within its ordering key: its tenant, or the platform for events without a
+//! tenant. Consumers recognise duplicates by their ids.
 
 mod backoff;
 mod bus;

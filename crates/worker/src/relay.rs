@@ -1,8 +1,9 @@
 //! The relay: from the outboxes to the bus.
 //!
-//! It sleeps until a transaction of this process says that it told something, takes a lease of that key, and publishes what is in
-//! the outbox, key after key in turn. A lease is kept for a moment after that, since who writes often writes more. What nobody was
-//! told of (a crash came between, or another process's lease) is found by the marks, all of them by one statement.
+//! The relay sleeps until a transaction of this process reports an event. It then acquires the lease of the event's ordering key
+//! and publishes the unpublished events of its outbox, in batches that alternate between keys. It keeps a lease for a moment
+//! after that, since further events often follow. Events without a notification (the process crashed, or another process had the
+//! lease) are found by a sweep over all dirty flags, with one statement.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -25,51 +26,51 @@ use crate::{
     bus::{Bus, Published},
 };
 
-/// How long a lease is kept after its outbox was found empty.
+/// How long a lease is kept after its outbox is drained.
 const LINGER: Duration = Duration::from_millis(200);
-/// How much longer, so that several are given up at once.
-const GROUPED: Duration = Duration::from_millis(50);
-/// When to ask again for a lease that another instance has.
-const TAKEN: Duration = Duration::from_millis(100);
-/// How long before its end a lease is prolonged.
-const PROLONG: Duration = Duration::from_secs(5);
-/// How often is looked for what nobody was told of.
-const SWEEP: Duration = Duration::from_secs(5);
-/// How long to wait after a failure, and at most after several.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How long a database that is closed is left alone, at first and at most.
-const CLOSED: Duration = Duration::from_secs(30);
-const LONG_CLOSED: Duration = Duration::from_secs(15 * 60);
-/// How long the end waits for what was told until then.
-const FLUSH: Duration = Duration::from_secs(5);
+/// How much longer a release is delayed, so that several leases are released together.
+const RELEASE_DELAY: Duration = Duration::from_millis(50);
+/// The delay before another attempt to acquire a lease that another instance has.
+const LEASE_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// How long before its expiry a lease is renewed.
+const RENEW_BEFORE: Duration = Duration::from_secs(5);
+/// The interval of the sweep for events without a notification.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// The delay after a failure: at first and at most.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(200);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
+/// The delay before a retry for an unavailable tenant: at first and at most.
+const MIN_UNAVAILABLE_DELAY: Duration = Duration::from_secs(30);
+const MAX_UNAVAILABLE_DELAY: Duration = Duration::from_secs(15 * 60);
+/// How long a shutdown waits for the pending events to be published.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Publishes what the outboxes have.
+/// Publishes the events in the outboxes.
 pub struct Relay {
     services: EventServices,
     bus: Arc<dyn Bus>,
-    /// Keys of which there is something to publish, whose leases are not ours.
+    /// Keys with unpublished events, whose leases this relay does not have yet.
     wanted: HashSet<OrderingKey>,
-    /// When to want those that can't be had now.
-    later: HashMap<OrderingKey, Instant>,
-    /// Those of them whose databases were closed: one that tells something is open again.
-    closed: HashSet<OrderingKey>,
-    held: HashMap<OrderingKey, Held>,
-    /// Those of them that wait for their turn.
+    /// Deferred keys, and until when.
+    deferred: HashMap<OrderingKey, Instant>,
+    /// Deferred keys of unavailable tenants. A notification means that the tenant is available again.
+    unavailable: HashSet<OrderingKey>,
+    leased: HashMap<OrderingKey, Leased>,
+    /// Leased keys that wait for their next batch.
     queue: VecDeque<OrderingKey>,
-    turns: JoinSet<(OrderingKey, Turn)>,
-    /// How often in a row a key has failed.
+    batches: JoinSet<(OrderingKey, BatchOutcome)>,
+    /// The number of consecutive failures by key.
     failures: HashMap<OrderingKey, u32>,
-    /// Marks to be cleared once the tenant's outbox was found empty.
+    /// Dirty flags to clear once the tenant's outbox is drained.
     marks: HashMap<TenantId, Mark>,
-    /// After which mark the next look goes on.
+    /// The dirty flag after which the next sweep continues.
     next_mark: Option<Mark>,
-    /// Until when no leases are asked for, since the main database failed.
+    /// Until when no leases are acquired, because the main database failed.
     no_leases_before: Option<Instant>,
 }
 
-/// A key whose lease is ours.
-struct Held {
+/// The state of a key whose lease this relay has.
+struct Leased {
     lease_until: Instant,
     state: State,
 }
@@ -77,17 +78,17 @@ struct Held {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Queued,
-    /// Its turn; whether there was told more meanwhile, and whether the lease is lost since.
+    /// A batch is in flight. `more`: events were reported since it began. `lost`: the lease was lost since.
     Publishing {
         more: bool,
         lost: bool,
     },
-    /// Its outbox is empty; the lease is given up then, unless there is told more.
+    /// Its outbox is drained. The lease is released after `until`, unless further events are reported.
     Lingering {
         until: Instant,
     },
-    /// Its lease is given up.
-    PutOff,
+    /// It is deferred, and its lease is to be released.
+    Deferred,
 }
 
 impl State {
@@ -96,31 +97,31 @@ impl State {
     }
 }
 
-/// What became of a key's turn.
-enum Turn {
-    /// There is nothing more to publish.
+/// The outcome of a key's batch.
+enum BatchOutcome {
+    /// The outbox is drained.
     Empty,
-    /// There may be more.
+    /// The outbox may contain more events.
     More,
-    /// Not now.
+    /// The batch failed and is to be retried.
     Failed(Error),
-    /// The bus says when.
+    /// The bus asks to continue after a delay.
     Paused(Duration),
 }
 
 impl Relay {
-    /// Publishes to this bus.
+    /// A relay that publishes to this bus.
     #[must_use]
     pub fn new(services: EventServices, bus: Arc<dyn Bus>) -> Self {
         Self {
             services,
             bus,
             wanted: HashSet::new(),
-            later: HashMap::new(),
-            closed: HashSet::new(),
-            held: HashMap::new(),
+            deferred: HashMap::new(),
+            unavailable: HashSet::new(),
+            leased: HashMap::new(),
             queue: VecDeque::new(),
-            turns: JoinSet::new(),
+            batches: JoinSet::new(),
             failures: HashMap::new(),
             marks: HashMap::new(),
             next_mark: None,
@@ -128,7 +129,7 @@ impl Relay {
         }
     }
 
-    /// Publishes until it is to stop; what was told until then is published first, unless that takes longer than some seconds.
+    /// Publishes events until `stop` is cancelled, then the pending ones, within a timeout of some seconds.
     pub async fn run(mut self, stop: CancellationToken) {
         let services = self.services.clone();
         let mut next_sweep = Instant::now();
@@ -136,12 +137,12 @@ impl Relay {
         while !stop.is_cancelled() {
             if Instant::now() >= next_sweep {
                 at_start = !self.sweep(at_start).await;
-                next_sweep = Instant::now() + SWEEP;
+                next_sweep = Instant::now() + SWEEP_INTERVAL;
             }
             let wake = self.advance().await.unwrap_or(next_sweep).min(next_sweep);
             tokio::select! {
-                keys = services.notified() => keys.into_iter().for_each(|key| self.told(key)),
-                Some(turn) = self.turns.join_next() => self.after(turn.ok()),
+                keys = services.notified() => keys.into_iter().for_each(|key| self.on_notified(key)),
+                Some(outcome) = self.batches.join_next() => self.after(outcome.ok()),
                 () = sleep_until(wake) => {}
                 () = stop.cancelled() => {}
             }
@@ -149,111 +150,111 @@ impl Relay {
         self.flush().await;
     }
 
-    /// Publishes what there is, and gives up the leases.
+    /// Publishes the pending events, then releases the leases.
     async fn flush(mut self) {
-        let (services, deadline) = (self.services.clone(), Instant::now() + FLUSH);
+        let (services, deadline) = (self.services.clone(), Instant::now() + FLUSH_TIMEOUT);
         let mut quiet = false;
         while !quiet && Instant::now() < deadline {
-            // Nobody waits any more.
-            self.later.retain(|key, at| {
-                *at = (*at).min(Instant::now() + FIRST_PAUSE);
-                !self.closed.contains(key)
+            // Don't wait out longer delays during a shutdown.
+            self.deferred.retain(|key, at| {
+                *at = (*at).min(Instant::now() + MIN_RETRY_DELAY);
+                !self.unavailable.contains(key)
             });
             self.advance().await;
             tokio::select! {
                 biased;
-                Some(turn) = self.turns.join_next() => self.after(turn.ok()),
-                keys = services.notified() => keys.into_iter().for_each(|key| self.told(key)),
-                () = sleep_until(deadline.min(Instant::now() + TAKEN)) => {
-                    quiet = [self.wanted.is_empty(), self.later.is_empty(), self.queue.is_empty(), self.turns.is_empty()].iter().all(|it| *it);
+                Some(outcome) = self.batches.join_next() => self.after(outcome.ok()),
+                keys = services.notified() => keys.into_iter().for_each(|key| self.on_notified(key)),
+                () = sleep_until(deadline.min(Instant::now() + LEASE_RETRY_DELAY)) => {
+                    quiet = [self.wanted.is_empty(), self.deferred.is_empty(), self.queue.is_empty(), self.batches.is_empty()].iter().all(|it| *it);
                 }
             }
         }
-        self.turns.shutdown().await;
-        let held: Vec<_> = self.held.into_keys().collect();
-        if let Err(error) = self.services.release_outboxes(&held, &[]).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "leases of outboxes could not be given up; they expire");
+        self.batches.shutdown().await;
+        let leased: Vec<_> = self.leased.into_keys().collect();
+        if let Err(error) = self.services.release_outboxes(&leased, &[]).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot release outbox leases; they will expire");
         }
     }
 
-    /// Looks for what nobody was told of. Answers whether it could, and was through at the start.
+    /// Sweeps for events without a notification. Returns false if the sweep failed, or if the one at the start is incomplete.
     async fn sweep(&mut self, at_start: bool) -> bool {
         match self.services.find_unnotified(at_start, self.next_mark).await {
             Ok(Unnotified { keys, marks, next }) => {
                 self.marks.extend(marks.into_iter().map(|mark| (mark.tenant_id, mark)));
                 self.next_mark = next;
-                keys.into_iter().for_each(|key| self.want(key));
+                keys.into_iter().for_each(|key| self.schedule(key));
                 next.is_none() || !at_start
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "events that nobody was told of can't be looked for");
+                tracing::warn!(error = &error as &dyn std::error::Error, "outbox sweep failed");
                 false
             }
         }
     }
 
-    /// Somebody has told something just now.
-    fn told(&mut self, key: OrderingKey) {
-        if self.closed.remove(&key) {
-            self.later.remove(&key);
+    /// Processes the notification of a new event.
+    fn on_notified(&mut self, key: OrderingKey) {
+        if self.unavailable.remove(&key) {
+            self.deferred.remove(&key);
         }
-        self.want(key);
+        self.schedule(key);
     }
 
-    fn want(&mut self, key: OrderingKey) {
-        // Whoever is to wait, waits, whatever is told meanwhile.
-        if self.later.contains_key(&key) {
+    fn schedule(&mut self, key: OrderingKey) {
+        // A deferred key stays deferred, whatever events are reported meanwhile.
+        if self.deferred.contains_key(&key) {
             return;
         }
-        match self.held.get_mut(&key) {
+        match self.leased.get_mut(&key) {
             None => {
                 self.wanted.insert(key);
             }
-            Some(Held { state: State::Queued | State::PutOff, .. }) => {}
-            Some(Held { state: State::Publishing { more, .. }, .. }) => *more = true,
-            Some(held) => {
-                held.state = State::Queued;
+            Some(Leased { state: State::Queued | State::Deferred, .. }) => {}
+            Some(Leased { state: State::Publishing { more, .. }, .. }) => *more = true,
+            Some(leased) => {
+                leased.state = State::Queued;
                 self.queue.push_back(key);
             }
         }
     }
 
-    /// Does what can be done now. Answers when there is more, if nothing happens.
+    /// Starts all work that is due. Returns when more will be due, if nothing else happens.
     async fn advance(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        let due: Vec<_> = self.later.extract_if(|_, at| *at <= now).map(|(key, _)| key).collect();
+        let due: Vec<_> = self.deferred.extract_if(|_, at| *at <= now).map(|(key, _)| key).collect();
         for key in due {
-            self.closed.remove(&key);
-            self.want(key);
+            self.unavailable.remove(&key);
+            self.schedule(key);
         }
-        self.take_leases(now).await;
-        self.give_up_leases(now).await;
-        while self.turns.len() < self.bus.keys_at_once()
+        self.acquire_leases(now).await;
+        self.release_leases(now).await;
+        while self.batches.len() < self.bus.keys_at_once()
             && let Some(key) = self.queue.pop_front()
         {
-            if let Some(held) = self.held.get_mut(&key).filter(|held| held.state == State::Queued) {
-                held.state = State::Publishing { more: false, lost: false };
+            if let Some(leased) = self.leased.get_mut(&key).filter(|leased| leased.state == State::Queued) {
+                leased.state = State::Publishing { more: false, lost: false };
                 let (services, bus) = (self.services.clone(), Arc::clone(&self.bus));
-                self.turns.spawn(async move {
-                    let turn = AssertUnwindSafe(publish(&services, &*bus, key)).catch_unwind().await;
-                    (key, turn.unwrap_or_else(|_| Turn::Failed(Error::internal("the bus panicked"))))
+                self.batches.spawn(async move {
+                    let outcome = AssertUnwindSafe(publish(&services, &*bus, key)).catch_unwind().await;
+                    (key, outcome.unwrap_or_else(|_| BatchOutcome::Failed(Error::internal("the bus panicked"))))
                 });
             }
         }
-        let due = self.held.values().filter_map(|held| match held.state {
-            State::Lingering { until } => Some(until + GROUPED),
-            state => state.needs_lease().then(|| held.lease_until - PROLONG),
+        let due = self.leased.values().filter_map(|leased| match leased.state {
+            State::Lingering { until } => Some(until + RELEASE_DELAY),
+            state => state.needs_lease().then(|| leased.lease_until - RENEW_BEFORE),
         });
-        let next = due.chain(self.later.values().copied()).min();
+        let next = due.chain(self.deferred.values().copied()).min();
         next.map(|next| self.no_leases_before.filter(|before| now < *before).map_or(next, |before| next.max(before)))
     }
 
-    /// Takes the leases that are wanted, and prolongs those that are needed and about to expire.
-    async fn take_leases(&mut self, now: Instant) {
+    /// Acquires the wanted leases, and renews those that are still needed and about to expire.
+    async fn acquire_leases(&mut self, now: Instant) {
         if self.no_leases_before.is_some_and(|before| now < before) {
             return;
         }
-        let expiring = self.held.iter().filter(|(_, held)| held.lease_until < now + PROLONG && held.state.needs_lease());
+        let expiring = self.leased.iter().filter(|(_, leased)| leased.lease_until < now + RENEW_BEFORE && leased.state.needs_lease());
         let keys: Vec<OrderingKey> = expiring.map(|(key, _)| *key).chain(self.wanted.drain()).collect();
         if keys.is_empty() {
             return;
@@ -263,123 +264,123 @@ impl Relay {
                 self.no_leases_before = None;
                 for (key, taken) in keys.into_iter().zip(taken) {
                     let lease_until = now + OUTBOX_LEASE;
-                    match (taken, self.held.get_mut(&key)) {
-                        (true, Some(held)) => held.lease_until = lease_until,
+                    match (taken, self.leased.get_mut(&key)) {
+                        (true, Some(leased)) => leased.lease_until = lease_until,
                         (true, None) => {
-                            self.held.insert(key, Held { lease_until, state: State::Queued });
+                            self.leased.insert(key, Leased { lease_until, state: State::Queued });
                             self.queue.push_back(key);
                         }
-                        (false, _) => self.put_off(key, TAKEN),
+                        (false, _) => self.defer(key, LEASE_RETRY_DELAY),
                     }
                 }
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "leases of outboxes can't be had; they are asked for again");
-                self.no_leases_before = Some(now + FIRST_PAUSE);
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot acquire outbox leases; will retry");
+                self.no_leases_before = Some(now + MIN_RETRY_DELAY);
                 for key in keys {
-                    if self.held.get(&key).is_none_or(|held| held.lease_until <= now) {
-                        self.put_off(key, FIRST_PAUSE);
+                    if self.leased.get(&key).is_none_or(|leased| leased.lease_until <= now) {
+                        self.defer(key, MIN_RETRY_DELAY);
                     }
                 }
-                self.queue.retain(|key| self.held.get(key).is_some_and(|held| held.state == State::Queued));
+                self.queue.retain(|key| self.leased.get(key).is_some_and(|leased| leased.state == State::Queued));
             }
         }
     }
 
-    /// Gives up the leases of those of whom nothing was told for a moment.
-    async fn give_up_leases(&mut self, now: Instant) {
-        let is_over = |held: &Held| match held.state {
+    /// Releases the leases of deferred keys, and of drained keys without recent notifications.
+    async fn release_leases(&mut self, now: Instant) {
+        let is_over = |leased: &Leased| match leased.state {
             State::Lingering { until } => until <= now,
-            state => state == State::PutOff,
+            state => state == State::Deferred,
         };
-        let is_late = |held: &Held| match held.state {
-            State::Lingering { until } => until + GROUPED <= now,
-            state => state == State::PutOff,
+        let is_late = |leased: &Leased| match leased.state {
+            State::Lingering { until } => until + RELEASE_DELAY <= now,
+            state => state == State::Deferred,
         };
-        if !self.held.values().any(is_late) {
+        if !self.leased.values().any(is_late) {
             return;
         }
-        let over: Vec<_> = self.held.extract_if(|_, held| is_over(held)).collect();
-        // Their outboxes were found empty, after the marks were found.
-        let empty = over.iter().filter(|(_, held)| held.state != State::PutOff);
+        let over: Vec<_> = self.leased.extract_if(|_, leased| is_over(leased)).collect();
+        // Their outboxes were drained after the dirty flags were read.
+        let empty = over.iter().filter(|(_, leased)| leased.state != State::Deferred);
         let marks: Vec<_> = empty.filter_map(|(key, _)| self.marks.remove(&(*key)?)).collect();
         let keys: Vec<_> = over.into_iter().map(|(key, _)| key).collect();
         if let Err(error) = self.services.release_outboxes(&keys, &marks).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "leases of outboxes could not be given up; they expire");
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot release outbox leases; they will expire");
         }
     }
 
-    /// Goes on after a key's turn.
-    fn after(&mut self, turn: Option<(OrderingKey, Turn)>) {
-        let Some((key, turn)) = turn else { return };
-        let Some(held) = self.held.get_mut(&key) else { return };
-        let State::Publishing { more, lost } = std::mem::replace(&mut held.state, State::PutOff) else { return };
-        match turn {
-            // Whoever has the lease goes on; there was a moment when it was not known that it is another.
-            Turn::Empty | Turn::More if lost => self.put_off(key, TAKEN),
-            Turn::Empty if !more => {
-                held.state = State::Lingering { until: Instant::now() + LINGER };
+    /// Processes the outcome of a key's batch.
+    fn after(&mut self, outcome: Option<(OrderingKey, BatchOutcome)>) {
+        let Some((key, outcome)) = outcome else { return };
+        let Some(leased) = self.leased.get_mut(&key) else { return };
+        let State::Publishing { more, lost } = std::mem::replace(&mut leased.state, State::Deferred) else { return };
+        match outcome {
+            // Another relay may have the lease and continue. For a moment this relay did not know that it lost the lease.
+            BatchOutcome::Empty | BatchOutcome::More if lost => self.defer(key, LEASE_RETRY_DELAY),
+            BatchOutcome::Empty if !more => {
+                leased.state = State::Lingering { until: Instant::now() + LINGER };
                 self.failures.remove(&key);
             }
-            Turn::Empty | Turn::More => {
-                held.state = State::Queued;
+            BatchOutcome::Empty | BatchOutcome::More => {
+                leased.state = State::Queued;
                 self.queue.push_back(key);
                 self.failures.remove(&key);
             }
-            Turn::Failed(error) => {
+            BatchOutcome::Failed(error) => {
                 let failures = self.failures.entry(key).or_default();
                 *failures += 1;
                 let pause = match error {
-                    Error::Closed(Closure::Moving) => FIRST_PAUSE,
+                    Error::Closed(Closure::Moving) => MIN_RETRY_DELAY,
                     Error::Closed(_) => {
-                        self.closed.insert(key);
-                        backoff(*failures, CLOSED, LONG_CLOSED)
+                        self.unavailable.insert(key);
+                        backoff(*failures, MIN_UNAVAILABLE_DELAY, MAX_UNAVAILABLE_DELAY)
                     }
-                    _ => backoff(*failures, FIRST_PAUSE, LONGEST_PAUSE),
+                    _ => backoff(*failures, MIN_RETRY_DELAY, MAX_RETRY_DELAY),
                 };
                 tracing::warn!(
                     tenant_id = key.map(tracing::field::display),
                     error = &error as &dyn std::error::Error,
                     ?pause,
-                    "events can't be published now"
+                    "cannot publish events; will retry"
                 );
-                self.put_off(key, pause);
+                self.defer(key, pause);
             }
-            Turn::Paused(pause) => self.put_off(key, pause),
+            BatchOutcome::Paused(pause) => self.defer(key, pause),
         }
     }
 
-    /// Wants a key later; meanwhile its lease is nobody's.
-    fn put_off(&mut self, key: OrderingKey, pause: Duration) {
-        if let Some(held) = self.held.get_mut(&key) {
-            // One turn of a key at a time, whoever has its lease.
-            if let State::Publishing { lost, .. } = &mut held.state {
+    /// Defers a key and has its lease released meanwhile.
+    fn defer(&mut self, key: OrderingKey, pause: Duration) {
+        if let Some(leased) = self.leased.get_mut(&key) {
+            // Only one batch of a key is in flight at a time, whichever relay has its lease.
+            if let State::Publishing { lost, .. } = &mut leased.state {
                 *lost = true;
                 return;
             }
-            held.state = State::PutOff;
+            leased.state = State::Deferred;
         }
-        self.later.insert(key, Instant::now() + pause);
+        self.deferred.insert(key, Instant::now() + pause);
     }
 }
 
-/// A key's turn.
-async fn publish(services: &EventServices, bus: &dyn Bus, key: OrderingKey) -> Turn {
+/// Publishes one batch of a key's events.
+async fn publish(services: &EventServices, bus: &dyn Bus, key: OrderingKey) -> BatchOutcome {
     let unpublished = match services.unpublished(key, bus.batch()).await {
-        Ok(unpublished) if unpublished.events.is_empty() => return Turn::Empty,
+        Ok(unpublished) if unpublished.events.is_empty() => return BatchOutcome::Empty,
         Ok(unpublished) => unpublished,
-        Err(error) => return Turn::Failed(error),
+        Err(error) => return BatchOutcome::Failed(error),
     };
     let Published { count, pause } = bus.publish(key, &unpublished.events).await;
     if count > 0
         && let Err(error) = services.record_published(&unpublished, count).await
     {
-        return Turn::Failed(error);
+        return BatchOutcome::Failed(error);
     }
     match pause {
-        Some(pause) => Turn::Paused(pause),
-        // Whoever tells more meanwhile says so; another instance's is found when it has the lease.
-        None if unpublished.are_all && count == unpublished.events.len() => Turn::Empty,
-        None => Turn::More,
+        Some(pause) => BatchOutcome::Paused(pause),
+        // A new event of this process causes a notification. One of another instance is found once that instance has the lease.
+        None if unpublished.are_all && count == unpublished.events.len() => BatchOutcome::Empty,
+        None => BatchOutcome::More,
     }
 }

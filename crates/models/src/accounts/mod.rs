@@ -1,4 +1,4 @@
-//! Accounts: users, their sessions, and the log of what changed of both.
+//! Accounts: users, their sessions, and the log of changes of access rights.
 
 pub mod access_changes;
 pub mod sessions;

@@ -34,7 +34,7 @@ pub async fn find(connection: &mut Connection<Main>, id: SessionId) -> Result<Op
     found.map(session).transpose()
 }
 
-/// Whose session it is, when it has not ended and its user may log in.
+/// The session's user, if the session has not ended and the user is active.
 pub async fn find_living(connection: &mut Connection<Main>, id: SessionId) -> Result<Option<UserId>> {
     let found = connection
         .query_opt(
@@ -46,8 +46,8 @@ pub async fn find_living(connection: &mut Connection<Main>, id: SessionId) -> Re
     found.map(|mut row| row.take()).transpose()
 }
 
-/// Replaces the refresh token, when the session lives and the token presented is the one that may be used next. Answers
-/// whether it did: of many that present the same token, one is told so.
+/// Rotates the refresh token, if the session has not ended and `presented` is the current token. Returns whether it did: of
+/// concurrent calls with the same token, one gets true.
 pub async fn rotate(
     tx: &mut MainTx,
     id: SessionId,
@@ -66,7 +66,7 @@ pub async fn rotate(
     Ok(changed == 1)
 }
 
-/// Ends a session. Answers whether it was still going on.
+/// Ends a session. Returns false if it had ended before.
 pub async fn end(tx: &mut MainTx, id: SessionId, now: Timestamp) -> Result<bool> {
     let changed = tx.execute("UPDATE sessions SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL", params![id, now]).await?;
     Ok(changed == 1)
@@ -77,7 +77,7 @@ pub async fn end_all_of(tx: &mut MainTx, user_id: UserId, now: Timestamp) -> Res
     tx.execute("UPDATE sessions SET ended_at = $2 WHERE user_id = $1 AND ended_at IS NULL", params![user_id, now]).await
 }
 
-/// Removes sessions whose last refresh token expired before `before`: no token of theirs verifies any more.
+/// Purges sessions whose last refresh token expired before `before`: none of their tokens is valid any more.
 pub async fn delete_expired(tx: &mut MainTx, before: Timestamp) -> Result<u64> {
     tx.execute("DELETE FROM sessions WHERE expires_at < $1", params![before]).await
 }

@@ -3,10 +3,10 @@
 use database::{Connection, Main, MainTx, Result, Row, params};
 use domain::{Email, PasswordHash, PersonName, Timestamp, User, UserId};
 
-/// The unique constraint on the address.
+/// The unique constraint on the e-mail address.
 pub const EMAIL_KEY: &str = "users_email_key";
 
-/// Adds a user. Violates [`EMAIL_KEY`] when somebody has the address.
+/// Adds a user. Violates [`EMAIL_KEY`] if the e-mail address is taken.
 pub async fn insert(tx: &mut MainTx, user: &User, password: &PasswordHash) -> Result<()> {
     tx.execute(
         "INSERT INTO users (id, first_name, last_name, email, is_active, created_at, updated_at, created_by, password_hash)
@@ -38,12 +38,12 @@ pub async fn find(connection: &mut Connection<Main>, id: UserId) -> Result<Optio
     found.map(user).transpose()
 }
 
-/// The user with this address.
+/// The user with this e-mail address.
 pub async fn find_by_email(connection: &mut Connection<Main>, email: &Email) -> Result<Option<User>> {
     Ok(find_for_login(connection, email).await?.map(|(user, _)| user))
 }
 
-/// The user with this address, and the hash to hold a password against.
+/// The user with this e-mail address, and the password hash to verify.
 pub async fn find_for_login(connection: &mut Connection<Main>, email: &Email) -> Result<Option<(User, PasswordHash)>> {
     let found = connection
         .query_opt(
@@ -60,7 +60,7 @@ pub async fn find_for_login(connection: &mut Connection<Main>, email: &Email) ->
         .transpose()
 }
 
-/// Changes the names that are given, and answers the user as it is then.
+/// Changes the names that are given. Returns the updated user.
 pub async fn rename(
     tx: &mut MainTx,
     id: UserId,
@@ -79,13 +79,13 @@ pub async fn rename(
     changed.map(user).transpose()
 }
 
-/// Lets a user log in, or not. Answers whether there is such a user.
+/// Activates or deactivates a user. Returns whether the user exists.
 pub async fn set_active(tx: &mut MainTx, id: UserId, is_active: bool, now: Timestamp) -> Result<bool> {
     let changed = tx.execute("UPDATE users SET is_active = $2, updated_at = $3 WHERE id = $1", params![id, is_active, now]).await?;
     Ok(changed == 1)
 }
 
-/// Replaces the password's hash, unless it was changed meanwhile.
+/// Replaces the password hash, unless it has changed meanwhile.
 pub async fn replace_password_hash(tx: &mut MainTx, id: UserId, old: &PasswordHash, new: &PasswordHash) -> Result<()> {
     tx.execute("UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2", params![id, old.expose(), new.expose()]).await?;
     Ok(())

@@ -5,7 +5,7 @@ use domain::{Document, DocumentFilter, DocumentId, FileId, Filename, MimeType, P
 
 use crate::{documents::files::file, page, single};
 
-/// Selects what [`document`] reads.
+/// Selects the columns that [`document`] reads.
 macro_rules! select_documents {
     ($rest:literal) => {
         concat!(
@@ -20,10 +20,10 @@ macro_rules! select_documents {
 
 pub(crate) use select_documents;
 
-/// What [`find`] asks; public so that benchmarks compare the product with this very statement.
+/// The statement of [`find`]. Public so that benchmarks use the same statement as the product.
 pub const FIND: &str = select_documents!("WHERE d.id = $1 AND d.deleted_at IS NULL");
 
-/// Adds a document. Its file's row must be locked or new.
+/// Adds a document. The row of its file must be locked or new.
 pub fn insert(tx: &mut TenantTx, document: &Document) {
     tx.defer(
         "INSERT INTO documents (id, filename, filename_folded, mime_type, file_id, user_id, created_at, updated_at, created_by)
@@ -42,24 +42,24 @@ pub fn insert(tx: &mut TenantTx, document: &Document) {
     );
 }
 
-/// The document with this id; one in the trash is not there.
+/// The document with this id, unless it is in the trash.
 pub async fn find(connection: &mut Connection<Tenant>, id: DocumentId) -> Result<Option<Document>> {
     connection.query_opt(FIND, params![id]).await?.map(document).transpose()
 }
 
-/// The document with this id, locked until the end of the transaction: whoever changes it waits. Whoever locks files, too, locks
-/// the document first.
+/// Finds the document with this id and locks its row until the transaction ends, so that concurrent changes wait. Lock order:
+/// documents before files.
 pub async fn lock(tx: &mut TenantTx, id: DocumentId) -> Result<Option<Document>> {
     tx.query_opt("SELECT id FROM documents WHERE id = $1 FOR UPDATE", params![id]).await?;
     find(tx, id).await
 }
 
-/// How many documents there are, without those in the trash.
+/// The number of documents outside the trash.
 pub async fn count(connection: &mut Connection<Tenant>) -> Result<u64> {
     single(connection.query_one("SELECT COUNT(*) FROM documents WHERE deleted_at IS NULL", params![]).await?)
 }
 
-/// The documents that meet a filter, newest first.
+/// The documents that match a filter, newest first.
 pub async fn list(connection: &mut Connection<Tenant>, filter: &DocumentFilter, request: PageRequest) -> Result<Page<Document>> {
     let conditions = || {
         vec![
@@ -69,7 +69,7 @@ pub async fn list(connection: &mut Connection<Tenant>, filter: &DocumentFilter, 
         ]
     };
     let (count, items) = if *filter == DocumentFilter::default() {
-        // By far the commonest list, in the order of its index.
+        // By far the most frequent list; this statement follows an index.
         let count = Statement::new("SELECT COUNT(*) FROM documents WHERE deleted_at IS NULL", params![]);
         let items = Statement::new(
             select_documents!("WHERE d.deleted_at IS NULL ORDER BY d.created_at DESC, d.id DESC LIMIT $1 OFFSET $2"),
@@ -102,7 +102,7 @@ pub async fn list(connection: &mut Connection<Tenant>, filter: &DocumentFilter, 
     page(connection, count, items, request, document).await
 }
 
-/// The documents that have a file as their content, or had it, newest first; those in the trash, too.
+/// The documents with a current or former version that refers to this file, newest first, those in the trash included.
 pub async fn list_by_file(connection: &mut Connection<Tenant>, file_id: FileId) -> Result<Vec<Document>> {
     let rows = connection
         .query(
@@ -117,8 +117,8 @@ pub async fn list_by_file(connection: &mut Connection<Tenant>, file_id: FileId) 
     rows.into_iter().map(document).collect()
 }
 
-/// How many contents of documents, current and former, in the trash or not, are this file. One statement, so that a content that
-/// is just becoming a former one is seen as either.
+/// The number of versions, current and former, in the trash or not, that refer to this file. This is a single statement, so that
+/// it counts a version that a concurrent update archives.
 pub async fn count_by_file(connection: &mut Connection<Tenant>, file_id: FileId) -> Result<u64> {
     let counted = connection
         .query_one(
@@ -130,7 +130,7 @@ pub async fn count_by_file(connection: &mut Connection<Tenant>, file_id: FileId)
     single(counted)
 }
 
-/// Gives a document, which must be locked, another content.
+/// Sets a new current version. The document must be locked.
 pub async fn set_content(
     tx: &mut TenantTx,
     id: DocumentId,
@@ -148,7 +148,7 @@ pub async fn set_content(
     Ok(())
 }
 
-/// Changes what is given. Answers whether there is such a document.
+/// Changes the fields that are given. Returns whether the document exists.
 pub async fn update(
     tx: &mut TenantTx,
     id: DocumentId,
@@ -172,12 +172,12 @@ pub async fn update(
     Ok(changed == 1)
 }
 
-/// Removes a document with its former contents. Answers whether there was one. The rows of their files must be locked.
+/// Removes a document with its former versions. Returns whether it existed. The rows of their files must be locked.
 pub async fn delete(tx: &mut TenantTx, id: DocumentId) -> Result<bool> {
     Ok(tx.execute("DELETE FROM documents WHERE id = $1", params![id]).await? == 1)
 }
 
-/// The pattern for "contains this text, in any case", in which nothing of the text is special.
+/// The LIKE pattern for a case-insensitive substring match; the text's wildcards are escaped.
 fn contains_pattern(text: &str) -> String {
     let mut pattern = String::from("%");
     for c in text.to_lowercase().chars() {
@@ -204,7 +204,7 @@ pub(crate) fn document(mut row: Row) -> Result<Document> {
         created_by,
         version,
         content_at: content_at.unwrap_or(created_at),
-        // The first content came with the document.
+        // The first version was created with the document.
         content_by: if content_at.is_some() { content_by } else { created_by },
         deleted_at: row.take()?,
         deleted_by: row.take()?,

@@ -1,7 +1,7 @@
-//! Files: stored content, once per tenant.
+//! Files: content, stored once per tenant.
 //!
-//! A file lives until it is condemned. Whoever makes a document refer to a file, or looks whether one does, locks the file's
-//! row first, so that the two can't pass each other.
+//! A file is live until it is marked for deletion. A transaction that adds a reference to a file, or checks for references, first
+//! locks the file's row, so that the two can't interleave.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use domain::{ContentHash, File, FileId, FileUsage, Page, PageRequest, Timestamp}
 
 use crate::{page, single};
 
-/// Selects what [`file`] reads.
+/// Selects the columns that [`file`] reads.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
@@ -20,18 +20,18 @@ macro_rules! select {
     };
 }
 
-/// What came of adding a file whose object is stored.
+/// The outcome of adding a file whose object is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertOutcome {
-    /// The file is there, and its upload is forgotten.
+    /// The file was added, and its upload intent removed.
     Added,
-    /// The same content is there already; the upload is as it was.
+    /// A file with the same content exists; the upload intent is unchanged.
     AlreadyThere,
-    /// The upload was condemned meanwhile, so its object can't become a file's. Nothing is to be committed.
+    /// The upload intent has been marked for deletion, so no file may use its object. The transaction must not commit.
     Expired,
 }
 
-/// Adds a file, unless the same content is already there, and forgets the upload of its object.
+/// Adds a file, unless one with the same content exists, and removes the upload intent of its object.
 pub async fn add(tx: &mut TenantTx, file: &File) -> Result<InsertOutcome> {
     let insert = Statement::new(
         "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by, detected_mime_type, processed_at)
@@ -39,11 +39,11 @@ pub async fn add(tx: &mut TenantTx, file: &File) -> Result<InsertOutcome> {
          ON CONFLICT (sha256, file_size) WHERE condemned_at IS NULL DO NOTHING",
         values(file),
     );
-    let forget = Statement::new(
+    let remove_intent = Statement::new(
         "DELETE FROM uploads WHERE s3_path = $1 AND condemned_at IS NULL AND EXISTS (SELECT 1 FROM files WHERE id = $2)",
         params![file.object_key.as_str(), file.id],
     );
-    let affected: Vec<u64> = tx.batch(vec![insert, forget]).await?.into_iter().map(|outcome| outcome.affected).collect();
+    let affected: Vec<u64> = tx.batch(vec![insert, remove_intent]).await?.into_iter().map(|outcome| outcome.affected).collect();
     Ok(match affected[..] {
         [1, 1] => InsertOutcome::Added,
         [1, _] => InsertOutcome::Expired,
@@ -51,12 +51,12 @@ pub async fn add(tx: &mut TenantTx, file: &File) -> Result<InsertOutcome> {
     })
 }
 
-/// The same for a transaction that waits for no answer: unless the file can be added, the commit fails, as
-/// [`could_not_be_added`] tells.
+/// Adds a file with deferred statements. If it can't be added, the commit fails with an error that [`could_not_be_added`]
+/// recognises.
 pub fn add_or_fail(tx: &mut TenantTx, file: &File) {
     let key = file.object_key.as_str();
     tx.defer("SELECT 1 FROM uploads WHERE s3_path = $1 FOR UPDATE", params![key]);
-    // Without a key, if the upload was condemned: the schema forbids that.
+    // If the upload intent was marked for deletion, the key is NULL, which the schema rejects.
     tx.defer(
         "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by, detected_mime_type, processed_at)
          VALUES ($1, $2, $3, (SELECT s3_path FROM uploads WHERE s3_path = $4 AND condemned_at IS NULL), $5, $6, $7, $8, $9, $10)",
@@ -65,7 +65,7 @@ pub fn add_or_fail(tx: &mut TenantTx, file: &File) {
     tx.defer("DELETE FROM uploads WHERE s3_path = $1", params![key]);
 }
 
-/// Whether a commit failed because the same content is there already, or the upload was condemned.
+/// Whether a commit failed because a file with the same content exists or the upload intent was marked for deletion.
 #[must_use]
 pub fn could_not_be_added(error: &Error) -> bool {
     error.violates("files_sha256_file_size_key") || error.violates_check()
@@ -86,7 +86,7 @@ fn values(file: &File) -> Vec<Value> {
     ]
 }
 
-/// Those of these living files that were not processed, each once, with their objects and sizes.
+/// Those of these live files that are not processed yet, each once, with their object keys and sizes.
 pub async fn list_unprocessed(connection: &mut Connection<Tenant>, ids: &BTreeSet<FileId>) -> Result<Vec<(FileId, String, u64)>> {
     let sql = "SELECT id, s3_path, file_size FROM files WHERE id = $1 AND condemned_at IS NULL AND processed_at IS NULL";
     let outcomes = connection.batch(ids.iter().map(|id| Statement::new(sql, params![*id])).collect()).await?;
@@ -94,18 +94,18 @@ pub async fn list_unprocessed(connection: &mut Connection<Tenant>, ids: &BTreeSe
     rows.map(|mut row| Ok((row.take()?, row.take()?, row.take()?))).collect()
 }
 
-/// The object of a condemned file.
+/// The object key of a file that is marked for deletion.
 pub async fn find_condemned(connection: &mut Connection<Tenant>, id: FileId) -> Result<Option<String>> {
     let found = connection.query_opt("SELECT s3_path FROM files WHERE id = $1 AND condemned_at IS NOT NULL", params![id]).await?;
     found.map(single).transpose()
 }
 
-/// Notes what a file was found to be.
+/// Records the detected media type of a file.
 pub fn set_processed(tx: &mut TenantTx, id: FileId, detected_mime_type: &str, now: Timestamp) {
     tx.defer("UPDATE files SET detected_mime_type = $2, processed_at = $3 WHERE id = $1", params![id, detected_mime_type, now]);
 }
 
-/// Whether there is a living file with this content.
+/// Whether a live file with this content exists.
 pub async fn is_there(connection: &mut Connection<Tenant>, hash: &ContentHash, size: u64) -> Result<bool> {
     let found = connection
         .query_opt("SELECT 1 FROM files WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL", params![&hash.sha256[..], size])
@@ -113,7 +113,7 @@ pub async fn is_there(connection: &mut Connection<Tenant>, hash: &ContentHash, s
     Ok(found.is_some())
 }
 
-/// The living file with this content, locked until the end of the transaction.
+/// Finds the live file with this content and locks its row until the transaction ends.
 pub async fn lock_by_content(tx: &mut TenantTx, hash: &ContentHash, size: u64) -> Result<Option<File>> {
     let found = tx
         .query_opt(select!("WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL FOR UPDATE"), params![&hash.sha256[..], size])
@@ -121,8 +121,9 @@ pub async fn lock_by_content(tx: &mut TenantTx, hash: &ContentHash, size: u64) -
     found.map(|mut row| file(&mut row)).transpose()
 }
 
-/// The living file with this content, locked until the end of the transaction, if a document that is not in the trash has it: one that
-/// every member may read. A single statement, so that its time does not tell whether there is one that nobody may read.
+/// Finds the live file with this content and locks its row until the transaction ends, if a document outside the trash, which
+/// every member may read, has it as its content. This is a single statement, so that its duration does not reveal whether an
+/// unreadable file exists.
 pub async fn lock_readable_by_content(tx: &mut TenantTx, hash: &ContentHash, size: u64) -> Result<Option<File>> {
     let found = tx
         .query_opt(
@@ -136,19 +137,19 @@ pub async fn lock_readable_by_content(tx: &mut TenantTx, hash: &ContentHash, siz
     found.map(|mut row| file(&mut row)).transpose()
 }
 
-/// The living file with this id, locked until the end of the transaction.
+/// Finds the live file with this id and locks its row until the transaction ends.
 pub async fn lock(tx: &mut TenantTx, id: FileId) -> Result<Option<File>> {
     let found = tx.query_opt(select!("WHERE id = $1 AND condemned_at IS NULL FOR UPDATE"), params![id]).await?;
     found.map(|mut row| file(&mut row)).transpose()
 }
 
-/// The living file with this id.
+/// The live file with this id.
 pub async fn find(connection: &mut Connection<Tenant>, id: FileId) -> Result<Option<File>> {
     let found = connection.query_opt(select!("WHERE id = $1 AND condemned_at IS NULL"), params![id]).await?;
     found.map(|mut row| file(&mut row)).transpose()
 }
 
-/// Living files, newest first, each with the number of documents that refer to it.
+/// Live files, newest first, each with its number of references.
 pub async fn list(connection: &mut Connection<Tenant>, request: PageRequest) -> Result<Page<FileUsage>> {
     let count = Statement::new("SELECT COUNT(*) FROM files WHERE condemned_at IS NULL", params![]);
     let items = Statement::new(
@@ -161,13 +162,14 @@ pub async fn list(connection: &mut Connection<Tenant>, request: PageRequest) -> 
     page(connection, count, items, request, |mut row| Ok(FileUsage { file: file(&mut row)?, document_count: row.take()? })).await
 }
 
-/// Condemns a file: from now on nothing can refer to it, and the same content, uploaded again, makes a new file.
+/// Marks a file for deletion. From then on no document can refer to it, and another upload of the same content creates a new
+/// file.
 pub async fn condemn(tx: &mut TenantTx, id: FileId, now: Timestamp) -> Result<()> {
     tx.execute("UPDATE files SET condemned_at = $2, updated_at = $2 WHERE id = $1", params![id, now]).await?;
     Ok(())
 }
 
-/// Living files that no document refers to and that have not been touched since `before`.
+/// Live files without references that were last touched at `before` or earlier.
 pub async fn list_orphaned(connection: &mut Connection<Tenant>, before: Timestamp, limit: u32) -> Result<Vec<FileId>> {
     let rows = connection
         .query(
@@ -180,13 +182,13 @@ pub async fn list_orphaned(connection: &mut Connection<Tenant>, before: Timestam
     rows.into_iter().map(|mut row| row.take()).collect()
 }
 
-/// Notes that a document that referred to a file is gone: when it was the last one, the file's grace begins.
+/// Records that a reference to a file was removed. If it was the last one, the file's grace period begins.
 pub async fn touch(tx: &mut TenantTx, id: FileId, now: Timestamp) -> Result<()> {
     tx.execute("UPDATE files SET updated_at = $2 WHERE id = $1", params![id, now]).await?;
     Ok(())
 }
 
-/// Files that were condemned before a time, with their objects' keys and bytes.
+/// Files marked for deletion at `before` or earlier, with their object keys and sizes.
 pub async fn list_condemned(connection: &mut Connection<Tenant>, before: Timestamp, limit: u32) -> Result<Vec<(FileId, String, u64)>> {
     let rows = connection
         .query(
@@ -197,10 +199,10 @@ pub async fn list_condemned(connection: &mut Connection<Tenant>, before: Timesta
     rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?, row.take()?))).collect()
 }
 
-/// So many condemned objects are deleted before their time at most.
-pub(crate) const UNSETTLED: u32 = 10_000;
+/// The maximum number of objects within the late-write window that one call lists for early deletion.
+pub(crate) const MAX_EARLY_DELETIONS: u32 = 10_000;
 
-/// The objects' keys and bytes of files that were condemned between two times, and when; the latest ones first.
+/// The object keys and sizes of files marked for deletion between two times, with the time of the mark, latest first.
 pub async fn list_condemned_between(
     connection: &mut Connection<Tenant>,
     since: Timestamp,
@@ -210,19 +212,20 @@ pub async fn list_condemned_between(
         .query(
             "SELECT s3_path, file_size, condemned_at FROM files WHERE condemned_at > $1 AND condemned_at <= $2
              ORDER BY condemned_at DESC LIMIT $3",
-            params![since, before, UNSETTLED],
+            params![since, before, MAX_EARLY_DELETIONS],
         )
         .await?;
     rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?, row.take()?))).collect()
 }
 
-/// Removes the row of a condemned file, after its object is gone.
+/// Removes the row of a file that is marked for deletion, after its object was deleted.
 pub async fn delete_condemned(tx: &mut TenantTx, id: FileId) -> Result<()> {
     tx.execute("DELETE FROM files WHERE id = $1 AND condemned_at IS NOT NULL", params![id]).await?;
     Ok(())
 }
 
-/// The files, living or condemned, whose objects' keys begin so, in the order of the keys. A condemned one's object may be gone.
+/// The files whose object keys have this prefix, ordered by key, and for each whether it is live. The object of one that is
+/// marked for deletion may be gone.
 pub async fn list_by_prefix(connection: &mut Connection<Tenant>, prefix: &str) -> Result<Vec<(File, bool)>> {
     let rows = connection
         .query(
@@ -234,12 +237,13 @@ pub async fn list_by_prefix(connection: &mut Connection<Tenant>, prefix: &str) -
     rows.into_iter().map(|mut row| Ok((file(&mut row)?, row.take::<Option<Timestamp>>()?.is_none()))).collect()
 }
 
-/// The first text behind all that begin so: keys are ASCII.
+/// An upper bound of all keys with this prefix, since keys are ASCII.
 pub(crate) fn after(prefix: &str) -> String {
     format!("{prefix}\u{7f}")
 }
 
-/// How many files nothing refers to since a time, or are condemned since a time, with their bytes.
+/// The number and total size of the files without references whose grace period began, or that were marked for deletion, at
+/// `before` or earlier.
 pub async fn count_collectable(connection: &mut Connection<Tenant>, before: Timestamp) -> Result<(u64, u64)> {
     let mut row = connection
         .query_one(
@@ -253,7 +257,7 @@ pub async fn count_collectable(connection: &mut Connection<Tenant>, before: Time
     Ok((row.take()?, row.take()?))
 }
 
-/// Every object key that a row knows: of living and condemned files.
+/// The object keys of all files, those marked for deletion included.
 pub async fn list_object_keys(connection: &mut Connection<Tenant>) -> Result<Vec<String>> {
     let rows = connection.query("SELECT s3_path FROM files", params![]).await?;
     rows.into_iter().map(|mut row| row.take()).collect()
@@ -262,7 +266,7 @@ pub async fn list_object_keys(connection: &mut Connection<Tenant>) -> Result<Vec
 pub(crate) fn file(row: &mut Row) -> Result<File> {
     let id = row.take()?;
     let md5: String = row.take()?;
-    let md5 = ContentHash::parse_md5(&md5).ok_or_else(|| Error::Internal("a file's MD5 is damaged".into()))?;
+    let md5 = ContentHash::parse_md5(&md5).ok_or_else(|| Error::Internal("a file has a malformed MD5".into()))?;
     Ok(File {
         id,
         hash: ContentHash { md5, sha256: row.take()? },

@@ -1,4 +1,4 @@
-//! Documents: their contents, versions, trash and files, and how uploads become documents.
+//! Documents: their files, versions, trash, quotas and uploads.
 
 mod documents;
 pub mod files;

@@ -1,11 +1,11 @@
-//! Uploads that come in parts, and those of their parts that are objects of their own.
+//! Multipart uploads, and those of their parts that are stored as objects of their own.
 
 use database::{Connection, Result, Row, Tenant, TenantTx, params};
 use domain::{ContentHash, DocumentId, Gathered, MultipartUpload, Timestamp, UploadId, UploadPart, UploadProtocol, UploadState};
 
 use crate::{documents::files::after, word};
 
-/// Selects what [`staged_upload`] reads.
+/// Selects the columns that [`multipart_upload`] reads.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
@@ -49,36 +49,36 @@ pub async fn insert(tx: &mut TenantTx, upload: &MultipartUpload) -> Result<()> {
 
 /// The upload with this id.
 pub async fn find(connection: &mut Connection<Tenant>, id: UploadId) -> Result<Option<MultipartUpload>> {
-    connection.query_opt(select!("WHERE id = $1"), params![id]).await?.map(staged_upload).transpose()
+    connection.query_opt(select!("WHERE id = $1"), params![id]).await?.map(multipart_upload).transpose()
 }
 
-/// The upload with this id, locked until the end of the transaction. Whoever locks documents, files or the quota, too, locks the
-/// upload first.
+/// Finds the upload with this id and locks its row until the transaction ends. Lock order: uploads before documents, files and
+/// the quota.
 pub async fn lock(tx: &mut TenantTx, id: UploadId) -> Result<Option<MultipartUpload>> {
-    tx.query_opt(select!("WHERE id = $1 FOR UPDATE"), params![id]).await?.map(staged_upload).transpose()
+    tx.query_opt(select!("WHERE id = $1 FOR UPDATE"), params![id]).await?.map(multipart_upload).transpose()
 }
 
-/// Uploads whose time is over.
+/// Expired uploads that are not being completed.
 pub async fn list_expired(connection: &mut Connection<Tenant>, now: Timestamp, limit: u32) -> Result<Vec<MultipartUpload>> {
     let rows = connection
         .query(select!("WHERE expires_at <= $1 AND state <> 'completing' ORDER BY expires_at, id LIMIT $2"), params![now, limit])
         .await?;
-    rows.into_iter().map(staged_upload).collect()
+    rows.into_iter().map(multipart_upload).collect()
 }
 
-/// Uploads that were being completed at a time and to which nothing has happened since.
+/// Uploads in state `completing` that last changed at `since` or earlier.
 pub async fn list_stuck(connection: &mut Connection<Tenant>, since: Timestamp) -> Result<Vec<MultipartUpload>> {
     let rows = connection.query(select!("WHERE state = 'completing' AND updated_at <= $1 ORDER BY updated_at, id"), params![since]).await?;
-    rows.into_iter().map(staged_upload).collect()
+    rows.into_iter().map(multipart_upload).collect()
 }
 
-/// How many uploads have expired.
+/// The number of uploads that [`list_expired`] would list without a limit.
 pub async fn count_expired(connection: &mut Connection<Tenant>, now: Timestamp) -> Result<u64> {
     let expired = "SELECT COUNT(*) FROM staged_uploads WHERE expires_at <= $1 AND state <> 'completing'";
     crate::single(connection.query_one(expired, params![now]).await?)
 }
 
-/// Notes how far an upload, which must be locked, is.
+/// Sets the state of an upload, which must be locked.
 pub async fn set_state(
     tx: &mut TenantTx,
     id: UploadId,
@@ -105,7 +105,7 @@ pub async fn set_state(
     Ok(())
 }
 
-/// Notes how much of an upload, which must be locked, is here, and until when it is waited for the rest.
+/// Sets the received bytes of an upload, which must be locked, and when it expires.
 pub async fn set_received(tx: &mut TenantTx, id: UploadId, received: u64, now: Timestamp, expires_at: Timestamp) -> Result<()> {
     tx.execute(
         "UPDATE staged_uploads SET received_bytes = $2, updated_at = $3, expires_at = $4 WHERE id = $1",
@@ -115,7 +115,7 @@ pub async fn set_received(tx: &mut TenantTx, id: UploadId, received: u64, now: T
     Ok(())
 }
 
-/// Adds a part of an upload, which must be locked, in the place of one that was there before. Answers the key of that.
+/// Adds a part of an upload, which must be locked. Returns the object key of the part that it replaces, if any.
 pub async fn replace_part(tx: &mut TenantTx, id: UploadId, part: &UploadPart) -> Result<Option<String>> {
     let replaced = tx
         .query_opt("DELETE FROM staged_parts WHERE upload_id = $1 AND part_offset = $2 RETURNING s3_path", params![id, part.offset])
@@ -136,12 +136,12 @@ pub async fn list_parts(connection: &mut Connection<Tenant>, id: UploadId) -> Re
     rows.into_iter().map(|mut row| Ok(UploadPart { offset: row.take()?, size: row.take()?, key: row.take()? })).collect()
 }
 
-/// How many parts an upload has.
+/// The number of parts of an upload.
 pub async fn count_parts(connection: &mut Connection<Tenant>, id: UploadId) -> Result<u64> {
     crate::single(connection.query_one("SELECT COUNT(*) FROM staged_parts WHERE upload_id = $1", params![id]).await?)
 }
 
-/// Gives up the objects of an upload, which must be locked: they are condemned as those of abandoned uploads are.
+/// Marks the objects of an upload, which must be locked, for deletion, like those of abandoned uploads.
 pub async fn condemn_objects(tx: &mut TenantTx, id: UploadId, now: Timestamp) -> Result<()> {
     tx.execute(
         "INSERT INTO uploads (s3_path, expires_at, condemned_at, reserved_bytes, reserved_documents)
@@ -155,13 +155,13 @@ pub async fn condemn_objects(tx: &mut TenantTx, id: UploadId, now: Timestamp) ->
     Ok(())
 }
 
-/// Forgets an upload, whose objects must have been condemned.
+/// Removes an upload. Its objects must have been marked for deletion.
 pub async fn delete(tx: &mut TenantTx, id: UploadId) -> Result<()> {
     tx.execute("DELETE FROM staged_uploads WHERE id = $1", params![id]).await?;
     Ok(())
 }
 
-/// The keys of objects that belong to uploads and begin so.
+/// The keys with this prefix of objects that belong to uploads.
 pub async fn list_keys(connection: &mut Connection<Tenant>, prefix: &str) -> Result<Vec<String>> {
     let rows = connection
         .query(
@@ -173,7 +173,7 @@ pub async fn list_keys(connection: &mut Connection<Tenant>, prefix: &str) -> Res
     rows.into_iter().map(|mut row| row.take()).collect()
 }
 
-fn staged_upload(mut row: Row) -> Result<MultipartUpload> {
+fn multipart_upload(mut row: Row) -> Result<MultipartUpload> {
     let (id, protocol, state) = (row.take()?, word(&mut row, UploadProtocol::parse)?, word(&mut row, UploadState::parse)?);
     let (user_id, filename, mime_type, metadata) = (row.take()?, row.take()?, row.take()?, row.take()?);
     let (size, sha256) = (row.take()?, row.take()?);

@@ -1,16 +1,16 @@
-//! What a tenant stores, and what uploads under way may come to add. Counted when it is asked for: a counter could drift.
+//! A tenant's storage usage and reservations. Each query counts the rows, since a stored counter could drift.
 
 use database::{Connection, Result, Tenant, TenantTx, params};
 use domain::{StorageUse, Timestamp};
 
-/// Lets one transaction at a time decide whether the quota reaches.
+/// Serialises quota decisions: only one transaction at a time holds this lock.
 pub async fn lock(tx: &mut TenantTx) -> Result<()> {
     tx.query_opt("SELECT tenant_id FROM tenant_identity FOR UPDATE", params![]).await?;
     Ok(())
 }
 
-/// What the tenant stores. What is condemned is nobody's any more; an upload that has expired reserves nothing, unless it is
-/// becoming a document already.
+/// The tenant's usage. Rows that are marked for deletion don't count. An expired upload reserves nothing, unless it is already
+/// being completed.
 pub async fn find_use(connection: &mut Connection<Tenant>, now: Timestamp) -> Result<StorageUse> {
     let mut row = connection
         .query_one(

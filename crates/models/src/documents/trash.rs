@@ -1,4 +1,4 @@
-//! The trash: documents that were deleted and can still be brought back.
+//! The trash: deleted documents that can still be restored.
 
 use database::{Connection, Result, Statement, Tenant, TenantTx, params};
 use domain::{Document, DocumentId, Page, PageRequest, Timestamp, UserId};
@@ -8,7 +8,7 @@ use crate::{
     page, single,
 };
 
-/// Puts a document into the trash. Answers whether it was there and not in the trash yet.
+/// Moves a document to the trash. Returns false if it does not exist or is already there.
 pub async fn insert(tx: &mut TenantTx, id: DocumentId, by: UserId, now: Timestamp) -> Result<bool> {
     let changed = tx
         .execute(
@@ -19,7 +19,7 @@ pub async fn insert(tx: &mut TenantTx, id: DocumentId, by: UserId, now: Timestam
     Ok(changed == 1)
 }
 
-/// Takes a document out of the trash again. Answers whether it was there.
+/// Restores a document from the trash. Returns whether it was there.
 pub async fn restore(tx: &mut TenantTx, id: DocumentId, now: Timestamp) -> Result<bool> {
     let changed = tx
         .execute(
@@ -30,14 +30,14 @@ pub async fn restore(tx: &mut TenantTx, id: DocumentId, now: Timestamp) -> Resul
     Ok(changed == 1)
 }
 
-/// The document with this id in the trash, locked until the end of the transaction.
+/// Finds the document with this id in the trash and locks its row until the transaction ends.
 pub async fn lock(tx: &mut TenantTx, id: DocumentId) -> Result<Option<Document>> {
     tx.query_opt("SELECT id FROM documents WHERE id = $1 FOR UPDATE", params![id]).await?;
     let found = tx.query_opt(select_documents!("WHERE d.id = $1 AND d.deleted_at IS NOT NULL"), params![id]).await?;
     found.map(document).transpose()
 }
 
-/// Documents in the trash, of one owner or of all, those deleted last first.
+/// Documents in the trash, of one owner or of all, most recently deleted first.
 pub async fn list(connection: &mut Connection<Tenant>, owner: Option<UserId>, request: PageRequest) -> Result<Page<Document>> {
     let count = Statement::new(
         "SELECT COUNT(*) FROM documents d WHERE d.deleted_at IS NOT NULL AND (CAST($1 AS UUID) IS NULL OR d.user_id = $1)",
@@ -53,7 +53,7 @@ pub async fn list(connection: &mut Connection<Tenant>, owner: Option<UserId>, re
     page(connection, count, items, request, document).await
 }
 
-/// Documents that were put into the trash before a time, the oldest first.
+/// Documents moved to the trash at `before` or earlier, oldest first.
 pub async fn list_before(connection: &mut Connection<Tenant>, before: Timestamp, limit: u32) -> Result<Vec<DocumentId>> {
     let rows = connection
         .query(
@@ -64,7 +64,7 @@ pub async fn list_before(connection: &mut Connection<Tenant>, before: Timestamp,
     rows.into_iter().map(|mut row| row.take()).collect()
 }
 
-/// How many documents were put into the trash before a time.
+/// The number of documents moved to the trash at `before` or earlier.
 pub async fn count_before(connection: &mut Connection<Tenant>, before: Timestamp) -> Result<u64> {
     let counted =
         connection.query_one("SELECT COUNT(*) FROM documents WHERE deleted_at IS NOT NULL AND deleted_at <= $1", params![before]).await?;

@@ -1,11 +1,11 @@
-//! Former contents of documents. The current one is in the document's own row.
+//! Former versions of documents. The current version is in the document's own row.
 
 use database::{Connection, Result, Row, Statement, Tenant, TenantTx, params};
 use domain::{Document, DocumentId, DocumentVersion, FileId, Page, PageRequest};
 
 use crate::{documents::files::file, page};
 
-/// All contents of a document, the current one included, as rows that [`version`] reads.
+/// Selects all versions of a document, the current one included, as rows that [`version`] reads.
 macro_rules! all_versions {
     () => {
         "SELECT v.version, v.mime_type, v.created_at, v.created_by, f.id, f.md5_hash, f.sha256, f.s3_path, f.file_size, \
@@ -20,7 +20,7 @@ macro_rules! all_versions {
     };
 }
 
-/// Keeps the content that a document, which must be locked, has now, before it gets another one.
+/// Archives the current version of a document, which must be locked, before the document gets a new one.
 pub async fn keep(tx: &mut TenantTx, document: &Document) -> Result<()> {
     tx.execute(
         "INSERT INTO document_versions (document_id, version, mime_type, file_id, created_at, created_by) VALUES ($1, $2, $3, $4, $5, $6)",
@@ -30,7 +30,7 @@ pub async fn keep(tx: &mut TenantTx, document: &Document) -> Result<()> {
     Ok(())
 }
 
-/// The contents that a document has or had, newest first. The document itself must be there.
+/// The versions of a document, newest first. The document must exist.
 pub async fn list(connection: &mut Connection<Tenant>, id: DocumentId, request: PageRequest) -> Result<Page<DocumentVersion>> {
     let count = Statement::new(
         "SELECT (SELECT COUNT(*) FROM documents WHERE id = $1 AND deleted_at IS NULL)
@@ -44,21 +44,21 @@ pub async fn list(connection: &mut Connection<Tenant>, id: DocumentId, request: 
     page(connection, count, items, request, |mut row| version(&mut row)).await
 }
 
-/// One content that a document has or had.
+/// One version of a document.
 pub async fn find(connection: &mut Connection<Tenant>, id: DocumentId, number: u64) -> Result<Option<DocumentVersion>> {
     let Ok(number) = i64::try_from(number) else { return Ok(None) };
     let found = connection.query_opt(concat!(all_versions!(), "WHERE v.version = $2"), params![id, number]).await?;
     found.map(|mut row| version(&mut row)).transpose()
 }
 
-/// The files of a document's former contents up to a version.
+/// The files of a document's former versions up to a version.
 pub async fn list_files(tx: &mut TenantTx, id: DocumentId, up_to: u64) -> Result<Vec<FileId>> {
     let rows =
         tx.query("SELECT DISTINCT file_id FROM document_versions WHERE document_id = $1 AND version <= $2", params![id, up_to]).await?;
     rows.into_iter().map(|mut row| row.take()).collect()
 }
 
-/// Forgets a document's former contents up to a version. The rows of their files must be locked.
+/// Removes a document's former versions up to a version. The rows of their files must be locked.
 pub async fn delete_up_to(tx: &mut TenantTx, id: DocumentId, up_to: u64) -> Result<()> {
     tx.execute("DELETE FROM document_versions WHERE document_id = $1 AND version <= $2", params![id, up_to]).await?;
     Ok(())

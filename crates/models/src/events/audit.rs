@@ -1,12 +1,12 @@
-//! The audit log: what somebody did that an auditor wants to know, in the tenant's database; in the main one what concerns no
-//! tenant, or one that is no more. Rows are added only; the databases refuse anything else.
+//! The audit log. A tenant's entries are in its database; those without a tenant, or of a deleted one, are in the main database.
+//! Rows are only ever inserted; the databases reject anything else.
 
 use database::{Connection, Main, MainTx, Result, Row, Statement, Tenant, TenantTx, params};
 use domain::{AuditEntry, AuditFilter, Page, PageRequest, TenantId, Timestamp};
 
 use crate::page;
 
-/// Adds an entry to a tenant's log, unless it is there.
+/// Adds an entry to a tenant's log, unless it exists.
 pub fn insert(tx: &mut TenantTx, entry: &AuditEntry) {
     tx.defer(
         "INSERT INTO audit_log (event_id, action, user_id, occurred_at, data) VALUES ($1, $2, $3, $4, $5)
@@ -15,7 +15,7 @@ pub fn insert(tx: &mut TenantTx, entry: &AuditEntry) {
     );
 }
 
-/// Adds an entry to the platform's log, unless it is there.
+/// Adds an entry to the platform's log, unless it exists.
 pub fn insert_platform(tx: &mut MainTx, entry: &AuditEntry) {
     tx.defer(
         "INSERT INTO audit_log (event_id, tenant_id, action, user_id, occurred_at, data) VALUES ($1, $2, $3, $4, $5, $6)
@@ -24,11 +24,12 @@ pub fn insert_platform(tx: &mut MainTx, entry: &AuditEntry) {
     );
 }
 
-/// Times between which everything happens.
+/// Bounds for a filter without times: all entries lie between them.
 const EARLIEST: Timestamp = Timestamp::from_seconds(0);
 const LATEST: Timestamp = Timestamp::from_seconds(253_402_300_799);
 
-/// The statements that count and list what meets a condition, between two times; the last parameters are those of the page.
+/// The statements that count and list the entries between two times that meet a condition. The last parameters are those of the
+/// page.
 macro_rules! statements {
     ($condition:literal, $limit:literal, $offset:literal) => {
         (
@@ -45,13 +46,13 @@ macro_rules! statements {
     };
 }
 
-/// A tenant's log, the latest entries first.
+/// A tenant's log, latest entries first.
 pub async fn list(connection: &mut Connection<Tenant>, filter: &AuditFilter, request: PageRequest) -> Result<Page<AuditEntry>> {
     let AuditFilter { action, user_id, from, to } = filter;
     let mut parameters = params![from.unwrap_or(EARLIEST), to.unwrap_or(LATEST)];
     parameters.extend(action.as_deref().map(Into::into));
     parameters.extend(user_id.map(Into::into));
-    // Only what is asked for: a condition that may be absent is answered by no index.
+    // One statement per combination: an optional condition, as in `CAST($1 AS TEXT) IS NULL OR …`, could not use an index.
     let (count, items) = match (action, user_id) {
         (None, None) => statements!("", "$3", "$4"),
         (Some(_), None) => statements!(" AND action = $3", "$4", "$5"),
@@ -63,7 +64,7 @@ pub async fn list(connection: &mut Connection<Tenant>, filter: &AuditFilter, req
     page(connection, count, Statement::new(items, parameters), request, entry).await
 }
 
-/// Restricts the platform's log to what the parameters say, as far as they are given.
+/// A statement over the platform's log whose filter parameters are optional.
 macro_rules! of_platform {
     ($head:literal, $rest:literal) => {
         concat!(
@@ -75,7 +76,7 @@ macro_rules! of_platform {
     };
 }
 
-/// The platform's log, the latest entries first; only what concerns this tenant, if one is given.
+/// The platform's log, latest entries first; only those of this tenant, if one is given.
 pub async fn list_platform(
     connection: &mut Connection<Main>,
     tenant_id: Option<TenantId>,

@@ -1,11 +1,11 @@
-//! Dead letters: events that could not be handled.
+//! Dead letters: events that could not be handled or published.
 
 use database::{Connection, Main, MainTx, Result, Row, Statement, params};
 use domain::{DeadLetter, EventId, Page, PageRequest};
 
 use crate::{events::outbox::event, page};
 
-/// Selects what [`dead_letter`] reads.
+/// Selects the columns that [`dead_letter`] reads.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
@@ -15,7 +15,7 @@ macro_rules! select {
     };
 }
 
-/// Parks an event, unless it is parked already.
+/// Dead-letters an event, unless it is dead-lettered already.
 pub fn insert(tx: &mut MainTx, letter: &DeadLetter) {
     let DeadLetter { event, error, attempts, parked_at } = letter;
     tx.defer(
@@ -37,7 +37,7 @@ pub fn insert(tx: &mut MainTx, letter: &DeadLetter) {
     );
 }
 
-/// The dead letter of this event, locked until the end of the transaction.
+/// Finds the dead letter of this event and locks its row until the transaction ends.
 pub async fn lock(tx: &mut MainTx, id: EventId) -> Result<Option<DeadLetter>> {
     tx.query_opt("SELECT event_id FROM dead_letters WHERE event_id = $1 FOR UPDATE", params![id]).await?;
     find(tx, id).await
@@ -48,7 +48,7 @@ pub async fn find(connection: &mut Connection<Main>, id: EventId) -> Result<Opti
     connection.query_opt(select!("WHERE event_id = $1"), params![id]).await?.map(dead_letter).transpose()
 }
 
-/// Dead letters, the oldest first.
+/// Dead letters, oldest first.
 pub async fn list(connection: &mut Connection<Main>, request: PageRequest) -> Result<Page<DeadLetter>> {
     let count = Statement::new("SELECT COUNT(*) FROM dead_letters", params![]);
     let items = Statement::new(select!("ORDER BY parked_at, event_id LIMIT $1 OFFSET $2"), params![request.per_page(), request.offset()]);

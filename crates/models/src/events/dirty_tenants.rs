@@ -1,18 +1,18 @@
-//! Tenants in whose outbox there may be something unpublished.
+//! Dirty flags: tenants whose outbox may contain unpublished events.
 
 use database::{Connection, Main, MainTx, Result, params};
 use domain::{TenantId, Timestamp};
 
-/// A mark: since when it may be so.
+/// The dirty flag of a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     /// The tenant.
     pub tenant_id: TenantId,
-    /// When it was marked last.
+    /// When the flag was last set.
     pub marked_at: Timestamp,
 }
 
-/// Marks a tenant, or notes that it is to stay marked.
+/// Sets or renews the dirty flag of a tenant.
 pub fn mark(tx: &mut MainTx, tenant_id: TenantId, now: Timestamp) {
     tx.defer(
         "INSERT INTO dirty_tenants (tenant_id, marked_at) VALUES ($1, $2)
@@ -21,7 +21,7 @@ pub fn mark(tx: &mut MainTx, tenant_id: TenantId, now: Timestamp) {
     );
 }
 
-/// The marks from before a time, the oldest first, those after a mark.
+/// The dirty flags set before a time, oldest first, starting after `after`.
 pub async fn list_before(connection: &mut Connection<Main>, before: Timestamp, after: Option<Mark>, limit: u32) -> Result<Vec<Mark>> {
     let rows = connection
         .query(
@@ -34,12 +34,12 @@ pub async fn list_before(connection: &mut Connection<Main>, before: Timestamp, a
     rows.into_iter().map(|mut row| Ok(Mark { tenant_id: row.take()?, marked_at: row.take()? })).collect()
 }
 
-/// Clears a mark, unless the tenant was marked again since.
+/// Clears a dirty flag, unless it was renewed since.
 pub fn clear(tx: &mut MainTx, mark: Mark) {
     tx.defer("DELETE FROM dirty_tenants WHERE tenant_id = $1 AND marked_at = $2", params![mark.tenant_id, mark.marked_at]);
 }
 
-/// Clears whatever mark a tenant has, that is no more.
+/// Clears the dirty flag of a deleted tenant, whenever it was set.
 pub fn remove(tx: &mut MainTx, tenant_id: TenantId) {
     tx.defer("DELETE FROM dirty_tenants WHERE tenant_id = $1", params![tenant_id]);
 }

@@ -1,4 +1,4 @@
-//! Events: the outbox, what is known of its readers, and the audit log.
+//! Events: the outbox, its dirty flags, dead letters, handled events, and the audit log.
 
 pub mod audit;
 pub mod dead_letters;

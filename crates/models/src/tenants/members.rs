@@ -5,7 +5,7 @@ use domain::{Member, Membership, Page, PageRequest, Role, Tenant, TenantId, User
 
 use crate::{accounts::users::user, page, single, tenants::tenant, word};
 
-/// Selects what [`member_with_tenant`] reads.
+/// Selects the columns that [`member_with_tenant`] reads.
 macro_rules! select_with_tenant {
     ($rest:literal) => {
         concat!(
@@ -18,10 +18,10 @@ macro_rules! select_with_tenant {
     };
 }
 
-/// The primary key: a user is a member of a tenant once.
+/// The primary key constraint: a user is a member of a tenant at most once.
 pub const PRIMARY_KEY: &str = "user_tenant_associations_pkey";
 
-/// Adds a member. Violates [`PRIMARY_KEY`] when it is one already.
+/// Adds a member. Violates [`PRIMARY_KEY`] if the user is a member already.
 pub async fn insert(tx: &mut MainTx, membership: &Membership) -> Result<()> {
     tx.execute(
         "INSERT INTO user_tenant_associations (user_id, tenant_id, role, joined_at) VALUES ($1, $2, $3, $4)",
@@ -42,8 +42,8 @@ pub async fn find(connection: &mut Connection<Main>, tenant_id: TenantId, user_i
     found.map(|mut row| membership(&mut row)).transpose()
 }
 
-/// The membership of a user in a tenant, with the tenant. Of a user who was deactivated, none: work goes on for those who are not
-/// there, and signed URLs ask for no session.
+/// The membership of a user in a tenant, with the tenant. A deactivated user has none, since background work and signed URLs
+/// check no session.
 pub async fn find_with_tenant(connection: &mut Connection<Main>, tenant_id: TenantId, user_id: UserId) -> Result<Option<Member<Tenant>>> {
     let found = connection
         .query_opt(
@@ -54,7 +54,7 @@ pub async fn find_with_tenant(connection: &mut Connection<Main>, tenant_id: Tena
     found.map(member_with_tenant).transpose()
 }
 
-/// The tenants that a user belongs to and whose database is ready, newest membership first.
+/// The user's tenants whose database is ready, newest membership first.
 pub async fn list_tenants(connection: &mut Connection<Main>, user_id: UserId, request: PageRequest) -> Result<Page<Member<Tenant>>> {
     let count = Statement::new(
         "SELECT COUNT(*) FROM user_tenant_associations m JOIN tenants t ON t.id = m.tenant_id
@@ -71,7 +71,7 @@ pub async fn list_tenants(connection: &mut Connection<Main>, user_id: UserId, re
     page(connection, count, items, request, member_with_tenant).await
 }
 
-/// The active tenants that a user belongs to and whose database is ready, newest membership first.
+/// The user's active tenants whose database is ready, newest membership first.
 pub async fn list_active_tenants(connection: &mut Connection<Main>, user_id: UserId, request: PageRequest) -> Result<Page<Member<Tenant>>> {
     let count = Statement::new(
         "SELECT COUNT(*) FROM user_tenant_associations m JOIN tenants t ON t.id = m.tenant_id
@@ -102,13 +102,13 @@ pub async fn list_users(connection: &mut Connection<Main>, tenant_id: TenantId) 
     rows.into_iter().map(|mut row| Ok(Member { membership: membership(&mut row)?, of: user(row)? })).collect()
 }
 
-/// How many members each tenant has; tenants without any are not listed.
+/// The number of members of each tenant. Tenants without members are not listed.
 pub async fn count_by_tenant(connection: &mut Connection<Main>) -> Result<Vec<(TenantId, u64)>> {
     let rows = connection.query("SELECT tenant_id, COUNT(*) FROM user_tenant_associations GROUP BY tenant_id", params![]).await?;
     rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?))).collect()
 }
 
-/// How many admins who can log in a tenant has besides a member.
+/// The number of active admins of a tenant other than this member.
 pub async fn count_other_admins(connection: &mut Connection<Main>, member: &Membership) -> Result<u64> {
     let row = connection
         .query_one(

@@ -1,11 +1,11 @@
-//! The ledger of migrations: the last attempt for each tenant's database.
+//! The migration ledger: the latest attempt for each tenant's database.
 
 use database::{Connection, Main, MainTx, Result, Row, params};
 use domain::{MigrationAttempt, MigrationOutcome};
 
 use crate::word;
 
-/// Notes an attempt in the place of the tenant's last one. A tenant that is gone by now has none.
+/// Records an attempt, which replaces the tenant's previous one. Does nothing if the tenant no longer exists.
 pub async fn note(tx: &mut MainTx, attempt: &MigrationAttempt) -> Result<()> {
     tx.execute(
         "INSERT INTO tenant_migrations (tenant_id, wanted_version, from_version, outcome, error, began_at, ended_at)
@@ -26,7 +26,7 @@ pub async fn note(tx: &mut MainTx, attempt: &MigrationAttempt) -> Result<()> {
     Ok(())
 }
 
-/// The attempts that did not end well, unless somebody else's did, in the order of the tenants' making.
+/// The unsuccessful attempts that no other instance has since made good, in the order in which the tenants were created.
 pub async fn list_unsettled(connection: &mut Connection<Main>) -> Result<Vec<MigrationAttempt>> {
     let rows = connection
         .query(

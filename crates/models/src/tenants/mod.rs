@@ -1,4 +1,4 @@
-//! Tenants: their members, and the databases that they live in.
+//! Tenants: their members, and the lifecycle of their databases.
 
 pub mod members;
 pub mod migrations;

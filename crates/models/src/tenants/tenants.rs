@@ -5,7 +5,7 @@ use domain::{DatabaseName, Limit, Provisioning, QuotaLimits, Tenant, TenantId, T
 
 use crate::word;
 
-/// What [`tenant`] reads.
+/// The columns that [`tenant`] reads.
 macro_rules! columns {
     () => {
         "id, name, server, database_name, provisioning, schema_version, quarantined_at, writes_paused_at, max_bytes, max_documents, is_active, \
@@ -25,10 +25,10 @@ macro_rules! returning {
     };
 }
 
-/// The unique constraint on the database's name.
+/// The unique constraint on the database name.
 pub const DATABASE_NAME_KEY: &str = "tenants_database_name_key";
 
-/// Adds a tenant. Violates [`DATABASE_NAME_KEY`] when the name of its database is taken.
+/// Adds a tenant. Violates [`DATABASE_NAME_KEY`] if its database name is taken.
 pub async fn insert(tx: &mut MainTx, tenant: &Tenant) -> Result<()> {
     tx.execute(
         "INSERT INTO tenants (id, name, server, database_name, provisioning, schema_version, is_active, created_at, updated_at, created_by)
@@ -56,8 +56,8 @@ pub async fn find(connection: &mut Connection<Main>, id: TenantId) -> Result<Opt
     found.map(|mut row| tenant(&mut row)).transpose()
 }
 
-/// The tenant with this id, locked until the end of the transaction: whoever changes its members waits. One that is being
-/// deleted is not there.
+/// Finds the tenant with this id, unless it is being deleted, and locks its row until the transaction ends, so that concurrent
+/// changes of its members wait.
 pub async fn lock(tx: &mut MainTx, id: TenantId) -> Result<Option<Tenant>> {
     let found = tx.query_opt(select!("WHERE id = $1 AND provisioning <> 'deleting' FOR UPDATE"), params![id]).await?;
     found.map(|mut row| tenant(&mut row)).transpose()
@@ -69,19 +69,19 @@ pub async fn find_by_database(connection: &mut Connection<Main>, database: &str)
     found.map(|mut row| tenant(&mut row)).transpose()
 }
 
-/// The tenants with this name, in the order of their making.
+/// The tenants with this name, in the order of their creation.
 pub async fn list_by_name(connection: &mut Connection<Main>, name: &str) -> Result<Vec<Tenant>> {
     let rows = connection.query(select!("WHERE name = $1 ORDER BY id"), params![name]).await?;
     rows.into_iter().map(|mut row| tenant(&mut row)).collect()
 }
 
-/// Tenants in the order of their making.
+/// All tenants, in the order of their creation.
 pub async fn list(connection: &mut Connection<Main>) -> Result<Vec<Tenant>> {
     let rows = connection.query(select!("ORDER BY id"), params![]).await?;
     rows.into_iter().map(|mut row| tenant(&mut row)).collect()
 }
 
-/// Tenants whose making was left unfinished before `since`.
+/// Tenants whose provisioning is incomplete and made no progress since `since`.
 pub async fn list_unfinished(connection: &mut Connection<Main>, since: Timestamp) -> Result<Vec<Tenant>> {
     let rows = connection
         .query(
@@ -92,7 +92,8 @@ pub async fn list_unfinished(connection: &mut Connection<Main>, since: Timestamp
     rows.into_iter().map(|mut row| tenant(&mut row)).collect()
 }
 
-/// Tenants whose deletion was left unfinished before `since`. Says `<> 'active'` too, since SQLite uses the index only then.
+/// Tenants whose deletion is incomplete and made no progress since `since`. The redundant `<> 'active'` makes SQLite use the
+/// index.
 pub async fn list_deleting(connection: &mut Connection<Main>, since: Timestamp) -> Result<Vec<Tenant>> {
     let rows = connection
         .query(
@@ -103,13 +104,13 @@ pub async fn list_deleting(connection: &mut Connection<Main>, since: Timestamp) 
     rows.into_iter().map(|mut row| tenant(&mut row)).collect()
 }
 
-/// How many tenants each server holds; servers that hold none are not listed.
+/// The number of tenants on each server. Servers without tenants are not listed.
 pub async fn count_by_server(connection: &mut Connection<Main>) -> Result<Vec<(String, u64)>> {
     let rows = connection.query("SELECT server, COUNT(*) FROM tenants GROUP BY server", params![]).await?;
     rows.into_iter().map(|mut row| Ok((row.take()?, row.take()?))).collect()
 }
 
-/// Changes what is given, and answers the tenant as it is then.
+/// Changes the fields that are given. Returns the updated tenant.
 pub async fn update(
     tx: &mut MainTx,
     id: TenantId,
@@ -126,7 +127,7 @@ pub async fn update(
     changed.map(|mut row| tenant(&mut row)).transpose()
 }
 
-/// Sets a tenant's limits, and answers the tenant as it is then.
+/// Sets a tenant's limits. Returns the updated tenant.
 pub async fn set_limits(tx: &mut MainTx, id: TenantId, limits: QuotaLimits, now: Timestamp) -> Result<Option<Tenant>> {
     let changed = tx
         .query_opt(
@@ -139,8 +140,8 @@ pub async fn set_limits(tx: &mut MainTx, id: TenantId, limits: QuotaLimits, now:
     changed.map(|mut row| tenant(&mut row)).transpose()
 }
 
-/// Notes how far the making of a tenant's database has come. Answers whether it was this that changed it: what is active
-/// stays active, and what was given up or is being deleted stays so, so of several that settle it, one is told so.
+/// Sets the provisioning state. Returns whether this call changed it: an active, failed or deleting tenant keeps its state (but a
+/// failed one may fail again), so of concurrent calls that finish the provisioning one gets true.
 pub async fn set_provisioning(tx: &mut MainTx, id: TenantId, state: Provisioning, schema_version: i64, now: Timestamp) -> Result<bool> {
     let changed = tx
         .execute(
@@ -152,13 +153,13 @@ pub async fn set_provisioning(tx: &mut MainTx, id: TenantId, state: Provisioning
     Ok(changed == 1)
 }
 
-/// Removes a tenant whose making was given up, with its memberships.
+/// Removes a tenant whose provisioning failed, with its memberships.
 pub async fn delete_failed(tx: &mut MainTx, id: TenantId) -> Result<()> {
     tx.execute("DELETE FROM tenants WHERE id = $1 AND provisioning = 'failed'", params![id]).await?;
     Ok(())
 }
 
-/// Marks a tenant for deletion, and answers it as it is then; nothing when it was marked before, or is gone.
+/// Marks a tenant for deletion. Returns the updated tenant, or nothing if it was marked before or does not exist.
 pub async fn mark_deleting(tx: &mut MainTx, id: TenantId, now: Timestamp) -> Result<Option<Tenant>> {
     let marked = tx
         .query_opt(
@@ -171,20 +172,20 @@ pub async fn mark_deleting(tx: &mut MainTx, id: TenantId, now: Timestamp) -> Res
     marked.map(|mut row| tenant(&mut row)).transpose()
 }
 
-/// Removes a tenant that was marked for deletion, with its memberships, and answers what it was.
+/// Removes a tenant that is marked for deletion, with its memberships. Returns the removed tenant.
 pub async fn delete_marked(tx: &mut MainTx, id: TenantId) -> Result<Option<Tenant>> {
     let deleted = tx.query_opt(returning!("DELETE FROM tenants WHERE id = $1 AND provisioning = 'deleting'"), params![id]).await?;
     deleted.map(|mut row| tenant(&mut row)).transpose()
 }
 
-/// Keeps everybody from writing to a tenant's database from a time on, or lets them again.
+/// Pauses writes to a tenant's database from a time on, or resumes them.
 pub async fn set_writes_paused(tx: &mut MainTx, id: TenantId, since: Option<Timestamp>) -> Result<()> {
     tx.execute("UPDATE tenants SET writes_paused_at = $2 WHERE id = $1", params![id, since]).await?;
     Ok(())
 }
 
-/// Notes that a tenant's database, with this schema, is on another server now. Answers whether the tenant was in use on the
-/// former one.
+/// Records that a tenant's database, with this schema version, is now on another server. Returns whether the tenant was active on
+/// server `from`.
 pub async fn relocate(tx: &mut MainTx, id: TenantId, from: &str, to: &str, schema_version: i64) -> Result<bool> {
     let changed = tx
         .execute(
@@ -195,8 +196,8 @@ pub async fn relocate(tx: &mut MainTx, id: TenantId, from: &str, to: &str, schem
     Ok(changed == 1)
 }
 
-/// Notes the schema version that a tenant's database at a place has now, and lets people in again. An older note never
-/// replaces a newer one, and one of a place that the tenant has left says nothing.
+/// Records the schema version of a tenant's database and lifts the quarantine. An older version never replaces a newer one, and a
+/// location that the tenant has left is ignored.
 pub async fn set_schema_version(tx: &mut MainTx, place: &TenantPlace, schema_version: i64) -> Result<()> {
     tx.execute(
         "UPDATE tenants SET schema_version = $3, quarantined_at = NULL WHERE id = $1 AND server = $2 AND schema_version <= $3",
@@ -206,7 +207,7 @@ pub async fn set_schema_version(tx: &mut MainTx, place: &TenantPlace, schema_ver
     Ok(())
 }
 
-/// Lets nobody into a tenant's database any more, if it is still there and has the schema that could not be migrated.
+/// Quarantines a tenant, if its database is still at this location and has the schema version that could not be migrated.
 pub async fn quarantine(tx: &mut MainTx, place: &TenantPlace, schema_version: i64, now: Timestamp) -> Result<()> {
     tx.execute(
         "UPDATE tenants SET quarantined_at = $4 WHERE id = $1 AND server = $2 AND schema_version = $3 AND quarantined_at IS NULL",
@@ -216,13 +217,12 @@ pub async fn quarantine(tx: &mut MainTx, place: &TenantPlace, schema_version: i6
     Ok(())
 }
 
-/// Lets people into a tenant's database again. Answers whether they were kept out.
+/// Lifts the quarantine of a tenant. Returns whether the tenant was quarantined.
 pub async fn release(tx: &mut MainTx, id: TenantId) -> Result<bool> {
     Ok(tx.execute("UPDATE tenants SET quarantined_at = NULL WHERE id = $1 AND quarantined_at IS NOT NULL", params![id]).await? == 1)
 }
 
-/// The tenants in use whose databases have a schema before this version, or are closed since a migration failed, in the order
-/// of their making.
+/// The active tenants that have an older schema version or are quarantined, in the order of their creation.
 pub async fn list_before_version(connection: &mut Connection<Main>, schema_version: i64) -> Result<Vec<Tenant>> {
     let rows = connection
         .query(
@@ -233,7 +233,7 @@ pub async fn list_before_version(connection: &mut Connection<Main>, schema_versi
     rows.into_iter().map(|mut row| tenant(&mut row)).collect()
 }
 
-/// How many tenants in use have each version of the schema, in the order of the versions.
+/// The number of active tenants by schema version, in ascending order.
 pub async fn count_by_schema_version(connection: &mut Connection<Main>) -> Result<Vec<(i64, u64)>> {
     let rows = connection
         .query("SELECT schema_version, COUNT(*) FROM tenants WHERE provisioning = 'active' GROUP BY schema_version ORDER BY 1", params![])

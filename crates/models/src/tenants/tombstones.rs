@@ -1,11 +1,11 @@
-//! Tombstones: what stays of tenants that were deleted for good.
+//! Tombstones: what remains of permanently deleted tenants.
 
 use database::{Connection, Main, MainTx, Result, Row, params};
 use domain::{DatabaseName, TenantId, TenantPlace, Timestamp, Tombstone};
 
 use crate::word;
 
-/// Selects what [`tombstone`] reads.
+/// Selects the columns that [`tombstone`] reads.
 macro_rules! select {
     ($rest:literal) => {
         concat!("SELECT tenant_id, server, database_name, name, created_at, deleted_at, deleted_by FROM tenant_tombstones ", $rest)
@@ -36,7 +36,7 @@ pub async fn find(connection: &mut Connection<Main>, tenant_id: TenantId) -> Res
     connection.query_opt(select!("WHERE tenant_id = $1"), params![tenant_id]).await?.map(tombstone).transpose()
 }
 
-/// The tombstones of the tenants that were deleted at a time or later, in the order of their deletion.
+/// The tombstones of the tenants deleted at `since` or later, in the order of their deletion.
 pub async fn list_since(connection: &mut Connection<Main>, since: Timestamp) -> Result<Vec<Tombstone>> {
     let rows = connection.query(select!("WHERE deleted_at >= $1 ORDER BY deleted_at"), params![since]).await?;
     rows.into_iter().map(tombstone).collect()

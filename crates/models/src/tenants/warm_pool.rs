@@ -1,22 +1,22 @@
-//! Spare databases, made before the tenants that will have them.
+//! The warm pool: databases provisioned in advance for future tenants.
 
 use database::{Connection, Main, MainTx, Result, params};
 use domain::{TenantId, Timestamp};
 
-/// A spare database.
+/// A warm database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spare {
-    /// The id that its tenant will have.
+    /// The id of its future tenant.
     pub tenant_id: TenantId,
     /// The configured name of its server.
     pub server: String,
-    /// Which schema it has.
+    /// The digest of its schema.
     pub schema_digest: String,
-    /// Whether it is finished.
+    /// Whether its provisioning is complete.
     pub is_ready: bool,
 }
 
-/// Notes a spare before it is made.
+/// Records a warm database before it is provisioned.
 pub async fn insert(tx: &mut MainTx, spare: &Spare, now: Timestamp) -> Result<()> {
     tx.execute(
         "INSERT INTO spare_databases (tenant_id, server, schema_digest, is_ready, created_at) VALUES ($1, $2, $3, $4, $5)",
@@ -26,12 +26,12 @@ pub async fn insert(tx: &mut MainTx, spare: &Spare, now: Timestamp) -> Result<()
     Ok(())
 }
 
-/// Notes that a spare is finished. Answers whether it is still known.
+/// Records that a warm database is ready. Returns false if its row no longer exists.
 pub async fn set_ready(tx: &mut MainTx, tenant_id: TenantId) -> Result<bool> {
     Ok(tx.execute("UPDATE spare_databases SET is_ready = $2 WHERE tenant_id = $1", params![tenant_id, true]).await? == 1)
 }
 
-/// Takes a finished spare with this schema away for its tenant. Of many that take at once, each gets another one.
+/// Takes a ready warm database with this schema out of the pool for a tenant. Concurrent callers get different databases.
 pub async fn take(tx: &mut MainTx, server: &str, schema_digest: &str) -> Result<Option<TenantId>> {
     let found = tx
         .query_opt(
@@ -46,13 +46,13 @@ pub async fn take(tx: &mut MainTx, server: &str, schema_digest: &str) -> Result<
     Ok(Some(tenant_id))
 }
 
-/// Forgets a spare.
+/// Removes a warm database from the pool.
 pub async fn delete(tx: &mut MainTx, tenant_id: TenantId) -> Result<()> {
     tx.execute("DELETE FROM spare_databases WHERE tenant_id = $1", params![tenant_id]).await?;
     Ok(())
 }
 
-/// All spares, the oldest first.
+/// All warm databases, oldest first.
 pub async fn list(connection: &mut Connection<Main>) -> Result<Vec<Spare>> {
     let rows =
         connection.query("SELECT tenant_id, server, schema_digest, is_ready FROM spare_databases ORDER BY created_at", params![]).await?;

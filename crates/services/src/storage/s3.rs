@@ -23,7 +23,7 @@ use url::Url;
 
 use self::{
     reading::{exact_chunks, with_idle_timeout},
-    requests::{FIRST_BACKOFF, LONGEST_BACKOFF, REQUEST_TIMEOUT, RETRY_TIMEOUT, TRANSFER_TIMEOUT},
+    requests::{MAX_BACKOFF, MIN_BACKOFF, REQUEST_TIMEOUT, RETRY_TIMEOUT, TRANSFER_TIMEOUT},
     responses::AnyResponse,
 };
 use super::{
@@ -144,7 +144,7 @@ fn build(builder: AmazonS3Builder) -> Result<AmazonS3> {
 
 fn retry() -> RetryConfig {
     RetryConfig {
-        backoff: BackoffConfig { init_backoff: FIRST_BACKOFF, max_backoff: LONGEST_BACKOFF, base: 2. },
+        backoff: BackoffConfig { init_backoff: MIN_BACKOFF, max_backoff: MAX_BACKOFF, base: 2. },
         // The timeout is the limit.
         max_retries: usize::MAX,
         retry_timeout: RETRY_TIMEOUT,

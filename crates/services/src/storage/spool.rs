@@ -146,9 +146,9 @@ impl SpooledContent {
             }
         };
         if self.size > WRITE_BACK_AFTER as u64 {
-            file.write_back()?
+            file.write_back()?;
         } else {
-            file.sync()?
+            file.sync()?;
         }
         Ok(file)
     }

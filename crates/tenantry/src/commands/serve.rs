@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use api::{Router, metrics};
 use domain::SystemClock;
 use http_server::Limits;
-use services::{Collected, DependencyStatus, OperatorServices};
+use services::{Collected, DependencyStatus, OperatorServices, Services};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -56,7 +56,7 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let publishing = Publishing::start(&event_services, events::bus(config, &event_services)?);
     let maintenance = tokio::spawn(run_maintenance(operator.clone(), config.documents.garbage_interval));
     tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
-    let report = server::serve(listener, app, limits, stop).await;
+    let report = http_server::serve(listener, app, limits, stop).await;
     // After the last request, to publish the events of all requests.
     publishing.stop().await;
     maintenance.abort();
@@ -93,7 +93,7 @@ pub(super) fn serve_metrics(config: &Config, page: Router, stop: &CancellationTo
         let listener = listen(address, "METRICS_ADDRESS")?;
         tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
         let limits = Limits { max_connections: MAX_METRICS_CONNECTIONS, shutdown_grace: METRICS_GRACE, ..Limits::default() };
-        tokio::spawn(server::serve(listener, page, limits, stop.clone()));
+        tokio::spawn(http_server::serve(listener, page, limits, stop.clone()));
     }
     Ok(())
 }

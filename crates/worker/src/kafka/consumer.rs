@@ -1,9 +1,9 @@
-//! The worker on Kafka: takes events from all topics, and has them handled key after key in turn.
+//! The worker on Kafka: consumes events from all topics and handles them in batches, each of one ordering key.
 //!
-//! An offset is committed once its event and all before it in its partition were handled: whatever dies, they come again. A key's
-//! events are handled one after the other, in the order in which they came (for each topic: another worker may have another's
-//! partition); keys take turns, so that one with thousands does not
-//! hold up another. What can't be handled goes to its dead-letter topic and to the operator.
+//! An offset is committed once its event and all before it in its partition were handled, so after a crash unhandled events are
+//! redelivered. A key's events are handled one after the other, in the order of arrival. That order holds per topic, since
+//! another worker may have the partition of another topic. Keys alternate, so that one with thousands of events does not delay
+//! the others. An event that can't be handled goes to its dead-letter topic and to the table of dead letters.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -35,16 +35,17 @@ use crate::{
     envelope,
 };
 
-/// How many events of a partition are in memory, waiting or being handled; then no more are taken until half of them are through.
-const MOST_TAKEN: usize = 2_000;
-/// How much more the library fetches ahead for all partitions, in KiB.
-const FETCHED: &str = "16384";
-/// How long the end waits for what is being handled, and for the brokers.
-const GRACE: Duration = Duration::from_secs(10);
-/// How long to wait after an error of the consumer's.
-const PAUSE: Duration = Duration::from_millis(500);
+/// The maximum number of events of a partition in memory, waiting or in flight. At this number the partition is paused until half
+/// of them are handled.
+const MAX_BUFFERED: usize = 2_000;
+/// How much the library prefetches beyond that for all partitions, in KiB.
+const PREFETCH_KIB: &str = "16384";
+/// How long a shutdown waits for events in flight, and for the brokers.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// The delay after an error before a retry.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// A topic's partition.
+/// A partition of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Partition {
     topic: Arc<str>,
@@ -59,48 +60,49 @@ impl Partition {
     }
 }
 
-/// How far a partition of ours is handled.
+/// The progress of a partition that is assigned to this worker.
 #[derive(Default)]
 struct Progress {
-    /// Offsets of what was taken and is not handled yet.
+    /// The offsets of events that were received and not handled yet.
     open: BTreeSet<i64>,
-    /// The offset after the last one that was taken.
+    /// The offset after the last received one.
     next: i64,
     is_paused: bool,
-    /// Since when it is ours.
+    /// The generation in which the partition was assigned to this worker.
     generation: u64,
 }
 
 impl Progress {
-    /// Everything before this offset was handled.
+    /// The offset before which all events were handled.
     fn handled_up_to(&self) -> i64 {
         self.open.first().copied().unwrap_or(self.next)
     }
 }
 
-/// An event that was taken, and from where.
-struct Taken {
+/// A received event with its source.
+struct Buffered {
     event: Event,
     partition: Partition,
     offset: i64,
     generation: u64,
 }
 
-impl Taken {
-    /// Whether its partition has been ours since it was taken: else it comes again, here or to others.
-    fn is_ours(&self, partitions: &HashMap<Partition, Progress>) -> bool {
+impl Buffered {
+    /// Whether its partition has stayed assigned to this worker since the event was received. If not, the event is redelivered,
+    /// here or to another worker.
+    fn is_current(&self, partitions: &HashMap<Partition, Progress>) -> bool {
         partitions.get(&self.partition).is_some_and(|progress| progress.generation == self.generation)
     }
 }
 
-/// A key's events that were taken.
+/// The received events of a key that are not handled yet.
 #[derive(Default)]
 struct Waiting {
-    events: VecDeque<Taken>,
-    is_in_turn: bool,
+    events: VecDeque<Buffered>,
+    is_in_flight: bool,
 }
 
-/// Learns which partitions are not ours any more.
+/// Collects the partitions that were revoked from this worker.
 #[derive(Clone, Default)]
 struct Context {
     revoked: Arc<Mutex<Vec<Partition>>>,
@@ -119,15 +121,15 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         if let Rebalance::Revoke(partitions) = rebalance {
-            // One that is paused would be so when it is ours again.
-            is_done(consumer.resume(partitions));
+            // A paused partition would stay paused after a reassignment.
+            succeeded(consumer.resume(partitions));
             let gone = partitions.elements().into_iter().map(|it| Partition { topic: it.topic().into(), number: it.partition() });
             self.revoked.lock().unwrap_or_else(PoisonError::into_inner).extend(gone);
         }
     }
 }
 
-/// Handles what is on the topics.
+/// Consumes and handles the events on the topics.
 pub struct KafkaWorker {
     consumer: StreamConsumer<Context>,
     context: Context,
@@ -136,38 +138,41 @@ pub struct KafkaWorker {
     handler: Arc<dyn Bus>,
     partitions: HashMap<Partition, Progress>,
     keys: HashMap<OrderingKey, Waiting>,
-    /// Keys that wait for their turn, and those that wait until they are tried again.
+    /// Keys that are ready for a batch.
     queue: VecDeque<OrderingKey>,
-    later: HashMap<OrderingKey, Instant>,
-    turns: JoinSet<(OrderingKey, Published)>,
-    /// Messages that are no events, on their way to the dead letters.
+    /// Keys whose retry is deferred, and until when.
+    deferred: HashMap<OrderingKey, Instant>,
+    batches: JoinSet<(OrderingKey, Published)>,
+    /// Invalid messages that are being sent to the dead-letter topics.
     letters: JoinSet<(Partition, i64)>,
-    /// How often partitions were revoked.
+    /// How many times partitions were revoked.
     generation: u64,
 }
 
 impl KafkaWorker {
-    /// Prepares to have events handled by this bus in the process. What is no event goes to a dead-letter topic. Connects to nothing yet.
+    /// Creates a worker, without connecting yet. It handles events with `handler` in this process, and sends invalid messages to
+    /// a dead-letter topic.
     ///
     /// # Errors
-    /// When the library refuses the settings.
+    /// When librdkafka rejects the settings.
     pub fn new(settings: KafkaSettings, kafka: Arc<KafkaBus>, handler: Arc<dyn Bus>) -> Result<Self> {
         let context = Context::default();
         let consumer = settings
             .client()
             .set("group.id", &settings.group_id)
             .set("auto.offset.reset", &settings.auto_offset_reset)
-            // Commits what was stored, and stores nothing by itself: an offset is stored when its event was handled.
+            // The library commits stored offsets, but stores none by itself: the worker stores an offset once its event is
+            // handled.
             .set("enable.auto.commit", "true")
             .set("enable.auto.offset.store", "false")
             .set("auto.commit.interval.ms", "500")
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", settings.session_timeout.as_millis().to_string())
             .set("heartbeat.interval.ms", (settings.session_timeout / 4).as_millis().to_string())
-            .set("queued.max.messages.kbytes", FETCHED)
-            // A topic that is made after the start is found soon.
+            .set("queued.max.messages.kbytes", PREFETCH_KIB)
+            // Find topics soon that are created after the start.
             .set("topic.metadata.refresh.interval.ms", "5000")
-            // What comes is sent at once; this is how often is asked while nothing comes.
+            // Brokers send new messages at once. This is the poll interval while there are none.
             .set("fetch.wait.max.ms", "2000")
             .create_with_context(context.clone())
             .map_err(refused)?;
@@ -180,43 +185,43 @@ impl KafkaWorker {
             partitions: HashMap::new(),
             keys: HashMap::new(),
             queue: VecDeque::new(),
-            later: HashMap::new(),
-            turns: JoinSet::new(),
+            deferred: HashMap::new(),
+            batches: JoinSet::new(),
             letters: JoinSet::new(),
             generation: 0,
         })
     }
 
-    /// Handles events until it is to stop; what was begun is finished then, unless that takes longer than some seconds.
+    /// Handles events until `stop` is cancelled, then finishes the events in flight, within a timeout of some seconds.
     ///
     /// # Errors
-    /// When the topics can't be subscribed to.
+    /// When the subscription to the topics fails.
     pub async fn run(mut self, stop: CancellationToken) -> Result<()> {
         let topics: Vec<_> = EventKind::ALL.into_iter().map(|kind| self.settings.topic(kind)).collect();
         let topics: Vec<_> = topics.iter().map(String::as_str).collect();
         self.consumer.subscribe(&topics).map_err(unavailable)?;
         while !stop.is_cancelled() {
             self.advance();
-            let wake = self.later.values().copied().min().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+            let wake = self.deferred.values().copied().min().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
             tokio::select! {
                 received = self.consumer.recv() => {
                     let received = received.map(|message| Received::of(&message));
-                    // What was revoked, was so before this came: it may be of a partition that is ours again.
-                    self.forget_revoked();
+                    // Revocations precede this message, which may belong to a partition that was assigned again since.
+                    self.drop_revoked();
                     match received {
                         Ok(received) => self.take(received),
-                        // Errors queue up, as messages do, several in a second while no broker is there: whoever waited after each
-                        // would be deaf for as long again after one is back.
-                        Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "events can't be taken now"),
+                        // Errors queue up like messages, several per second while no broker is reachable. A delay after each
+                        // would postpone the recovery by as long again.
+                        Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "cannot receive events"),
                     }
                 }
-                Some(turn) = self.turns.join_next() => {
-                    self.forget_revoked();
-                    self.after(turn.ok());
+                Some(outcome) = self.batches.join_next() => {
+                    self.drop_revoked();
+                    self.after(outcome.ok());
                 }
-                Some(parked) = self.letters.join_next() => {
-                    self.forget_revoked();
-                    if let Ok((partition, offset)) = parked {
+                Some(sent) = self.letters.join_next() => {
+                    self.drop_revoked();
+                    if let Ok((partition, offset)) = sent {
                         self.handled(&partition, [offset]);
                     }
                 }
@@ -225,56 +230,56 @@ impl KafkaWorker {
             }
         }
         let finishing = async {
-            while let Some(turn) = self.turns.join_next().await {
-                self.after(turn.ok());
+            while let Some(outcome) = self.batches.join_next().await {
+                self.after(outcome.ok());
             }
         };
-        let _unfinished_comes_again = timeout(GRACE, finishing).await;
-        self.turns.shutdown().await;
+        let _unfinished_is_redelivered = timeout(SHUTDOWN_TIMEOUT, finishing).await;
+        self.batches.shutdown().await;
         self.letters.shutdown().await;
         self.close().await;
         Ok(())
     }
 
-    /// Leaves the group, so that others go on at once. The library may take its time with that.
+    /// Leaves the group, so that other workers continue at once. The library may take long.
     async fn close(self) {
         let consumer = self.consumer;
         let closing = tokio::task::spawn_blocking(move || {
-            // What fails here is handled again.
+            // Events whose commit fails here are redelivered.
             let _nothing_to_commit = consumer.commit_consumer_state(CommitMode::Sync);
             consumer.unsubscribe();
             drop(consumer);
         });
-        if timeout(GRACE, closing).await.is_err() {
-            tracing::warn!("the group was not left in time; the brokers notice by themselves");
+        if timeout(SHUTDOWN_TIMEOUT, closing).await.is_err() {
+            tracing::warn!("leaving the consumer group timed out; the brokers will detect it");
         }
     }
 
     fn take(&mut self, Received { partition, offset, key, content }: Received) {
         let generation = self.generation;
-        let ours = self.partitions.entry(partition.clone());
-        let progress = ours.or_insert_with(|| Progress { generation, ..Progress::default() });
+        let entry = self.partitions.entry(partition.clone());
+        let progress = entry.or_insert_with(|| Progress { generation, ..Progress::default() });
         progress.next = offset + 1;
         progress.open.insert(offset);
-        if progress.open.len() >= MOST_TAKEN {
-            progress.is_paused = is_done(partition.list(Offset::Invalid).and_then(|list| self.consumer.pause(&list)));
+        if progress.open.len() >= MAX_BUFFERED {
+            progress.is_paused = succeeded(partition.list(Offset::Invalid).and_then(|list| self.consumer.pause(&list)));
         }
         match content {
             Ok(event) => {
                 let key = event.tenant_id;
                 let waiting = self.keys.entry(key).or_default();
-                waiting.events.push_back(Taken { event, partition, offset, generation: progress.generation });
-                if !waiting.is_in_turn && waiting.events.len() == 1 {
+                waiting.events.push_back(Buffered { event, partition, offset, generation: progress.generation });
+                if !waiting.is_in_flight && waiting.events.len() == 1 {
                     self.queue.push_back(key);
                 }
             }
-            Err(NoEvent { kind, value, problem }) => {
-                tracing::error!(topic = &*partition.topic, partition = partition.number, offset, problem, "a message is no event");
+            Err(InvalidMessage { kind, value, problem }) => {
+                tracing::error!(topic = &*partition.topic, partition = partition.number, offset, problem, "invalid message: not an event");
                 let kafka = Arc::clone(&self.kafka);
                 self.letters.spawn(async move {
                     while let Err(error) = kafka.send_dead_letter(kind, key, &value, &problem).await {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "a dead letter can't be sent; it is tried again");
-                        sleep(PAUSE).await;
+                        tracing::warn!(error = &error as &dyn std::error::Error, "cannot send a dead letter; will retry");
+                        sleep(RETRY_DELAY).await;
                     }
                     (partition, offset)
                 });
@@ -282,38 +287,38 @@ impl KafkaWorker {
         }
     }
 
-    /// Gives turns to those that wait for them.
+    /// Starts batches for waiting keys.
     fn advance(&mut self) {
         let now = Instant::now();
-        self.queue.extend(self.later.extract_if(|_, at| *at <= now).map(|(key, _)| key));
-        while self.turns.len() < self.handler.keys_at_once()
+        self.queue.extend(self.deferred.extract_if(|_, at| *at <= now).map(|(key, _)| key));
+        while self.batches.len() < self.handler.keys_at_once()
             && let Some(key) = self.queue.pop_front()
         {
             let Some(waiting) = self.keys.get_mut(&key) else { continue };
-            waiting.is_in_turn = true;
+            waiting.is_in_flight = true;
             let batch = usize::try_from(self.handler.batch()).unwrap_or(usize::MAX);
-            let events: Vec<_> = waiting.events.iter().take(batch).map(|taken| taken.event.clone()).collect();
+            let events: Vec<_> = waiting.events.iter().take(batch).map(|buffered| buffered.event.clone()).collect();
             let handler = Arc::clone(&self.handler);
-            self.turns.spawn(async move {
+            self.batches.spawn(async move {
                 let handled = AssertUnwindSafe(handler.publish(key, &events)).catch_unwind().await;
-                (key, handled.unwrap_or(Published { count: 0, pause: Some(PAUSE) }))
+                (key, handled.unwrap_or(Published { count: 0, pause: Some(RETRY_DELAY) }))
             });
         }
     }
 
-    /// Goes on after a key's turn.
-    fn after(&mut self, turn: Option<(OrderingKey, Published)>) {
-        let Some((key, Published { count, pause })) = turn else { return };
+    /// Processes the outcome of a key's batch.
+    fn after(&mut self, outcome: Option<(OrderingKey, Published)>) {
+        let Some((key, Published { count, pause })) = outcome else { return };
         let Some(waiting) = self.keys.get_mut(&key) else { return };
-        waiting.is_in_turn = false;
+        waiting.is_in_flight = false;
         let mut done: HashMap<Partition, Vec<i64>> = HashMap::new();
-        for taken in waiting.events.drain(..count.min(waiting.events.len())).filter(|taken| taken.is_ours(&self.partitions)) {
-            done.entry(taken.partition).or_default().push(taken.offset);
+        for buffered in waiting.events.drain(..count.min(waiting.events.len())).filter(|buffered| buffered.is_current(&self.partitions)) {
+            done.entry(buffered.partition).or_default().push(buffered.offset);
         }
-        waiting.events.retain(|taken| taken.is_ours(&self.partitions));
+        waiting.events.retain(|buffered| buffered.is_current(&self.partitions));
         match (waiting.events.is_empty(), pause) {
             (true, _) => drop(self.keys.remove(&key)),
-            (false, Some(pause)) => drop(self.later.insert(key, Instant::now() + pause)),
+            (false, Some(pause)) => drop(self.deferred.insert(key, Instant::now() + pause)),
             (false, None) => self.queue.push_back(key),
         }
         for (partition, offsets) in done {
@@ -321,24 +326,24 @@ impl KafkaWorker {
         }
     }
 
-    /// Has the library commit how far a partition is handled, and take more from it when there is room.
+    /// Records handled offsets of a partition for the library to commit, and resumes the partition when there is room.
     fn handled(&mut self, partition: &Partition, offsets: impl IntoIterator<Item = i64>) {
-        // It may be somebody else's now.
+        // The partition may be assigned to another worker by now.
         let Some(progress) = self.partitions.get_mut(partition) else { return };
         for offset in offsets {
             progress.open.remove(&offset);
         }
         let stored = partition.list(Offset::Offset(progress.handled_up_to())).and_then(|list| self.consumer.store_offsets(&list));
         if let Err(error) = stored {
-            tracing::debug!(error = &error as &dyn std::error::Error, "an offset can't be stored: its partition is somebody else's now");
+            tracing::debug!(error = &error as &dyn std::error::Error, "cannot store an offset: its partition was revoked");
         }
-        if progress.is_paused && progress.open.len() <= MOST_TAKEN / 2 {
-            progress.is_paused = !is_done(partition.list(Offset::Invalid).and_then(|list| self.consumer.resume(&list)));
+        if progress.is_paused && progress.open.len() <= MAX_BUFFERED / 2 {
+            progress.is_paused = !succeeded(partition.list(Offset::Invalid).and_then(|list| self.consumer.resume(&list)));
         }
     }
 
-    /// Others handle what is on partitions that they have now; what was begun here is finished.
-    fn forget_revoked(&mut self) {
+    /// Drops the waiting events of revoked partitions, which other workers handle now. Batches in flight are finished.
+    fn drop_revoked(&mut self) {
         let revoked: Vec<_> = self.context.revoked.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
         if revoked.is_empty() {
             return;
@@ -347,31 +352,31 @@ impl KafkaWorker {
         for partition in &revoked {
             self.partitions.remove(partition);
         }
-        // Those in their turn are looked at after it.
-        for waiting in self.keys.values_mut().filter(|waiting| !waiting.is_in_turn) {
-            waiting.events.retain(|taken| taken.is_ours(&self.partitions));
+        // `after` filters the events of keys in flight.
+        for waiting in self.keys.values_mut().filter(|waiting| !waiting.is_in_flight) {
+            waiting.events.retain(|buffered| buffered.is_current(&self.partitions));
         }
-        self.keys.retain(|_, waiting| waiting.is_in_turn || !waiting.events.is_empty());
+        self.keys.retain(|_, waiting| waiting.is_in_flight || !waiting.events.is_empty());
         self.queue.retain(|key| self.keys.contains_key(key));
-        self.later.retain(|key, _| self.keys.contains_key(key));
+        self.deferred.retain(|key, _| self.keys.contains_key(key));
     }
 }
 
-/// Whether the library did what it was told. It does not when a partition is somebody else's now.
-fn is_done(told: KafkaResult<()>) -> bool {
-    told.inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "a partition can't be paused or resumed")).is_ok()
+/// Whether the library paused or resumed the partition. It fails if the partition was revoked.
+fn succeeded(result: KafkaResult<()>) -> bool {
+    result.inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "cannot pause or resume a partition")).is_ok()
 }
 
-/// A message.
+/// A received message.
 struct Received {
     partition: Partition,
     offset: i64,
     key: OrderingKey,
-    content: Result<Event, NoEvent>,
+    content: Result<Event, InvalidMessage>,
 }
 
-/// A message that is no event, and why.
-struct NoEvent {
+/// A message that is not an event, and why.
+struct InvalidMessage {
     kind: EventKind,
     value: Vec<u8>,
     problem: String,
@@ -384,8 +389,8 @@ impl Received {
             let found = message.headers()?.iter().find(|header| header.key == name)?.value?;
             String::from_utf8(found.to_vec()).ok()
         };
-        let content = envelope::decode(value, header(envelope::TRACEPARENT)).map_err(|problem| NoEvent {
-            // Those topics only are subscribed to.
+        let content = envelope::decode(value, header(envelope::TRACEPARENT)).map_err(|problem| InvalidMessage {
+            // The worker subscribes only to topics of event types.
             kind: EventKind::ALL.into_iter().find(|kind| message.topic().ends_with(kind.as_str())).unwrap_or(EventKind::AuditLog),
             value: value.to_vec(),
             problem,

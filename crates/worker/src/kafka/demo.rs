@@ -1,4 +1,4 @@
-//! The demonstration on Kafka: a producer, and a consumer of every topic that begins with `demo.`.
+//! The demo on Kafka: a producer, and a consumer of every topic that begins with `demo.`.
 
 use std::collections::HashSet;
 
@@ -18,66 +18,66 @@ use uuid::Uuid;
 use super::{Detached, KafkaProbe, Logged, refused, unavailable};
 use crate::KafkaSettings;
 
-/// How long a message may be on its way, in milliseconds: somebody waits for the answer.
-const SENT_WITHIN: &str = "5000";
-/// How soon the consumer learns of a new topic, in milliseconds.
-const NEW_TOPICS: &str = "5000";
-/// The headers that bear what is no part of a message's content.
+/// The delivery timeout of a message in milliseconds: a client waits for the response.
+const DELIVERY_TIMEOUT_MS: &str = "5000";
+/// How soon the consumer discovers a new topic, in milliseconds.
+const METADATA_REFRESH_MS: &str = "5000";
+/// The headers for a message's id and time, which are not part of its content.
 const ID: &str = "ce_id";
 const TIME: &str = "ce_time";
 
-/// A producer and a consumer of the demonstration's topics.
+/// A producer and a consumer of the demo topics.
 pub struct KafkaDemo {
     settings: KafkaSettings,
     producer: Detached<FutureProducer<Logged>>,
     admin: Detached<AdminClient<Logged>>,
     probe: KafkaProbe,
-    /// Topics of the demonstration that are there. One makes another at a time.
+    /// The known demo topics. The lock allows the creation of one topic at a time.
     topics: Mutex<HashSet<String>>,
     received: DemoReceived,
 }
 
 impl KafkaDemo {
-    /// Begins to receive what is, and what comes, on the topics.
+    /// Starts to receive existing and new messages of the topics.
     ///
     /// # Errors
-    /// When the library refuses the settings.
+    /// When librdkafka rejects the settings.
     pub fn start(settings: KafkaSettings) -> Result<Self> {
         let consumer: StreamConsumer<Logged> = settings
             .client()
-            // Each instance receives everything, and leaves nothing behind.
+            // Each instance receives every message, and commits no offsets.
             .set("group.id", format!("{}-demo-{}", settings.group_id, Uuid::new_v4()))
             .set("auto.offset.reset", "earliest")
             .set("enable.auto.commit", "false")
-            .set("topic.metadata.refresh.interval.ms", NEW_TOPICS)
+            .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH_MS)
             .set("queued.max.messages.kbytes", "1024")
             .create_with_context(Logged)
             .map_err(refused)?;
-        let of_ours = |text: &str| text.replace('.', "\\.");
-        let pattern = format!("^{}{}.*", of_ours(&settings.topic_prefix), of_ours(DEMO_PREFIX));
+        let escape = |text: &str| text.replace('.', "\\.");
+        let pattern = format!("^{}{}.*", escape(&settings.topic_prefix), escape(DEMO_PREFIX));
         consumer.subscribe(&[&pattern]).map_err(unavailable)?;
-        let producer = settings.producer().set("message.timeout.ms", SENT_WITHIN).create_with_context(Logged).map_err(refused)?;
+        let producer = settings.producer().set("message.timeout.ms", DELIVERY_TIMEOUT_MS).create_with_context(Logged).map_err(refused)?;
         let (admin, probe, received) = (settings.admin()?, KafkaProbe::new(&settings)?, DemoReceived::default());
         tokio::spawn(receive(Detached::new(consumer), settings.topic_prefix.clone(), received.clone()));
         Ok(Self { settings, producer: Detached::new(producer), admin, probe, topics: Mutex::default(), received })
     }
 
-    /// Makes a topic, unless it is there.
+    /// Creates a topic, unless it exists.
     async fn ensure_topic(&self, topic: &str) -> Result<()> {
         let mut known = self.topics.lock().await;
         if known.contains(topic) {
             return Ok(());
         }
-        let of_demo = format!("{}{DEMO_PREFIX}", self.settings.topic_prefix);
+        let demo_prefix = format!("{}{DEMO_PREFIX}", self.settings.topic_prefix);
         let found = self.probe.topics().await.map_err(unavailable)?;
-        let found = found.iter().filter(|topic| topic.starts_with(&of_demo));
+        let found = found.iter().filter(|topic| topic.starts_with(&demo_prefix));
         known.extend(found.map(|topic| topic[self.settings.topic_prefix.len()..].to_owned()));
         if known.contains(topic) {
             return Ok(());
         }
         if known.len() >= DEMO_TOPICS {
             let mut errors = FieldErrors::default();
-            errors.add("topic", "must be one of those that there are: the demonstration has no room for more");
+            errors.add("topic", "must be an existing topic: the maximum number of demo topics is reached");
             return Err(Error::Invalid(errors));
         }
         self.settings.make_topic(&self.admin, &format!("{}{topic}", self.settings.topic_prefix), 1, &[]).await?;
@@ -102,18 +102,18 @@ impl KafkaDemo {
     }
 }
 
-/// Receives until the consumer is dropped with the runtime.
+/// Receives messages until the runtime ends and drops the consumer.
 async fn receive(consumer: Detached<StreamConsumer<Logged>>, prefix: String, received: DemoReceived) {
     loop {
         match consumer.recv().await {
             Ok(message) => received.push(demo_message(&message, &prefix)),
-            // Errors queue up, as messages do: whoever waited after each would be deaf for long after a broker is back.
-            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "the demonstration's consumer receives nothing"),
+            // Errors queue up like messages. A delay after each would postpone the recovery for long.
+            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "the demo consumer cannot receive messages"),
         }
     }
 }
 
-/// What a message says; whoever sent it may have used another program.
+/// Converts a message, which another program may have produced.
 fn demo_message(message: &BorrowedMessage<'_>, prefix: &str) -> DemoMessage {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let header = |name: &str| message.headers()?.iter().find(|header| header.key == name)?.value.map(text);

@@ -1,4 +1,4 @@
-//! What is published to Kafka.
+//! Publishing to Kafka.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -24,23 +24,25 @@ use crate::{
     in_process::DeadLetterTopic,
 };
 
-/// How many events of a key are on their way to the brokers at once, and of how many keys: all of them are in memory.
-const BATCH: u32 = 400;
-const KEYS_AT_ONCE: usize = 128;
-/// How much of what is on its way the library keeps, in KiB.
-const QUEUE: &str = "65536";
-/// How long to wait where that is full, or after an error.
-const FULL: Duration = Duration::from_millis(10);
-const PAUSE: Duration = Duration::from_secs(1);
-/// The key of events that concern no tenant.
-const PLATFORM: &str = "platform";
-/// How much of a dead letter, and of what is said about it, is published: more is too much for a broker as it comes.
-const LETTER: usize = 256 << 10;
-const ERROR: usize = 4 << 10;
+/// The maximum number of a key's events in flight to the brokers, and of keys with events in flight. All of these events are in
+/// memory.
+const BATCH_SIZE: u32 = 400;
+const KEY_CONCURRENCY: usize = 128;
+/// The size of the library's queue of messages in flight, in KiB.
+const QUEUE_KIB: &str = "65536";
+/// The delay while the queue is full, and after an error.
+const QUEUE_FULL_DELAY: Duration = Duration::from_millis(10);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The message key of events without a tenant.
+const PLATFORM_KEY: &str = "platform";
+/// The maximum number of published bytes of a dead letter, and of its error. Brokers with default settings reject larger
+/// messages.
+const MAX_LETTER_BYTES: usize = 256 << 10;
+const MAX_ERROR_BYTES: usize = 4 << 10;
 
-/// Publishes to Kafka: at least once, in order for each key, acknowledged by all replicas in sync.
+/// Publishes to Kafka: at least once, in order within each key, acknowledged by all in-sync replicas.
 pub struct KafkaBus {
-    /// Another one after an error that ends a producer.
+    /// The current producer. Replaced after an error that is fatal to a producer.
     producer: RwLock<Arc<Client>>,
     settings: KafkaSettings,
     services: EventServices,
@@ -48,44 +50,44 @@ pub struct KafkaBus {
 
 type Client = Detached<ThreadedProducer<Logged>>;
 
-/// What the library keeps of a message until the brokers have it or never will.
-pub(super) struct OnItsWay {
-    /// Which of its batch it is.
-    place: usize,
-    /// What became of it: it did not arrive, unless the brokers say so.
+/// The state of a message that the library holds until its delivery has succeeded or failed.
+pub(super) struct InFlight {
+    /// Its index in the batch.
+    index: usize,
+    /// Why it was not delivered. It counts as failed until the brokers acknowledge it.
     failure: Option<KafkaError>,
-    /// Tells what did not arrive. Without senders left, all of the batch is decided about.
+    /// Reports a failed delivery. Once all senders are dropped, every message of the batch has its outcome.
     failures: UnboundedSender<(usize, KafkaError)>,
 }
 
-impl OnItsWay {
-    fn new(place: usize, failures: UnboundedSender<(usize, KafkaError)>) -> Box<Self> {
-        Box::new(Self { place, failure: Some(KafkaError::Canceled), failures })
+impl InFlight {
+    fn new(index: usize, failures: UnboundedSender<(usize, KafkaError)>) -> Box<Self> {
+        Box::new(Self { index, failure: Some(KafkaError::Canceled), failures })
     }
 }
 
-impl Drop for OnItsWay {
+impl Drop for InFlight {
     fn drop(&mut self) {
         if let Some(error) = self.failure.take() {
-            // Whoever waited may have been stopped.
-            _ = self.failures.send((self.place, error));
+            // The receiver may be gone after a shutdown.
+            _ = self.failures.send((self.index, error));
         }
     }
 }
 
 /// Why an event was not published.
 enum Failure {
-    /// Its own fault, unless others were with it.
-    Own(String),
-    /// The brokers', or the connection's.
-    Passing(String),
+    /// The event's own fault, if it was sent alone.
+    Permanent(String),
+    /// The fault of the brokers or the connection.
+    Transient(String),
 }
 
 impl KafkaBus {
-    /// Prepares to publish. Connects to nothing yet.
+    /// Creates a bus, without connecting yet.
     ///
     /// # Errors
-    /// When the library refuses the settings.
+    /// When librdkafka rejects the settings.
     pub fn new(settings: KafkaSettings, services: EventServices) -> Result<Self> {
         let producer = RwLock::new(Arc::new(make(&settings)?));
         Ok(Self { producer, settings, services })
@@ -95,30 +97,30 @@ impl KafkaBus {
         Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Replaces a producer that has ended: what it had on its way has failed, and is sent again.
+    /// Replaces a producer after a fatal error. Its messages in flight have failed and are sent again.
     fn replace_if_ended(&self, producer: &Arc<Client>) {
         let Some((_, reason)) = producer.client().fatal_error() else { return };
         let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&current, producer) {
             return;
         }
-        tracing::warn!(reason, "the producer has ended, and another goes on");
+        tracing::warn!(reason, "fatal producer error; replacing the producer");
         match make(&self.settings) {
             Ok(another) => *current = Arc::new(another),
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "no producer can be made"),
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot create a producer"),
         }
     }
 
-    /// Publishes what could not be handled, with why.
+    /// Publishes an event or message that could not be handled, with the error.
     ///
     /// # Errors
-    /// When the library refuses it.
+    /// When the delivery fails.
     pub(super) async fn send_dead_letter(&self, kind: EventKind, key: OrderingKey, value: &[u8], error: &str) -> Result<()> {
-        let (value, error) = (&value[..value.len().min(LETTER)], &error.as_bytes()[..error.len().min(ERROR)]);
+        let (value, error) = (&value[..value.len().min(MAX_LETTER_BYTES)], &error.as_bytes()[..error.len().min(MAX_ERROR_BYTES)]);
         let headers = OwnedHeaders::new().insert(Header { key: "error", value: Some(error) });
         let (producer, topic) = (self.producer(), self.settings.dead_letter_topic(kind));
         let (failures, failed) = unbounded_channel();
-        let sent = send(&producer, &topic, &key_of(key), value, headers, OnItsWay::new(0, failures)).await;
+        let sent = send(&producer, &topic, &key_of(key), value, headers, InFlight::new(0, failures)).await;
         let failure = sent.err().or(first_of(failed).await.map(|(_, error)| error));
         self.replace_if_ended(&producer);
         failure.map_or(Ok(()), |error| Err(unavailable(error)))
@@ -126,60 +128,61 @@ impl KafkaBus {
 
     async fn publish_all(&self, key: OrderingKey, events: &[Event]) -> Published {
         let (mut count, mut failure) = self.send_all(key, events).await;
-        if let (Some(Failure::Own(_)), Some(event)) = (&failure, events.get(count).filter(|_| events.len() > 1)) {
-            // The brokers refuse those that came with it, too: whose fault it is, is seen when it comes alone.
-            let (sent, of_it_alone) = self.send_all(key, std::slice::from_ref(event)).await;
-            (count, failure) = (count + sent, of_it_alone);
+        if let (Some(Failure::Permanent(_)), Some(event)) = (&failure, events.get(count).filter(|_| events.len() > 1)) {
+            // The brokers also reject the events that were sent with the faulty one. Sending it alone shows whether it is at
+            // fault.
+            let (sent, alone) = self.send_all(key, std::slice::from_ref(event)).await;
+            (count, failure) = (count + sent, alone);
         }
         let error = match (failure, events.get(count)) {
             (None, _) => return Published { count, pause: None },
-            (Some(Failure::Own(error)), Some(event)) => match self.services.dead_letter(event, error, 1).await {
+            (Some(Failure::Permanent(error)), Some(event)) => match self.services.dead_letter(event, error, 1).await {
                 Ok(()) => return Published { count: count + 1, pause: None },
                 Err(error) => error.with_causes(),
             },
-            (Some(Failure::Own(error) | Failure::Passing(error)), _) => error,
+            (Some(Failure::Permanent(error) | Failure::Transient(error)), _) => error,
         };
-        tracing::warn!(error, "Kafka does not take events; they are sent again");
-        Published { count, pause: Some(PAUSE) }
+        tracing::warn!(error, "cannot publish events to Kafka; will retry");
+        Published { count, pause: Some(RETRY_DELAY) }
     }
 
-    /// Sends events. Answers how many arrived, from the first on, and what became of the one after them.
+    /// Sends events. Returns how many, counted from the first, were delivered, and why the next one failed.
     async fn send_all(&self, key: OrderingKey, events: &[Event]) -> (usize, Option<Failure>) {
         let (producer, key) = (self.producer(), key_of(key));
         let (failures, failed) = unbounded_channel();
         let mut refused = None;
-        for (place, event) in events.iter().enumerate() {
+        for (index, event) in events.iter().enumerate() {
             let (topic, value) = (self.settings.topic(event.kind), envelope::encode(event));
-            let on_its_way = OnItsWay::new(place, failures.clone());
-            if let Err(error) = send(&producer, &topic, &key, &value, headers(event), on_its_way).await {
-                // Nothing that comes after it may overtake it.
-                refused = Some((place, error));
+            let in_flight = InFlight::new(index, failures.clone());
+            if let Err(error) = send(&producer, &topic, &key, &value, headers(event), in_flight).await {
+                // No later event may overtake it.
+                refused = Some((index, error));
                 break;
             }
         }
         drop(failures);
-        // With a gap, the producer has ended: those after it did not arrive, either.
-        let failure = [refused, first_of(failed).await].into_iter().flatten().min_by_key(|(place, _)| *place);
+        // A gap is fatal to the producer, so the events after it were not delivered either.
+        let failure = [refused, first_of(failed).await].into_iter().flatten().min_by_key(|(index, _)| *index);
         self.replace_if_ended(&producer);
-        failure.map_or((events.len(), None), |(place, error)| (place, Some(failure_of(&error))))
+        failure.map_or((events.len(), None), |(index, error)| (index, Some(failure_of(&error))))
     }
 }
 
-/// The first of a batch that did not arrive, once everything was decided about.
+/// Waits for the outcome of a whole batch. Returns its first failed message.
 async fn first_of(mut failed: UnboundedReceiver<(usize, KafkaError)>) -> Option<(usize, KafkaError)> {
     let mut first = None;
-    while let Some((place, error)) = failed.recv().await {
-        if first.as_ref().is_none_or(|(before, _)| place < *before) {
-            first = Some((place, error));
+    while let Some((index, error)) = failed.recv().await {
+        if first.as_ref().is_none_or(|(before, _)| index < *before) {
+            first = Some((index, error));
         }
     }
     first
 }
 
 impl ProducerContext for Logged {
-    type DeliveryOpaque = Box<OnItsWay>;
+    type DeliveryOpaque = Box<InFlight>;
 
-    fn delivery(&self, outcome: &DeliveryResult<'_>, mut message: Box<OnItsWay>) {
+    fn delivery(&self, outcome: &DeliveryResult<'_>, mut message: Box<InFlight>) {
         message.failure = outcome.as_ref().err().map(|(error, _)| error.clone());
     }
 }
@@ -187,8 +190,8 @@ impl ProducerContext for Logged {
 fn make(settings: &KafkaSettings) -> Result<Client> {
     let producer = settings
         .producer()
-        // Nothing is given up: an event that was, would be overtaken by those after it. A broker that is away is waited for, and
-        // one that refuses an event ends the producer.
+        // No event times out, since later events would overtake it. The producer waits for an unreachable broker, and a rejected
+        // event is fatal to the producer.
         .set("message.timeout.ms", "0")
         .set("enable.gapless.guarantee", "true")
         .create_with_context(Logged)
@@ -196,56 +199,56 @@ fn make(settings: &KafkaSettings) -> Result<Client> {
     Ok(Detached::new(producer))
 }
 
-/// Hands a message to the library, which sends it as soon as it can.
+/// Enqueues a message in the library, which sends it as soon as possible.
 async fn send(
     producer: &Client,
     topic: &str,
     key: &str,
     value: &[u8],
     headers: OwnedHeaders,
-    on_its_way: Box<OnItsWay>,
+    in_flight: Box<InFlight>,
 ) -> Result<(), KafkaError> {
-    let mut record = BaseRecord::with_opaque_to(topic, on_its_way).key(key).payload(value).headers(headers);
+    let mut record = BaseRecord::with_opaque_to(topic, in_flight).key(key).payload(value).headers(headers);
     loop {
         match producer.send(record) {
             Ok(()) => return Ok(()),
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => record = back,
             Err((error, _)) => return Err(error),
         }
-        tokio::time::sleep(FULL).await;
+        tokio::time::sleep(QUEUE_FULL_DELAY).await;
     }
 }
 
-/// What decides on the partition.
+/// The message key, which determines the partition.
 fn key_of(tenant_id: OrderingKey) -> String {
-    tenant_id.map_or_else(|| PLATFORM.to_owned(), |id| id.to_string())
+    tenant_id.map_or_else(|| PLATFORM_KEY.to_owned(), |id| id.to_string())
 }
 
 fn failure_of(error: &KafkaError) -> Failure {
     match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidRecord) => Failure::Own(error.to_string()),
-        _ => Failure::Passing(error.to_string()),
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidRecord) => Failure::Permanent(error.to_string()),
+        _ => Failure::Transient(error.to_string()),
     }
 }
 
 impl KafkaSettings {
-    /// How whatever is published goes out: once into its partition, in order, to all replicas in sync.
+    /// The configuration of all producers: each message is written once to its partition, in order, to all in-sync replicas.
     pub(super) fn producer(&self) -> rdkafka::ClientConfig {
         let mut config = self.client();
         config
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("compression.type", &self.compression)
-            // As the clients in Java do it: theirs find a key in the same partition.
+            // The partitioner of the Java clients, so that they find a key in the same partition.
             .set("partitioner", "murmur2_random")
             .set("linger.ms", "2")
             .set("batch.size", "131072")
-            .set("queue.buffering.max.kbytes", QUEUE);
+            .set("queue.buffering.max.kbytes", QUEUE_KIB);
         config
     }
 }
 
-/// What an event is, in the binary mode of CloudEvents 1.0's Kafka binding, with its Distributed Tracing extension.
+/// An event's attributes in the binary mode of the Kafka binding of CloudEvents 1.0, with the Distributed Tracing extension.
 fn headers(event: &Event) -> OwnedHeaders {
     let (id, time) = (event.id.to_string(), event.at.to_string());
     let always = [
@@ -267,11 +270,11 @@ impl Bus for KafkaBus {
     }
 
     fn batch(&self) -> u32 {
-        BATCH
+        BATCH_SIZE
     }
 
     fn keys_at_once(&self) -> usize {
-        KEYS_AT_ONCE
+        KEY_CONCURRENCY
     }
 }
 

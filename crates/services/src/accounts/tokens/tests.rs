@@ -165,7 +165,7 @@ fn bad_tokens_are_refused() {
     );
 
     for (what, token) in &bad {
-        assert!(!token.is_empty() && token.trim() == token && !token.contains(char::is_control), "can't be sent: {what}");
+        assert!(!token.is_empty() && token.trim() == token && !token.contains(char::is_control), "cannot be sent: {what}");
     }
 }
 

@@ -98,9 +98,9 @@ async fn a_read_continues_after_the_object_is_deleted() {
     let object = store.storage.get(KEY, None).await.unwrap();
     assert_eq!(object.size, 1_000_000);
     store.storage.delete(KEY).await.unwrap();
-    let pieces: Vec<Bytes> = object.bytes.try_collect().await.unwrap();
-    assert!(pieces.iter().all(|piece| piece.len() <= 256 * 1024));
-    assert!(pieces.concat() == content);
+    let chunks: Vec<Bytes> = object.bytes.try_collect().await.unwrap();
+    assert!(chunks.iter().all(|chunk| chunk.len() <= 256 * 1024));
+    assert!(chunks.concat() == content);
 }
 
 #[tokio::test]

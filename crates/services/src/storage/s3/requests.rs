@@ -19,12 +19,12 @@ use crate::storage::ObjectStorage;
 /// How long transient failures are retried.
 pub(super) const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The pauses between two attempts grow from the first to the longest.
-pub(super) const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-pub(super) const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+/// The pauses between attempts grow from the minimum to the maximum.
+pub(super) const MIN_BACKOFF: Duration = Duration::from_millis(100);
+pub(super) const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
 const BACKOFF: ExponentialBuilder =
-    ExponentialBuilder::new().with_min_delay(FIRST_BACKOFF).with_max_delay(LONGEST_BACKOFF).with_jitter().without_max_times();
+    ExponentialBuilder::new().with_min_delay(MIN_BACKOFF).with_max_delay(MAX_BACKOFF).with_jitter().without_max_times();
 
 /// The time limit of a request without content.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
