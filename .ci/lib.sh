@@ -33,7 +33,10 @@ begin_services() {
 }
 
 join_services() {
-    wait "$services" && cat "$logs/services" || { cat "$logs/services" && return 1; }
+    local failed=0
+    wait "$services" || failed=1
+    cat "$logs/services"
+    return $failed
 }
 
 end_services() {
@@ -42,7 +45,7 @@ end_services() {
 }
 
 without_services() {
-    env -u TEST_DATABASE_URL -u TEST_S3_ENDPOINT_URL -u TEST_KAFKA_BOOTSTRAP_SERVERS -u TEST_SECOND_KAFKA_BOOTSTRAP_SERVERS "$@"
+    (unset TEST_DATABASE_URL TEST_S3_ENDPOINT_URL TEST_KAFKA_BOOTSTRAP_SERVERS TEST_SECOND_KAFKA_BOOTSTRAP_SERVERS && "$@")
 }
 
 with_services() {
@@ -53,23 +56,26 @@ with_services() {
 
 # Crashes a program at every step of what must survive one, so many times on files.
 embedded_crashes() {
-    : >"$logs/embedded_crashes"
-    crash embedded_crashes "$1" without_services a_crash
+    CRASH_RUNS=$1 without_services crashes a_crash 2>&1 | tee "$logs/embedded_crashes"
+    count_hits "$logs/embedded_crashes"
 }
 
-# So many times on services, and more often at the steps that there are only here.
+# So many times on services, and so many times more at the steps that there are only here.
 distributed_crashes() {
-    : >"$logs/distributed_crashes"
-    crash distributed_crashes "$1" with_services a_crash
-    crash distributed_crashes "$(($2 - $1))" with_services a_crash_in_an_upload a_crash_in_a_direct a_crash_in_the_making_of_a_spare
+    {
+        CRASH_RUNS=$1 with_services crashes a_crash
+        CRASH_RUNS=$2 with_services crashes a_crash_in_an_upload a_crash_in_a_direct a_crash_in_the_making_of_a_spare
+    } 2>&1 | tee "$logs/distributed_crashes"
+    count_hits "$logs/distributed_crashes"
 }
 
-crash() {
-    local log=$logs/$1 runs=$2 where=$3
-    shift 3
-    CRASH_RUNS=$runs "$where" cargo test "${workspace[@]}" --test it -- --show-output "$@" 2>&1 | tee -a "$log"
-    # How often each failpoint was hit. Tests that succeed keep what they print to themselves, unless they are asked.
-    grep -oE '^[a-z_.]+: hit once' "$log" | sort | uniq -c | awk '{ print "  " $2 " " $1 " times" }'
+crashes() {
+    cargo test "${workspace[@]}" --test it -- --show-output "$@"
+}
+
+# How often each failpoint was hit. Tests that succeed keep what they print to themselves, unless they are asked.
+count_hits() {
+    grep -oE '^[a-z_.]+: hit once' "$1" | sort | uniq -c | awk '{ print "  " $2 " " $1 " times" }'
 }
 
 # Runs a command under a heading and records how long it took.

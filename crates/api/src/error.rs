@@ -1,4 +1,4 @@
-//! The one form of every failure, and the only place that knows which error has which status.
+//! The form of every error response, and the only place that maps errors to statuses.
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
@@ -13,30 +13,30 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-/// Why a request was not served.
+/// Why a request failed.
 #[derive(Debug)]
 pub(crate) enum ApiError {
-    /// The services refused.
+    /// The services returned an error.
     Refused(Error),
-    /// The request can't be read.
+    /// The request is malformed.
     Malformed(String),
-    /// Its body is of a type that is not understood here.
+    /// The body's media type is not supported by this operation.
     UnsupportedMediaType(&'static str),
-    /// Its body is larger than anything that is read here.
+    /// The body exceeds the size limit of this operation.
     BodyTooLarge,
-    /// Its body came too slowly.
+    /// The client sent the body too slowly.
     BodyTooSlow,
-    /// There is no such path.
+    /// No route matches the path.
     NoRoute,
-    /// The path knows no such method.
+    /// The route does not support the method.
     NoMethod,
-    /// These bytes are not in the object.
+    /// The requested range lies outside the object.
     RangeNotSatisfiable,
-    /// The object is not the one that `If-Match` names.
+    /// The object's entity tag does not match `If-Match`.
     PreconditionFailed,
-    /// The client speaks another version of tus.
+    /// The client uses an unsupported version of tus.
     TusVersion,
-    /// Dependencies are down: each with its state.
+    /// A dependency is down; holds the state of each dependency.
     NotReady(BTreeMap<String, &'static str>),
     /// A handler panicked.
     Panicked,
@@ -49,14 +49,14 @@ impl From<Error> for ApiError {
 }
 
 impl ApiError {
-    /// The error for a body that could not be read to its end; `status` is what the reader makes of it.
+    /// The error for a body that could not be read to its end; `status` is the one that the reader assigned.
     pub(crate) fn from_body(status: StatusCode, error: &(dyn std::error::Error + 'static)) -> Self {
         if BodyTooSlow::is_cause_of(error) {
             Self::BodyTooSlow
         } else if status == StatusCode::PAYLOAD_TOO_LARGE {
             Self::BodyTooLarge
         } else {
-            Self::Malformed("The body was cut off or is damaged.".to_owned())
+            Self::Malformed("The body is truncated or malformed.".to_owned())
         }
     }
 
@@ -65,7 +65,7 @@ impl ApiError {
         Self::Malformed("The path is not UTF-8.".to_owned())
     }
 
-    /// What it is answered with: status, code and body, for the specification.
+    /// Status, code and body of the response, for the specification.
     pub(crate) fn example(&self) -> (StatusCode, &'static str, Value) {
         let described = self.describe();
         let (status, code) = (described.status, described.code);
@@ -82,14 +82,14 @@ pub(crate) struct Failure {
     error: FailureDetails,
 }
 
-/// What went wrong.
+/// Error details.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct FailureDetails {
-    /// For programs: stable, in snake_case.
+    /// Machine-readable error code: stable, in snake_case.
     code: &'static str,
-    /// For a person.
+    /// Human-readable message.
     message: Cow<'static, str>,
-    /// When validation failed: for each field, what is wrong with it. Otherwise particulars of the error, if any.
+    /// If validation failed: the problems of each field. Otherwise error-specific details, if any.
     #[schema(value_type = BTreeMap<String, Value>)]
     details: Value,
 }
@@ -122,12 +122,13 @@ impl Problem {
     }
 }
 
-/// How long a client should leave a dependency alone that is down.
+/// `Retry-After` while a dependency is down.
 const DEPENDENCY_RETRY: Duration = Duration::from_secs(5);
 
-/// How long a client should leave a tenant alone whose database is being migrated or moved, and one that waits for the operator.
+/// `Retry-After` while a tenant's database is being migrated or moved.
 const MIGRATION_RETRY: Duration = Duration::from_secs(2);
-const CLOSED_RETRY: Duration = Duration::from_secs(60);
+/// `Retry-After` while a tenant's database is unavailable until the operator acts.
+const UNAVAILABLE_RETRY: Duration = Duration::from_secs(60);
 
 impl ApiError {
     fn describe(&self) -> Problem {
@@ -139,20 +140,18 @@ impl ApiError {
                 Problem::new(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", format!("The body must be {wanted}."))
             }
             Self::BodyTooLarge => Problem::new(S::PAYLOAD_TOO_LARGE, "payload_too_large", "The body is too large."),
-            Self::BodyTooSlow => Problem::new(S::REQUEST_TIMEOUT, "request_timeout", "The body came too slowly."),
-            Self::NoRoute => Problem::new(S::NOT_FOUND, "not_found", "There is nothing at this path."),
-            Self::NoMethod => Problem::new(S::METHOD_NOT_ALLOWED, "method_not_allowed", "The path does not know this method."),
+            Self::BodyTooSlow => Problem::new(S::REQUEST_TIMEOUT, "request_timeout", "The request body arrived too slowly."),
+            Self::NoRoute => Problem::new(S::NOT_FOUND, "not_found", "Path not found."),
+            Self::NoMethod => Problem::new(S::METHOD_NOT_ALLOWED, "method_not_allowed", "Method not allowed."),
             Self::RangeNotSatisfiable => {
-                Problem::new(S::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", "The object ends before the first of these bytes.")
+                Problem::new(S::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", "The requested range starts beyond the end of the object.")
             }
             Self::PreconditionFailed => {
-                Problem::new(S::PRECONDITION_FAILED, "precondition_failed", "The object is not the one that If-Match names.")
+                Problem::new(S::PRECONDITION_FAILED, "precondition_failed", "The object's entity tag does not match If-Match.")
             }
-            Self::TusVersion => Problem::new(
-                S::PRECONDITION_FAILED,
-                "tus_version",
-                "The header Tus-Resumable must name the version that is spoken here: 1.0.0.",
-            ),
+            Self::TusVersion => {
+                Problem::new(S::PRECONDITION_FAILED, "tus_version", "The Tus-Resumable header must be 1.0.0, the only supported version.")
+            }
             Self::NotReady(dependencies) => Problem::new(S::SERVICE_UNAVAILABLE, "not_ready", "A dependency is down.")
                 .details(json!(dependencies))
                 .retry_after(DEPENDENCY_RETRY),
@@ -162,95 +161,95 @@ impl ApiError {
 }
 
 fn internal_error() -> Problem {
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong on our side. It has been logged.")
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Internal server error. It has been logged.")
 }
 
 fn describe(error: &Error) -> Problem {
     use StatusCode as S;
     match error {
-        Error::Invalid(fields) => Problem::new(S::BAD_REQUEST, "validation_failed", "Some values are not valid.").details(by_field(fields)),
+        Error::Invalid(fields) => Problem::new(S::BAD_REQUEST, "validation_failed", "Validation failed.").details(by_field(fields)),
         Error::Unauthenticated(problem) => {
             let (code, message) = match problem {
-                TokenProblem::Missing => ("missing_token", "A token is needed: Authorization: Bearer TOKEN."),
-                TokenProblem::Invalid => ("invalid_token", "The token is not valid."),
+                TokenProblem::Missing => ("missing_token", "A token is required: Authorization: Bearer TOKEN."),
+                TokenProblem::Invalid => ("invalid_token", "The token is invalid."),
                 TokenProblem::Expired => ("token_expired", "The token has expired."),
                 TokenProblem::Revoked => ("token_revoked", "The session has ended. Log in again."),
                 TokenProblem::Reused => {
-                    ("token_reused", "The refresh token was used before. For safety the session has ended: log in again.")
+                    ("token_reused", "The refresh token was already used. The session has ended for safety. Log in again.")
                 }
-                TokenProblem::BadCredentials => ("invalid_credentials", "E-mail address or password is wrong."),
+                TokenProblem::BadCredentials => ("invalid_credentials", "Wrong e-mail address or password."),
             };
             Problem::new(S::UNAUTHORIZED, code, message)
         }
         Error::Forbidden(denial) => match denial {
             Denial::RoleTooLow { needed } => {
-                let message = format!("This needs the role {} or a higher one.", needed.as_str());
+                let message = format!("This requires the role {} or a higher one.", needed.as_str());
                 Problem::new(S::FORBIDDEN, "insufficient_role", message).details(json!({ "needed": needed.as_str() }))
             }
             Denial::NotOwner => Problem::new(S::FORBIDDEN, "not_owner", "Only the owner of the document or an admin may do this."),
             Denial::TenantInactive => Problem::new(S::FORBIDDEN, "tenant_inactive", "The tenant is inactive."),
             Denial::QuotaExceeded(Shortage { unit, quota, used, reserved, needed }) => {
-                let message = format!("The tenant may store {quota} {unit}, and this would be more.");
+                let message = format!("Quota exceeded: the tenant may store {quota} {unit}.");
                 Problem::new(S::FORBIDDEN, "quota_exceeded", message)
                     .details(json!({ "unit": unit, "quota": quota, "used": used, "reserved": reserved, "needed": needed }))
             }
-            Denial::BadSignature => Problem::new(S::FORBIDDEN, "invalid_signature", "The URL was changed or has expired."),
+            Denial::BadSignature => Problem::new(S::FORBIDDEN, "invalid_signature", "The signed URL is invalid or has expired."),
         },
         Error::NotFound(noun) => {
             let (code, message) = match noun {
-                Noun::User => ("user_not_found", "There is no such user."),
-                Noun::Tenant => ("tenant_not_found", "There is no such tenant."),
-                Noun::Member => ("member_not_found", "The tenant has no such member."),
-                Noun::Document => ("document_not_found", "There is no such document."),
-                Noun::File => ("file_not_found", "There is no such file."),
-                Noun::Object => ("object_not_found", "There is no such object."),
-                Noun::Version => ("version_not_found", "The document has no such version."),
-                Noun::Upload => ("upload_not_found", "There is no such upload."),
-                Noun::DeadLetter => ("dead_letter_not_found", "There is no such dead letter."),
+                Noun::User => ("user_not_found", "User not found."),
+                Noun::Tenant => ("tenant_not_found", "Tenant not found."),
+                Noun::Member => ("member_not_found", "Member not found."),
+                Noun::Document => ("document_not_found", "Document not found."),
+                Noun::File => ("file_not_found", "File not found."),
+                Noun::Object => ("object_not_found", "Object not found."),
+                Noun::Version => ("version_not_found", "Version not found."),
+                Noun::Upload => ("upload_not_found", "Upload not found."),
+                Noun::DeadLetter => ("dead_letter_not_found", "Dead letter not found."),
             };
             Problem::new(S::NOT_FOUND, code, message)
         }
         Error::Conflict(conflict) => match conflict {
-            Conflict::EmailTaken => Problem::new(S::CONFLICT, "email_taken", "Somebody has an account with this e-mail address."),
+            Conflict::EmailTaken => Problem::new(S::CONFLICT, "email_taken", "An account with this e-mail address already exists."),
             Conflict::AlreadyMember { role } => {
                 Problem::new(S::CONFLICT, "already_member", "The user is already a member.").details(json!({ "role": role.as_str() }))
             }
-            Conflict::LastAdmin => Problem::new(S::CONFLICT, "last_admin", "A tenant needs an admin, and this is its last one."),
+            Conflict::LastAdmin => Problem::new(S::CONFLICT, "last_admin", "The last admin of a tenant cannot be removed or demoted."),
             Conflict::FileInUse { documents } => {
-                Problem::new(S::CONFLICT, "file_in_use", "Documents refer to this file.").details(json!({ "document_count": documents }))
+                Problem::new(S::CONFLICT, "file_in_use", "The file is in use by documents.").details(json!({ "document_count": documents }))
             }
             Conflict::IdempotencyKeyReused => {
-                let message = "Another request was made with this Idempotency-Key. Take a new one for each request.";
+                let message = "This Idempotency-Key was used for a different request. Use a new key for each request.";
                 Problem::new(S::CONFLICT, "idempotency_key_reused", message)
             }
             Conflict::UploadOffset { received } => {
-                let message = format!("The upload goes on at byte {received}.");
+                let message = format!("Upload-Offset mismatch: expected {received}.");
                 Problem::new(S::CONFLICT, "upload_offset_mismatch", message).details(json!({ "offset": received }))
             }
-            Conflict::UploadClosed => Problem::new(S::CONFLICT, "upload_closed", "The upload takes nothing more."),
-            Conflict::UploadFailed { reason } => {
-                Problem::new(S::CONFLICT, "upload_failed", format!("The upload came to nothing: {reason}."))
-            }
+            Conflict::UploadClosed => Problem::new(S::CONFLICT, "upload_closed", "The upload is closed and accepts no more data."),
+            Conflict::UploadFailed { reason } => Problem::new(S::CONFLICT, "upload_failed", format!("The upload failed: {reason}.")),
             Conflict::IdempotencyKeyInUse => {
-                let message = "The request with this Idempotency-Key is still being done. Try again.";
+                let message = "A request with this Idempotency-Key is still in progress. Try again.";
                 Problem::new(S::CONFLICT, "idempotency_key_in_use", message).retry_after(MIGRATION_RETRY)
             }
         },
-        // The status that tus has for it.
+        // 460 is the status that tus defines for a checksum mismatch.
         Error::ChecksumMismatch => Problem::new(
             S::from_u16(460).unwrap_or(S::BAD_REQUEST),
             "checksum_mismatch",
-            "What arrived has another checksum than Upload-Checksum says. Nothing of it was kept.",
+            "The data does not match Upload-Checksum and was discarded.",
         ),
-        Error::PreconditionFailed => {
-            Problem::new(S::PRECONDITION_FAILED, "precondition_failed", "The document is not the one that If-Match names: it was changed.")
-        }
+        Error::PreconditionFailed => Problem::new(
+            S::PRECONDITION_FAILED,
+            "precondition_failed",
+            "The document's entity tag does not match If-Match: the document was changed.",
+        ),
         Error::TooLarge { limit } => {
-            Problem::new(S::PAYLOAD_TOO_LARGE, "payload_too_large", format!("The file is larger than {limit} bytes."))
+            Problem::new(S::PAYLOAD_TOO_LARGE, "payload_too_large", format!("The file exceeds the limit of {limit} bytes."))
                 .details(json!({ "max_bytes": limit }))
         }
         Error::Overloaded { what, retry_after } => {
-            let message = format!("Too much to do at the moment ({what}). Try again.");
+            let message = format!("The server is overloaded ({what}). Try again.");
             Problem::new(S::SERVICE_UNAVAILABLE, "overloaded", message).retry_after(*retry_after)
         }
         Error::Unavailable { dependency, .. } => {
@@ -260,12 +259,12 @@ fn describe(error: &Error) -> Problem {
         }
         Error::Closed(closure) => {
             let (code, message, after) = match closure {
-                Closure::Migrating => {
-                    ("tenant_migrating", "The tenant's database is being brought up to date. Try again.", MIGRATION_RETRY)
+                Closure::Migrating => ("tenant_migrating", "The tenant's database is being migrated. Try again.", MIGRATION_RETRY),
+                Closure::Moving => {
+                    ("tenant_moving", "The tenant's database is being moved and accepts no changes. Try again.", MIGRATION_RETRY)
                 }
-                Closure::Moving => ("tenant_moving", "The tenant's database is moving and takes no changes. Try again.", MIGRATION_RETRY),
                 Closure::Quarantined | Closure::TooNew => {
-                    ("tenant_unavailable", "The tenant's database is not available until its operator has seen to it.", CLOSED_RETRY)
+                    ("tenant_unavailable", "The tenant's database is unavailable until the operator fixes it.", UNAVAILABLE_RETRY)
                 }
             };
             Problem::new(S::SERVICE_UNAVAILABLE, code, message).retry_after(after)
@@ -278,7 +277,7 @@ fn by_field(fields: &FieldErrors) -> Value {
     json!(fields.by_field())
 }
 
-/// Goes with the answer to somebody who wanted what they may not, for the audit log: the error's code.
+/// Response extension of a denied request: the error's code, for the audit log.
 #[derive(Clone, Copy)]
 pub(crate) struct Denied(pub(crate) &'static str);
 
@@ -315,13 +314,13 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
         if status == StatusCode::UNAUTHORIZED {
-            // RFC 6750, section 3: a request without a token is told no error.
+            // RFC 6750, section 3: the challenge for a request without a token carries no error code.
             let missing = code == "missing_token" || code == "invalid_credentials";
             let challenge = if missing { "Bearer" } else { "Bearer error=\"invalid_token\"" };
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if status == StatusCode::PAYLOAD_TOO_LARGE || status == StatusCode::REQUEST_TIMEOUT {
-            // The rest of the body is not going to be read.
+            // The server does not read the rest of the body.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response

@@ -1,4 +1,4 @@
-//! What handlers take from a request. Every rejection has the form of all failures.
+//! Extractors for handlers. Every rejection is an [`ApiError`].
 
 use axum::{
     body::Bytes,
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::{App, MAX_JSON_BYTES, error::ApiError};
 
-/// Somebody who is logged in.
+/// The authenticated caller.
 pub(crate) struct Authenticated(pub(crate) Caller);
 
 impl FromRequestParts<App> for Authenticated {
@@ -26,7 +26,7 @@ impl FromRequestParts<App> for Authenticated {
     }
 }
 
-/// The token of `Authorization: Bearer TOKEN` (RFC 6750), if there is such a header.
+/// The token of the `Authorization: Bearer TOKEN` header (RFC 6750), if present.
 pub(crate) fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };
@@ -41,22 +41,22 @@ pub(crate) fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, ApiError
 /// The ids in the path, in order.
 pub(crate) struct PathIds<T>(pub(crate) T);
 
-/// A number from 1: of a version, of a part.
+/// A positive number: of a version or a part.
 pub(crate) struct Number(pub(crate) u64);
 
-/// What a path can hold.
+/// A value that can be parsed from path segments.
 pub(crate) trait FromPath: Sized {
     fn take(segments: &mut Segments<'_>) -> Self;
 }
 
-/// The variable segments of a path, and what is wrong with them.
+/// The variable segments of a path, and their validation errors.
 pub(crate) struct Segments<'a> {
     params: Vec<(&'a str, &'a str)>,
     errors: FieldErrors,
 }
 
 impl Segments<'_> {
-    /// Parses the next segment. When it can't be parsed, that is noted and any value will do.
+    /// Parses the next segment. On failure records the error and returns the default as a placeholder.
     fn parse<T: Default>(&mut self, parse: impl FnOnce(&str) -> Result<T, TextProblem>) -> T {
         let (name, text) = self.params.pop().unwrap_or_default();
         parse(text).unwrap_or_else(|problem| {
@@ -114,7 +114,7 @@ impl<T: FromPath> FromRequestParts<App> for PathIds<T> {
 
 const NOT_A_UUID: TextProblem = "must be a UUID";
 
-/// A UUID in its canonical form, no other.
+/// Parses a UUID in its canonical form only.
 pub(crate) fn parse_uuid(text: &str) -> Option<Uuid> {
     if text.len() == 36 { text.parse().ok() } else { None }
 }
@@ -137,7 +137,7 @@ impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
         let limited = request.map(|body| axum::body::Body::new(Limited::new(body, MAX_JSON_BYTES)));
         let bytes = Bytes::from_request(limited, app).await.map_err(|rejection| ApiError::from_body(rejection.status(), &rejection))?;
         if bytes.trim_ascii_start().starts_with(b"[") {
-            // Else the fields could be given without their names.
+            // serde would accept an array and fill the fields by position.
             return Err(wrong_value("body", ".".to_owned(), "must be an object"));
         }
         let mut json = serde_json::Deserializer::from_slice(&bytes);
@@ -173,7 +173,7 @@ fn not_json(problem: &serde_json::Error) -> ApiError {
 }
 
 fn wrong_value(whole: &str, path: String, problem: &str) -> ApiError {
-    // Line and column help nobody who sees the field's name.
+    // The field's name makes line and column redundant.
     let problem = problem.split(" at line ").next().unwrap_or(problem);
     let field = if path == "." { whole.to_owned() } else { path };
     let mut errors = FieldErrors::default();
@@ -181,7 +181,7 @@ fn wrong_value(whole: &str, path: String, problem: &str) -> ApiError {
     Error::Invalid(errors).into()
 }
 
-/// The value of `Idempotency-Key`, if there is such a header.
+/// The value of the `Idempotency-Key` header, if present.
 pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, ApiError> {
     const NAME: &str = "Idempotency-Key";
     let mut values = headers.get_all(NAME).iter();
@@ -194,7 +194,7 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyK
     Ok(Some(key.map_err(|problem| Error::invalid(NAME, problem))?))
 }
 
-/// The query.
+/// The query string.
 pub(crate) struct Query<T>(pub(crate) T);
 
 impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
@@ -208,12 +208,12 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
     }
 }
 
-/// For optional fields: absent is fine, `null` is not.
+/// Deserializer for optional fields: they may be absent, but not `null`.
 pub(crate) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
-/// Parses a field that has to be there.
+/// Parses a required field.
 pub(crate) fn required<T>(
     errors: &mut FieldErrors,
     name: &'static str,
@@ -226,7 +226,7 @@ pub(crate) fn required<T>(
     }
 }
 
-/// Parses a field that may be absent.
+/// Parses an optional field.
 pub(crate) fn optional<T>(
     errors: &mut FieldErrors,
     name: &'static str,
@@ -236,7 +236,7 @@ pub(crate) fn optional<T>(
     value.and_then(|text| errors.take(name, parse(text)))
 }
 
-/// Answers with all that is wrong, or with what was parsed. Nothing is missing when no error was noted.
+/// Returns all recorded errors, or else the parsed value. The value is present whenever no error was recorded.
 pub(crate) fn all<T>(errors: FieldErrors, parsed: Option<T>) -> Result<T, ApiError> {
     errors.check()?;
     Ok(parsed.ok_or_else(|| Error::internal("a required field was neither parsed nor reported"))?)

@@ -1,4 +1,4 @@
-//! Health pages and the root page.
+//! Health endpoints and the service index.
 
 use std::collections::BTreeMap;
 
@@ -21,16 +21,16 @@ use crate::{
     response::{ApiResult, Response},
 };
 
-/// Asks something else than what the services rest on whether it is there.
+/// A health check of a dependency outside the services.
 pub type Probe = dyn Fn() -> BoxFuture<'static, DependencyStatus> + Send + Sync;
 
-/// A part of the service.
+/// The health of a part of the service.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct HealthOut {
-    /// Always `healthy`: a service that is not would not answer.
+    /// Always `healthy`: an unhealthy service does not answer.
     #[schema(example = "healthy")]
     status: &'static str,
-    /// Which part.
+    /// The name of the part.
     #[schema(example = "tenantry")]
     service: &'static str,
 }
@@ -39,41 +39,41 @@ const fn healthy(service: &'static str) -> Response<HealthOut> {
     Response::ok("Alive", HealthOut { status: "healthy", service })
 }
 
-/// Alive?
+/// Liveness
 ///
-/// Whether the process answers; asks no dependency.
+/// Whether the process answers. Checks no dependency.
 #[utoipa::path(get, path = "/health", tag = "health", security(()), responses((status = 200, description = "Alive", body = Response<HealthOut>)))]
 pub(crate) async fn health() -> Response<HealthOut> {
     healthy("tenantry")
 }
 
-/// Auth alive?
+/// Liveness of auth
 ///
-/// Asks nothing and nobody.
+/// Checks no dependency.
 #[utoipa::path(get, path = "/api/auth/health", tag = "health", security(()), responses((status = 200, description = "Alive", body = Response<HealthOut>)))]
 pub(crate) async fn auth_health() -> Response<HealthOut> {
     healthy("auth")
 }
 
-/// Users alive?
+/// Liveness of users
 ///
-/// Asks nothing and nobody.
+/// Checks no dependency.
 #[utoipa::path(get, path = "/api/users/health", tag = "health", security(()), responses((status = 200, description = "Alive", body = Response<HealthOut>)))]
 pub(crate) async fn users_health() -> Response<HealthOut> {
     healthy("users")
 }
 
-/// Tenants alive?
+/// Liveness of tenants
 ///
-/// Asks nothing and nobody.
+/// Checks no dependency.
 #[utoipa::path(get, path = "/api/tenants/health", tag = "health", security(()), responses((status = 200, description = "Alive", body = Response<HealthOut>)))]
 pub(crate) async fn tenants_health() -> Response<HealthOut> {
     healthy("tenants")
 }
 
-/// Documents of a tenant alive?
+/// Liveness of a tenant's documents
 ///
-/// For members: asks the tenant's own database.
+/// For members. Checks the tenant's database.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/health", tag = "health", params(TenantPath),
     responses((status = 200, description = "Alive", body = Response<HealthOut>)))]
 pub(crate) async fn documents_health(
@@ -91,38 +91,38 @@ pub(crate) struct ReadinessOut {
     /// `ready` or `unavailable`.
     #[schema(example = "ready")]
     status: &'static str,
-    /// `up` or `down`, by dependency.
+    /// The state of each dependency: `up` or `down`.
     #[schema(value_type = BTreeMap<String, String>, example = json!({ "database": "up", "storage": "up" }))]
     dependencies: BTreeMap<String, &'static str>,
 }
 
-/// Ready?
+/// Readiness
 ///
-/// Asks every dependency. 503 says which one is down. Kafka may be: events wait for it.
+/// Checks every dependency. A 503 response names those that are down. Kafka may be down without a 503: events wait in the outbox.
 #[utoipa::path(get, path = "/health/ready", tag = "health", security(()),
     responses((status = 200, description = "Ready", body = Response<ReadinessOut>), Errors<NotReady>))]
 pub(crate) async fn ready(State(app): State<App>, State(services): State<UserServices>) -> HttpResponse {
-    let (checked, bus) = tokio::join!(services.readiness(), ask(app.settings.bus.as_deref()));
+    let (checked, bus) = tokio::join!(services.readiness(), check_bus(app.settings.bus.as_deref()));
     readiness(&checked.iter().collect::<Vec<_>>(), bus.as_ref())
 }
 
-/// The bus, if it is one that may be down.
-pub(crate) async fn ask(probe: Option<&Probe>) -> Option<DependencyStatus> {
+/// Checks the bus, if it is one that may be down.
+pub(crate) async fn check_bus(probe: Option<&Probe>) -> Option<DependencyStatus> {
     match probe {
         Some(probe) => Some(probe().await),
         None => None,
     }
 }
 
-/// The answer to who asks whether all that is needed is there, and how it is with what can be done without for a time.
-pub(crate) fn readiness(needed: &[&DependencyStatus], spared: Option<&DependencyStatus>) -> HttpResponse {
-    let all = || needed.iter().copied().chain(spared);
+/// The readiness response: 503 if a `required` dependency is down. The `optional` one is only listed.
+pub(crate) fn readiness(required: &[&DependencyStatus], optional: Option<&DependencyStatus>) -> HttpResponse {
+    let all = || required.iter().copied().chain(optional);
     for dependency in all() {
         if let Some(problem) = &dependency.problem {
             tracing::warn!(dependency = dependency.name, error = problem as &dyn std::error::Error, "a dependency is down");
         }
     }
-    let all_up = needed.iter().all(|dependency| dependency.problem.is_none());
+    let all_up = required.iter().all(|dependency| dependency.problem.is_none());
     let state = |problem: &Option<_>| if problem.is_none() { "up" } else { "down" };
     let dependencies = all().map(|dependency| (dependency.name.clone(), state(&dependency.problem))).collect();
     if all_up {
@@ -131,21 +131,21 @@ pub(crate) fn readiness(needed: &[&DependencyStatus], spared: Option<&Dependency
     crate::error::ApiError::NotReady(dependencies).into_response()
 }
 
-/// What this is and where things are.
+/// The service's name, version and paths.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct RootOut {
     #[schema(example = "Tenantry")]
     name: &'static str,
     #[schema(example = "1.0.0")]
     version: &'static str,
-    /// Paths by what is there.
+    /// Paths by name.
     #[schema(value_type = BTreeMap<String, String>, example = json!({ "documentation": "/docs", "specification": "/openapi.json" }))]
     paths: BTreeMap<&'static str, &'static str>,
 }
 
-/// What this is
+/// Service index
 ///
-/// And where things are.
+/// The service's name, its version and the paths of its parts.
 #[utoipa::path(get, path = "/", tag = "health", security(()), responses((status = 200, description = "Tenantry", body = Response<RootOut>)))]
 pub(crate) async fn root() -> Response<RootOut> {
     let paths = [
@@ -163,7 +163,7 @@ pub(crate) async fn root() -> Response<RootOut> {
     Response::ok("Tenantry", RootOut { name: "Tenantry", version: env!("CARGO_PKG_VERSION"), paths: paths.into() })
 }
 
-/// The specification.
+/// Serves the OpenAPI specification.
 pub(crate) async fn specification() -> HttpResponse {
     (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], crate::SPECIFICATION.clone()).into_response()
 }

@@ -43,25 +43,25 @@ use crate::{
     routes::{routes, upload_routes},
 };
 
-/// The largest body that is read whole, in bytes: all but uploads.
+/// The largest body that is read into memory, in bytes: every body except uploads.
 pub(crate) const MAX_JSON_BYTES: usize = 64 * 1024;
 
-/// How the API presents itself.
+/// Settings of the HTTP layer.
 #[derive(Clone, Default)]
 pub struct Settings {
-    /// Where clients reach it, without a slash at the end. Absent: where the request says that it was sent.
+    /// The public URL of the API, without a trailing slash. Absent: derived from the request's `Host` header.
     pub public_url: Option<String>,
-    /// The origins that browsers may call from; `*` for any.
+    /// Allowed CORS origins; `*` for any.
     pub cors_origins: Vec<String>,
-    /// Whether browsers may send credentials from them.
+    /// Whether browsers may send credentials from these origins.
     pub cors_allow_credentials: bool,
-    /// Asks the bus that events are published on whether it is there, where that is another process.
+    /// Health check of the event bus, where the bus is another process.
     pub bus: Option<Arc<Probe>>,
-    /// The bus of the demonstration. Absent: there is none, and nothing at its paths.
+    /// The bus of the demo routes. Absent: the demo routes answer 404.
     pub demo: Option<Arc<dyn DemoBus>>,
 }
 
-/// What handlers share. Cloned several times for each request, so it is one pointer.
+/// State shared by all handlers. Cloned several times for each request, so it is one pointer.
 #[derive(Clone)]
 pub(crate) struct App(Arc<Shared>);
 
@@ -86,22 +86,22 @@ impl FromRef<App> for UserServices {
 }
 
 impl App {
-    /// Where clients reach this API as the operator says, without a slash at the end; else empty.
+    /// The configured public URL, without a trailing slash; empty if none is configured.
     fn public_url(&self) -> String {
         self.settings.public_url.clone().unwrap_or_default()
     }
 
-    /// Where this client reached this API, unless the operator says otherwise.
+    /// The configured public URL, or else the URL of the request's `Host` header.
     fn base_url(&self, headers: &HeaderMap) -> String {
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(|host| format!("http://{host}"));
         self.settings.public_url.clone().or(host).unwrap_or_default()
     }
 }
 
-/// The specification as clients get it, made when the first one asks: no start waits for it.
+/// The specification as served to clients. Built at the first request, so that startup does not wait for it.
 pub(crate) static SPECIFICATION: LazyLock<Bytes> = LazyLock::new(|| specification().into());
 
-/// The specification of the API (OpenAPI 3.1), as checked in as `openapi.json`.
+/// The OpenAPI 3.1 specification of the API, checked in as `openapi.json`.
 #[must_use]
 pub fn specification() -> String {
     let specification =
@@ -109,39 +109,39 @@ pub fn specification() -> String {
     format!("{:#}\n", openapi::complete(&specification))
 }
 
-/// The API over the services.
+/// Builds the API's router on top of the services.
 pub fn router(services: UserServices, clock: Arc<dyn Clock>, settings: Settings) -> Router {
     let cors = cors(&settings);
     let upload_limit = services.settings().max_upload_bytes;
     let app = App(Arc::new(Shared { services, clock, settings }));
     let (router, _) = routes().merge(upload_routes(upload_limit)).split_for_parts();
     let swagger = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
-    let swagger = Router::from(swagger).layer(map_response(in_our_form));
+    let swagger = Router::from(swagger).layer(map_response(as_api_error));
     let router = router
-        // As the plan had it.
+        // The paths of the original plan.
         .route("/api/files/{tenant_id}/files", routing::get(files::list_files))
         .route("/api/files/{tenant_id}/files/{file_id}", routing::get(files::get_file).delete(files::delete_file))
-        // Axum and OpenAPI write "the rest of the path" differently.
+        // Axum and OpenAPI use different syntax for wildcard path segments.
         .route("/api/objects/{*key}", routing::get(objects::download_object))
         .route("/api/objects/parts/{tenant_id}/{upload_id}/{number}", routing::put(objects::upload_part))
         .route("/openapi.json", routing::get(health::specification))
         .merge(swagger)
         .fallback(async || ApiError::NoRoute)
         .method_not_allowed_fallback(async || ApiError::NoMethod);
-    // A layer costs every request something, even one that has nothing to do.
+    // A layer costs every request something, so it is added only when needed.
     let router = match cors {
-        Some(cors) => router.layer(cors).layer(from_fn_with_state(app.clone(), tus::describe_beside_cors)),
+        Some(cors) => router.layer(cors).layer(from_fn_with_state(app.clone(), tus::add_tus_to_cors)),
         None => router,
     };
     router.layer(from_fn_with_state(app.clone(), middleware::observe)).with_state(app)
 }
 
-/// What somebody else's handler does not find is answered in the form of all failures.
-async fn in_our_form(response: Response) -> Response {
+/// Gives the client errors of Swagger UI's handlers the API's error form.
+async fn as_api_error(response: Response) -> Response {
     if response.status().is_client_error() { ApiError::NoRoute.into_response() } else { response }
 }
 
-/// What lets browsers call from other origins, when there are any.
+/// The CORS layer, if any origins are allowed.
 fn cors(settings: &Settings) -> Option<CorsLayer> {
     if settings.cors_origins.is_empty() {
         return None;
@@ -166,7 +166,7 @@ fn cors(settings: &Settings) -> Option<CorsLayer> {
         .expose_headers(
             [header::ETAG, header::CONTENT_RANGE, header::RETRY_AFTER, header::LOCATION, header::CONTENT_LOCATION]
                 .into_iter()
-                .chain(["x-request-id"].into_iter().chain(tus::ANSWER_HEADERS).map(HeaderName::from_static))
+                .chain(["x-request-id"].into_iter().chain(tus::RESPONSE_HEADERS).map(HeaderName::from_static))
                 .collect::<Vec<_>>(),
         );
     Some(layer)

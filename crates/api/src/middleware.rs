@@ -1,4 +1,4 @@
-//! What surrounds every request: its id, its log line, and a net for panics.
+//! Middleware around every request: request id, log line, and panic handling.
 
 use std::{panic::AssertUnwindSafe, time::Instant};
 
@@ -23,11 +23,11 @@ use crate::{
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Gives the request an id (the client's own, when it sent a decent one), runs it inside a span of that id, turns a panic into the answer of
-/// an internal error, and logs one line.
+/// Gives the request an id (the client's own, if it is valid) and runs it inside a span with that id. Turns a panic into an
+/// internal error, and logs one line per request.
 pub(crate) async fn observe(axum::extract::State(app): axum::extract::State<App>, request: Request, next: Next) -> Response {
     let began = Instant::now();
-    let id = request.headers().get(&REQUEST_ID).filter(|id| is_decent(id)).cloned().unwrap_or_else(|| new_id(&*app.clock));
+    let id = request.headers().get(&REQUEST_ID).filter(|id| is_valid_request_id(id)).cloned().unwrap_or_else(|| new_id(&*app.clock));
     let method = request.method().clone();
     let traceparent = request.headers().get("traceparent").and_then(traceparent);
     let (credentials, uri) = (request.headers().get(&header::AUTHORIZATION).cloned(), request.uri().clone());
@@ -36,20 +36,20 @@ pub(crate) async fn observe(axum::extract::State(app): axum::extract::State<App>
     let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0.ip());
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
     async move {
-        let answering = async {
+        let respond = async {
             let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
             let mut response = answered.unwrap_or_else(|_| {
                 tracing::error!("a handler panicked");
                 ApiError::Panicked.into_response()
             });
             if let Some(Denied(code)) = response.extensions_mut().remove() {
-                note_denied(&app, credentials, uri.path(), &format!("{method} {route}"), code).await;
+                audit_denied(&app, credentials, uri.path(), &format!("{method} {route}"), code).await;
             }
             response
         };
         let mut response = match traceparent {
-            Some(traceparent) => traced(traceparent, answering).await,
-            None => answering.await,
+            Some(traceparent) => traced(traceparent, respond).await,
+            None => respond.await,
         };
         let status = response.status().as_u16();
         let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -61,8 +61,8 @@ pub(crate) async fn observe(axum::extract::State(app): axum::extract::State<App>
     .await
 }
 
-/// What the header says of the request's trace, if it says it as W3C Trace Context has it: `version-trace-parent-flags`, of which
-/// neither the trace nor the parent is all zeros.
+/// The value of a `traceparent` header, if it is valid by W3C Trace Context: `version-trace-parent-flags`, where neither the
+/// trace nor the parent is all zeros.
 fn traceparent(value: &HeaderValue) -> Option<String> {
     let text = value.to_str().ok()?;
     let parts: Vec<_> = text.split('-').collect();
@@ -73,23 +73,23 @@ fn traceparent(value: &HeaderValue) -> Option<String> {
     (is_valid && is_hex(flags, 2)).then(|| text.to_owned())
 }
 
-/// Has the audit log note that somebody wanted what they may not.
-async fn note_denied(app: &App, credentials: Option<HeaderValue>, path: &str, wanted: &str, code: &str) {
+/// Records a denied request in the audit log.
+async fn audit_denied(app: &App, credentials: Option<HeaderValue>, path: &str, operation: &str, code: &str) {
     let headers = credentials.map(|credentials| (header::AUTHORIZATION, credentials)).into_iter().collect();
     let Ok(token) = bearer_token(&headers) else { return };
-    if let Err(error) = app.services.record_denial(token, tenant_in(path), wanted, code).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "a denied access could not be noted");
+    if let Err(error) = app.services.record_denial(token, tenant_in(path), operation, code).await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot record a denied request in the audit log");
     }
 }
 
-/// The tenant in a path, if there is one.
+/// The tenant id in a path, if present.
 fn tenant_in(path: &str) -> Option<TenantId> {
     let (_, rest) = path.split_once("/tenants/").or_else(|| path.split_once("/files/"))?;
     percent_decode_str(rest.split('/').next()?).decode_utf8().ok()?.parse().ok()
 }
 
-/// Short, and of visible ASCII only: it goes into logs.
-fn is_decent(id: &HeaderValue) -> bool {
+/// Requires 1 to 128 visible ASCII characters, because the id goes into logs.
+fn is_valid_request_id(id: &HeaderValue) -> bool {
     (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
 }
 
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_valid_traceparent_is_carried_along() {
+    fn only_a_valid_traceparent_is_propagated() {
         let valid = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         assert_eq!(traceparent(&HeaderValue::from_static(valid)).as_deref(), Some(valid));
         for wrong in [

@@ -1,4 +1,4 @@
-//! The specification: what every operation has in common, added in one place.
+//! The OpenAPI specification: adds the parts that all operations have in common.
 
 use std::{mem, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::error::{ApiError, Failure};
 #[openapi(
     info(
         title = "Tenantry",
-        description = "A multi-tenant backend: accounts, tenants with members and roles, and documents, with a database of its own for every tenant.",
+        description = "A multi-tenant backend: accounts, tenants with members and roles, and documents. Every tenant has its own database.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     components(schemas(Failure)),
@@ -21,16 +21,16 @@ use crate::error::{ApiError, Failure};
     tags(
         (name = "auth", description = "Accounts, login, refresh, logout."),
         (name = "users", description = "The caller's own profile and tenants."),
-        (name = "tenants", description = "Tenants: customers' organisations, each with a database of its own."),
-        (name = "members", description = "Who belongs to a tenant, and as what."),
+        (name = "tenants", description = "Tenants: customers' organisations, each with its own database."),
+        (name = "members", description = "Members of a tenant and their roles."),
         (name = "documents", description = "Documents: upload, list, download, change, delete."),
-        (name = "uploads", description = "Uploads in parts: direct ones, whose bytes need not pass through the API, and resumable ones by tus 1.0."),
-        (name = "versions", description = "The contents that a document has and had."),
-        (name = "trash", description = "Deleted documents, which can be brought back for a time."),
-        (name = "files", description = "Stored content, once per tenant."),
+        (name = "uploads", description = "Multipart uploads: direct ones, whose bytes need not pass through the API, and resumable ones by tus 1.0."),
+        (name = "versions", description = "The versions of a document's content."),
+        (name = "trash", description = "Deleted documents, which can be restored for a time."),
+        (name = "files", description = "Stored content, deduplicated per tenant."),
         (name = "objects", description = "Downloads by signed URL."),
-        (name = "demo", description = "A demonstration of the bus that events go by; not in production."),
-        (name = "health", description = "Whether the service and what it rests on answer."),
+        (name = "demo", description = "A demonstration of the event bus; not in production."),
+        (name = "health", description = "Health of the service and its dependencies."),
     ),
 )]
 struct Base;
@@ -40,8 +40,8 @@ pub(crate) fn base() -> Specification {
     Base::openapi()
 }
 
-/// The specification with what goes without saying in the code: who may call an operation, which errors all operations of its
-/// kind have, which headers come with its responses, how requests and responses look, and which operation continues another.
+/// Completes the specification with what the code does not annotate per operation: security, common errors, response headers,
+/// examples, and links between operations.
 pub(crate) fn complete(specification: &Specification) -> Value {
     let mut document = json!(specification);
     let schemas = document["components"]["schemas"].take();
@@ -56,18 +56,18 @@ pub(crate) fn complete(specification: &Specification) -> Value {
         "examples": examples,
         "headers": headers(),
         "securitySchemes": {
-            "access_token": bearer("The access token of a login."),
-            "refresh_token": bearer("The refresh token that was got last."),
+            "access_token": bearer("The access token from login or refresh."),
+            "refresh_token": bearer("The most recent refresh token."),
         },
     });
-    // Two rules that the types can't tell.
+    // Two rules that the types can't express.
     document["components"]["schemas"]["AddMemberIn"]["oneOf"] = json!([{ "required": ["user_id"] }, { "required": ["email"] }]);
     document["paths"]["/api/auth/refresh"]["post"]["requestBody"]["required"] = json!(false);
     document
 }
 
 fn complete_operation(method: &str, path: &str, operation: &mut Value, schemas: &Value, examples: &mut Map<String, Value>) {
-    // An operation that says nothing of security wants an access token.
+    // An operation without a security annotation requires an access token.
     if operation.get("security").is_none() {
         operation["security"] = json!([{ "access_token": [] }]);
     }
@@ -80,7 +80,7 @@ fn complete_operation(method: &str, path: &str, operation: &mut Value, schemas: 
     add_links(operation);
 }
 
-/// The members of the object there, if there is one.
+/// The members of the JSON object at `pointer`, if there is one.
 fn members_of<'a>(value: &'a mut Value, pointer: &str) -> impl Iterator<Item = (&'a String, &'a mut Value)> {
     value.pointer_mut(pointer).and_then(Value::as_object_mut).into_iter().flatten()
 }
@@ -89,7 +89,7 @@ fn bearer(description: &str) -> Value {
     json!({ "type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": description })
 }
 
-/// Shows the body of the request and of each successful response.
+/// Adds examples of the request body and of each successful response.
 fn add_examples(operation: &mut Value, schemas: &Value) {
     for (_, content) in members_of(operation, "/requestBody/content") {
         content["example"] = example_of(&content["schema"], schemas);
@@ -103,7 +103,7 @@ fn add_examples(operation: &mut Value, schemas: &Value) {
     }
 }
 
-/// An example of what a schema describes, put together from the examples of its parts.
+/// An example for a schema, assembled from the examples of its parts.
 fn example_of(schema: &Value, schemas: &Value) -> Value {
     if let Some(example) = schema.get("example").or_else(|| schema.get("examples")?.get(0)) {
         return example.clone();
@@ -111,7 +111,7 @@ fn example_of(schema: &Value, schemas: &Value) -> Value {
     if let Some(name) = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next()) {
         return example_of(&schemas[name], schemas);
     }
-    // What may be null, when it is not.
+    // A nullable value is shown as non-null.
     if let Some(variant) = schema["oneOf"].as_array().and_then(|variants| variants.iter().find(|variant| variant["type"] != "null")) {
         return example_of(variant, schemas);
     }
@@ -129,29 +129,30 @@ fn example_of(schema: &Value, schemas: &Value) -> Value {
     }
 }
 
-/// The errors of all operations of a kind; an operation names those that are its own, see [`operation_errors`](crate::operation_errors).
+/// The errors that operations of a kind have in common. An operation declares its specific errors itself, see
+/// [`operation_errors`](crate::operation_errors).
 fn common_errors(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
-    let of_tenant = path.contains("{tenant_id}");
+    let in_tenant = path.contains("{tenant_id}");
     let mut errors = request_errors(operation);
-    if wants_token(operation) {
+    if needs_token(operation) {
         use TokenProblem::{Expired, Invalid, Missing, Revoked};
         errors.extend([Missing, Invalid, Expired, Revoked].map(|problem| Error::Unauthenticated(problem).into()));
     }
-    if of_tenant {
+    if in_tenant {
         errors.push(Error::Forbidden(Denial::TenantInactive).into());
     }
-    if of_tenant && method != "get" {
+    if in_tenant && method != "get" {
         errors.push(Error::Forbidden(Denial::RoleTooLow { needed: Role::Admin }).into());
     }
     errors.extend(path_errors(path));
-    if of_tenant || operation["tags"] != json!(["health"]) {
+    if in_tenant || operation["tags"] != json!(["health"]) {
         errors.push(Error::Overloaded { what: "database connections", retry_after: Duration::from_secs(1) }.into());
         errors.push(Error::Unavailable { dependency: Dependency::Database, source: "down".into() }.into());
     }
     errors
 }
 
-/// What may be wrong with the parts of a request.
+/// Errors that a request's parameters and body can cause.
 fn request_errors(operation: &Value) -> Vec<ApiError> {
     let mut errors = Vec::new();
     let body = operation.get("requestBody");
@@ -175,12 +176,12 @@ fn media_type(body: &Value) -> &'static str {
     }
 }
 
-/// Whether some caller needs a token.
-fn wants_token(operation: &Value) -> bool {
+/// Whether the operation requires or accepts a token.
+fn needs_token(operation: &Value) -> bool {
     operation["security"].as_array().into_iter().flatten().any(|scheme| *scheme != json!({}))
 }
 
-/// What a path names may not be there.
+/// The not-found errors of the resources in a path.
 fn path_errors(path: &str) -> impl Iterator<Item = ApiError> {
     const NOUNS: [(&str, Noun); 6] = [
         ("{tenant_id}", Noun::Tenant),
@@ -193,10 +194,10 @@ fn path_errors(path: &str) -> impl Iterator<Item = ApiError> {
     NOUNS.into_iter().filter(move |(part, _)| path.contains(part)).map(|(_, noun)| Error::NotFound(noun).into())
 }
 
-/// Adds an error, unless the operation names an example with its code.
+/// Adds an error, unless the operation already has an example with its code.
 fn add_error(responses: &mut Value, method: &str, error: &ApiError) {
     let (status, code, body) = error.example();
-    // Only tus has a HEAD of its own, and its clients take 423, not 503, for "try again".
+    // Only tus has its own HEAD operation, and its clients retry on 423, not on 503.
     let status = if method == "head" && status == StatusCode::SERVICE_UNAVAILABLE { StatusCode::LOCKED } else { status };
     let examples = &mut responses[status.as_str()]["content"]["application/json"]["examples"];
     if examples.get(code).is_none() {
@@ -208,10 +209,10 @@ fn is_error(status: &str) -> bool {
     status >= "400"
 }
 
-/// Gives each error its description and schema, and moves its examples to those that all operations share.
+/// Gives each error its description and schema, and moves its examples to the shared components.
 fn complete_errors(responses: &mut Value, shared: &mut Map<String, Value>) {
     for (status, response) in members_of(responses, "").filter(|(status, _)| is_error(status)) {
-        response["description"] = json!(meaning(status));
+        response["description"] = json!(error_description(status));
         let content = &mut response["content"]["application/json"];
         content["schema"] = json!({ "$ref": "#/components/schemas/Failure" });
         for (code, example) in members_of(content, "/examples") {
@@ -222,24 +223,24 @@ fn complete_errors(responses: &mut Value, shared: &mut Map<String, Value>) {
     }
 }
 
-fn meaning(status: &str) -> &'static str {
+fn error_description(status: &str) -> &'static str {
     match status {
-        "400" => "Malformed or not valid",
-        "401" => "No valid token or credentials",
-        "403" => "The role or the state of things forbids it",
-        "404" => "Not there, or not yours to know of",
-        "408" => "The body came too slowly",
-        "409" => "It contradicts what is there",
-        "412" => "The object is not the one that If-Match names",
+        "400" => "Malformed or invalid request",
+        "401" => "Missing or invalid token or credentials",
+        "403" => "Forbidden by the caller's role or the resource's state",
+        "404" => "Not found, or not visible to the caller",
+        "408" => "The request body arrived too slowly",
+        "409" => "Conflict with the current state",
+        "412" => "Precondition failed",
         "413" => "The body is too large",
-        "415" => "The body is of another type",
-        "416" => "The object ends before that",
-        "460" => "The checksum is another one",
-        _ => "A dependency is down, or there is too much to do",
+        "415" => "Unsupported media type",
+        "416" => "Range not satisfiable",
+        "460" => "Checksum mismatch",
+        _ => "A dependency is down, or the server is overloaded",
     }
 }
 
-/// Headers that come with every answer of a status.
+/// Adds the headers that every response of a status has.
 fn add_headers(responses: &mut Value) {
     for (status, response) in members_of(responses, "") {
         let of_status = match status.as_str() {
@@ -256,7 +257,7 @@ fn add_headers(responses: &mut Value) {
 fn headers() -> Value {
     json!({
         "X-Request-Id": {
-            "description": "The request's id: the client's own, where it sent one of 1 to 128 visible ASCII characters.",
+            "description": "The request id: the client's own if it sent a valid one (1 to 128 visible ASCII characters), else a generated one.",
             "required": true,
             "schema": { "type": "string", "minLength": 1, "maxLength": 128 },
             "example": "01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a",
@@ -268,7 +269,7 @@ fn headers() -> Value {
             "example": "Bearer error=\"invalid_token\"",
         },
         "Retry-After": {
-            "description": "In how many seconds to try again.",
+            "description": "Seconds to wait before retrying.",
             "required": true,
             "schema": { "type": "integer", "minimum": 1 },
             "example": 5,
@@ -276,7 +277,8 @@ fn headers() -> Value {
     })
 }
 
-/// The operations that go on where another one ended: with its path's parameters, and with this one from its answer.
+/// Links between operations: (operation, parameter, response member that supplies it, linked operations). Linked operations also
+/// get the path parameters of the first.
 const LINKS: &[(&str, &str, &str, &[&str])] = &[
     (
         "create_tenant",
@@ -319,8 +321,8 @@ const LINKS: &[(&str, &str, &str, &[&str])] = &[
 ];
 
 fn add_links(operation: &mut Value) {
-    let of_this = LINKS.iter().filter(|(from, ..)| operation["operationId"] == *from);
-    let links = of_this.flat_map(|(from, parameter, member, to)| {
+    let matching = LINKS.iter().filter(|(from, ..)| operation["operationId"] == *from);
+    let links = matching.flat_map(|(from, parameter, member, to)| {
         let mut parameters = json!({ *parameter: format!("$response.body#/data/{member}") });
         if *from != "create_tenant" {
             parameters["tenant_id"] = json!("$request.path.tenant_id");

@@ -1,5 +1,5 @@
-//! The errors that single operations answer with: a handler names its own in the `responses` of its `#[utoipa::path]`, as
-//! [`Errors`]. [`openapi`](crate::openapi) adds those that all operations of a kind have in common.
+//! Operation-specific errors: a handler lists them as [`Errors`] in the `responses` of its `#[utoipa::path]`.
+//! [`openapi`](crate::openapi) adds those that operations of a kind have in common.
 
 use std::{collections::BTreeMap, marker::PhantomData};
 
@@ -27,12 +27,12 @@ impl<T: Examples> IntoResponses for Errors<T> {
     }
 }
 
-/// Stands for errors, and has an example of each.
+/// Marker types for errors, with an example of each.
 pub(crate) trait Examples {
     fn examples() -> Vec<ApiError>;
 }
 
-/// Declares types that stand for an error, each with an example of it.
+/// Declares a marker type with an example for each error.
 macro_rules! errors {
     ($($(#[doc = $doc:literal])+ $name:ident = $example:expr;)+) => {$(
         $(#[doc = $doc])+
@@ -53,7 +53,7 @@ errors! {
     /// The e-mail address or the password is wrong.
     BadCredentials = Error::Unauthenticated(TokenProblem::BadCredentials);
 
-    /// The refresh token was used before.
+    /// The refresh token was already used.
     TokenReused = Error::Unauthenticated(TokenProblem::Reused);
 
     /// There is no such user.
@@ -65,7 +65,7 @@ errors! {
     /// The tenant would have no admin.
     LastAdmin = Error::Conflict(Conflict::LastAdmin);
 
-    /// Another request has this `Idempotency-Key`.
+    /// The `Idempotency-Key` was used for a different request.
     IdempotencyKeyReused = Error::Conflict(Conflict::IdempotencyKeyReused);
 
     /// The request with this `Idempotency-Key` is still in progress.
@@ -77,13 +77,13 @@ errors! {
     /// The caller does not own the document.
     NotOwner = Error::Forbidden(Denial::NotOwner);
 
-    /// The document is not the one that `If-Match` names.
+    /// The document's entity tag does not match `If-Match`.
     DocumentChanged = Error::PreconditionFailed;
 
-    /// Documents refer to the file.
+    /// The file is in use by documents.
     FileInUse = Error::Conflict(Conflict::FileInUse { documents: 2 });
 
-    /// The content is larger than an upload may be.
+    /// The content exceeds the upload limit.
     UploadTooLarge = Error::TooLarge { limit: 104_857_600 };
 
     /// The content is larger than the upload declared.
@@ -92,16 +92,16 @@ errors! {
     /// The content does not match what the upload declared.
     UploadFailed = Error::Conflict(Conflict::UploadFailed { reason: "it has 42 bytes instead of 43".into() });
 
-    /// The upload takes no more content.
+    /// The upload is closed and accepts no more data.
     UploadClosed = Error::Conflict(Conflict::UploadClosed);
 
-    /// The upload has another offset.
+    /// `Upload-Offset` does not match the upload's offset.
     UploadOffsetMismatch = Error::Conflict(Conflict::UploadOffset { received: 43 });
 
-    /// The content has another checksum than `Upload-Checksum`.
+    /// The data does not match `Upload-Checksum`.
     ChecksumMismatch = Error::ChecksumMismatch;
 
-    /// The client speaks another version of tus.
+    /// The client uses an unsupported version of tus.
     TusVersion = ApiError::TusVersion;
 
     /// The signature does not match the URL, or has expired.
@@ -110,16 +110,16 @@ errors! {
     /// There is no such object.
     ObjectNotFound = Error::NotFound(Noun::Object);
 
-    /// The object is not the one that `If-Match` names.
+    /// The object's entity tag does not match `If-Match`.
     ObjectChanged = ApiError::PreconditionFailed;
 
-    /// The object ends before the range.
+    /// The requested range lies outside the object.
     RangeNotSatisfiable = ApiError::RangeNotSatisfiable;
 
     /// A dependency is down.
     NotReady = ApiError::NotReady([("database".to_owned(), "down")].into());
 
-    /// The demonstration is switched off.
+    /// The demo routes are switched off.
     DemoOff = ApiError::NoRoute;
 }
 

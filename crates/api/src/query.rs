@@ -1,4 +1,4 @@
-//! Queries that several lists have in common.
+//! Query, path and header parameters that several operations share.
 
 use domain::{FieldErrors, PageRequest};
 use serde::Deserialize;
@@ -7,15 +7,15 @@ use uuid::Uuid;
 
 use crate::{error::ApiError, schemas};
 
-/// Which page of a list.
+/// The page of a list.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PageQuery {
-    /// The page's number, from 1.
+    /// Page number, from 1.
     #[param(required = false, inline, value_type = schemas::PageNumber)]
     page: Option<i64>,
-    /// How many items a page has.
+    /// Items per page.
     #[param(required = false, inline, value_type = schemas::PerPage)]
     per_page: Option<i64>,
 }
@@ -29,22 +29,22 @@ impl PageQuery {
     }
 }
 
-/// A tenant in the path.
+/// Path parameters of a tenant.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct TenantPath {
-    /// The tenant.
+    /// Tenant id.
     tenant_id: Uuid,
 }
 
-/// The header that makes a request be done once.
+/// The header that makes a request idempotent.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "documents the header; `idempotency_key` reads it")]
 pub(crate) struct Idempotency {
-    /// A name for the request, to send it again after a failure without doing it twice: for 24 hours the same answer is given
-    /// again. 1 to 255 visible ASCII characters, best a UUID.
+    /// A client-chosen key that makes retries safe: for 24 hours a repeated request gets the original response. 1 to 255 visible
+    /// ASCII characters, ideally a UUID.
     #[param(
         rename = "Idempotency-Key",
         required = false,

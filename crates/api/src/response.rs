@@ -1,4 +1,4 @@
-//! The one form of every successful response. Schemas keep the names that generated clients know.
+//! The form of every successful response. Schemas keep the names that generated clients use.
 
 use std::borrow::Cow;
 
@@ -13,7 +13,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::ApiError;
 
-/// What a handler answers.
+/// The result of a handler.
 pub(crate) type ApiResult<T> = Result<Response<T>, ApiError>;
 
 /// `{"success": true, "message": "…", "data": …}`
@@ -26,9 +26,9 @@ pub(crate) struct Response<T> {
     /// Always true.
     #[schema(example = true)]
     success: bool,
-    /// What was done, for a person.
+    /// Human-readable message.
     message: &'static str,
-    /// What was asked for.
+    /// The result.
     data: T,
 }
 
@@ -53,21 +53,21 @@ impl<T: Serialize> IntoResponse for Response<T> {
     fn into_response(self) -> HttpResponse {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::OK);
         let mut response = (status, Json(self)).into_response();
-        // What is answered to one caller is no other's.
+        // A cache must never serve one caller's response to another.
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
     }
 }
 
 impl<T: Serialize> Response<T> {
-    /// The body, to be kept for repetitions of the request.
+    /// The serialized body, stored to answer repetitions of the request.
     pub(crate) fn body(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
 }
 
-/// An answer that was kept: 201, as everything that is made.
-pub(crate) fn created_before(body: String) -> HttpResponse {
+/// A stored response, replayed: always 201, since a replayed request created something.
+pub(crate) fn replayed_response(body: String) -> HttpResponse {
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
     (StatusCode::CREATED, headers, body).into_response()
 }
@@ -79,19 +79,19 @@ pub(crate) struct List<T> {
     pagination: Pagination,
 }
 
-/// Where in the list the page is.
+/// The position of the page in the list.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Pagination {
-    /// The page's number, from 1.
+    /// Page number, from 1.
     #[schema(value_type = u64, minimum = 1, example = 1)]
     page: u32,
-    /// How many items a page has at most.
+    /// Maximum number of items per page.
     #[schema(minimum = 1, maximum = 100, example = 20)]
     per_page: u32,
-    /// How many items the whole list has.
+    /// Total number of items.
     #[schema(example = 42)]
     total: u64,
-    /// How many pages the whole list has.
+    /// Total number of pages.
     #[schema(example = 3)]
     pages: u64,
 }
@@ -120,7 +120,7 @@ impl ToSchema for Empty {
     }
 }
 
-/// A moment, as RFC 3339 in UTC.
+/// A timestamp, serialized as RFC 3339 in UTC.
 #[derive(Clone, Copy)]
 pub(crate) struct Timestamp(pub(crate) domain::Timestamp);
 

@@ -1,4 +1,4 @@
-//! Every route of the product: the table of contents of the API.
+//! The routes of the API: its table of contents.
 
 use axum::{extract::DefaultBodyLimit, middleware};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -12,7 +12,7 @@ use crate::{
     tenants::{members, tenants},
 };
 
-/// Every route of the product.
+/// The routes of the API, except [`upload_routes`] and signed object URLs.
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(health::root))
@@ -58,10 +58,10 @@ fn tus_routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(tus::describe_tus, tus::begin_tus))
         .routes(routes!(tus::find_tus, tus::append_tus, tus::end_tus, tus::override_tus))
-        .layer(middleware::from_fn(tus::speak))
+        .layer(middleware::from_fn(tus::adapt_response))
 }
 
-/// The routes whose bodies are uploads, with a limit of their own.
+/// The routes whose bodies are uploads, with a separate size limit.
 pub(crate) fn upload_routes(max_upload_bytes: u64) -> OpenApiRouter<App> {
     let limit = usize::try_from(max_upload_bytes.saturating_add(documents::FORM_OVERHEAD)).unwrap_or(usize::MAX);
     OpenApiRouter::new().routes(routes!(documents::list_documents, documents::upload_document)).layer(DefaultBodyLimit::max(limit))

@@ -1,4 +1,4 @@
-//! The schemas of values that obey a rule of `domain`: each rule as JSON Schema says it, in one place.
+//! Schemas of values that `domain` validates: each rule expressed as JSON Schema, in one place.
 
 use serde_json::json;
 use utoipa::{
@@ -9,7 +9,7 @@ use utoipa::{
     },
 };
 
-/// Declares types that stand for a schema in `value_type`; their comments are the schemas' descriptions.
+/// Declares marker types for schemas in `value_type`; their doc comments are the schemas' descriptions.
 macro_rules! schemas {
     ($($(#[doc = $doc:literal])+ $name:ident = $schema:expr;)+) => {$(
         $(#[doc = $doc])+
@@ -26,7 +26,7 @@ macro_rules! schemas {
 }
 
 schemas! {
-    /// An e-mail address, the shape that WHATWG's HTML standard asks of an e-mail field, with a dot in the domain. Kept in lower case.
+    /// An e-mail address as defined by the WHATWG HTML standard for e-mail fields, with a dot in the domain. Stored in lower case.
     Email = text("ada@example.com").max_length(Some(255)).pattern(Some(EMAIL));
 
     /// 8 to 256 characters with at least one letter and one digit.
@@ -36,53 +36,53 @@ schemas! {
     /// A person's first or last name.
     PersonName = text("Ada").min_length(Some(1)).max_length(Some(100)).pattern(Some(PRINTABLE));
 
-    /// What people call a tenant. Need not be unique.
+    /// The tenant's display name. Need not be unique.
     TenantName = text("Acme Corp").min_length(Some(1)).max_length(Some(255)).pattern(Some(PRINTABLE));
 
     /// A document's name, without path, and neither `.` nor `..`.
     Filename = text("Report 2026.pdf").min_length(Some(1)).max_length(Some(255)).pattern(Some(FILENAME));
 
-    /// A part of a document's name, in any case.
+    /// A substring of a document's name, case-insensitive.
     PartOfFilename = text("report").max_length(Some(255)).pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]*$"));
 
-    /// A media type without parameters (RFC 6838). Kept in lower case.
+    /// A media type without parameters (RFC 6838). Stored in lower case.
     MediaType = text("application/pdf").min_length(Some(3)).max_length(Some(100)).pattern(Some(MEDIA_TYPE));
 
-    /// What was done: words in lower case with points between them.
+    /// An audit action: lower-case words separated by dots.
     AuditAction = text("member.added").max_length(Some(64)).pattern(Some(r"^[a-z_]+(\.[a-z_]+)*$"));
 
-    /// The particulars.
+    /// Action-specific details.
     Particulars = ObjectBuilder::new().schema_type(Object).examples([json!({ "member_id": "01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a", "role": "user" })]);
 
-    /// A topic of the demonstration.
+    /// A demo topic.
     DemoTopic = text("demo.greetings").min_length(Some(6)).max_length(Some(64)).pattern(Some(r"^demo\.[A-Za-z0-9._-]+$"));
 
-    /// A message's key.
+    /// The message's key.
     DemoKey = text("a").max_length(Some(64));
 
-    /// A message's content.
+    /// The message's content.
     DemoContent = ObjectBuilder::new().schema_type(Object).examples([json!({ "hello": "world" })]);
 
-    /// How many messages are shown.
+    /// Maximum number of messages.
     DemoLimit = ObjectBuilder::new().schema_type(Integer).minimum(Some(1)).maximum(Some(50)).default(Some(10.into()));
 
-    /// A moment, as RFC 3339 has it.
+    /// An RFC 3339 timestamp.
     Timestamp = text("2026-11-24T09:30:00Z").format(known(KnownFormat::DateTime));
 
-    /// The page's number, from 1.
+    /// Page number, from 1.
     PageNumber = ObjectBuilder::new().schema_type(Integer).minimum(Some(1)).maximum(Some(u32::MAX)).default(Some(1.into()));
 
-    /// How many items a page has.
+    /// Items per page.
     PerPage = ObjectBuilder::new().schema_type(Integer).minimum(Some(1)).maximum(Some(100)).default(Some(20.into()));
 
-    /// Content that is sent: never empty.
+    /// Uploaded content; must not be empty.
     Content = text("The quick brown fox jumps over the lazy dog").format(known(KnownFormat::Binary)).min_length(Some(1));
 
-    /// Content, or a part of it.
+    /// Content, or a range of it.
     Binary = text("The quick brown fox jumps over the lazy dog").format(known(KnownFormat::Binary));
 }
 
-/// No control characters, and something besides blanks.
+/// No control characters, and at least one character that is not whitespace.
 const PRINTABLE: &str = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$";
 const FILENAME: &str = r"^(?!\s*\.{1,2}\s*$)[^/\\\x00-\x1f\x7f-\x9f]*[^\s/\\\x00-\x1f\x7f-\x9f][^/\\\x00-\x1f\x7f-\x9f]*$";
 const MEDIA_TYPE: &str = r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*$";

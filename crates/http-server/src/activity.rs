@@ -1,4 +1,4 @@
-//! What happens on a connection: recorded by its socket, bodies and service; read by its watchdog and the accept loop.
+//! The activity of a connection: recorded by its socket, bodies and service; read by its watchdog and the accept loop.
 
 use std::sync::{
     LazyLock,
@@ -8,9 +8,9 @@ use std::sync::{
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-/// What happens on a connection.
+/// The activity of a connection.
 ///
-/// All but the accept loop run in the connection's own task, so nothing is ordered by these atomics.
+/// All users except the accept loop run in the connection's own task, so these atomics need no ordering.
 pub(crate) struct Activity {
     phase: AtomicU8,
     requests: AtomicU64,
@@ -22,7 +22,7 @@ pub(crate) struct Activity {
     retire: CancellationToken,
 }
 
-/// An arbitrary moment, to count from in an atomic.
+/// An arbitrary reference time for counting microseconds in an atomic.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 const NOT_IDLE: u64 = u64::MAX;
 
@@ -32,23 +32,23 @@ const REQUEST: u8 = 1;
 const IDLE: u8 = 2;
 const LINGER: u8 = 3;
 
-/// What a connection is waiting for. Two waits are equal only if nothing happened in between.
+/// What a connection is waiting for. Two waits are equal only if the connection made no progress in between.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// The handler, which may take its time (and watches the request's body itself, see [`RequestBody`](crate::body::RequestBody)).
+    /// The handler, which has no limit; [`RequestBody`](crate::body::RequestBody) limits its waits for the request's body.
     Handler,
-    /// The client, to complete the header section of the request after so many.
+    /// The client, to complete the header section of the request after `requests` earlier ones.
     Header { requests: u64 },
-    /// The client, to begin another request after so many.
+    /// The client, to begin another request after `requests` earlier ones.
     NextRequest { requests: u64 },
-    /// The client, to take more of what was written than so many bytes.
+    /// The client, to read more than the first `bytes_written` bytes.
     Reader { bytes_written: u64 },
-    /// The client, to see that the connection is closed.
+    /// The client, to close its side of the connection.
     Linger,
 }
 
 impl Activity {
-    /// A connection that was just accepted, and closes as soon as it is idle once `retire` is cancelled.
+    /// The activity of a newly accepted connection. Once `retire` is cancelled, the connection closes as soon as it is idle.
     pub(crate) fn new(retire: CancellationToken) -> Self {
         Self {
             phase: AtomicU8::new(HEADER),
@@ -61,7 +61,7 @@ impl Activity {
         }
     }
 
-    /// Since when the connection has been idle between two requests, unless it is busy or retired.
+    /// When the connection became idle between two requests, unless it is busy or retired.
     pub(crate) fn idle_since(&self) -> Option<u64> {
         Some(self.idle_since.load(Relaxed)).filter(|since| *since != NOT_IDLE && !self.retire.is_cancelled())
     }
@@ -77,12 +77,12 @@ impl Activity {
         self.idle_since.store(NOT_IDLE, Relaxed);
     }
 
-    /// Closes the connection, once it is idle.
+    /// Closes the connection as soon as it is idle.
     pub(crate) fn retire(&self) {
         self.retire.cancel();
     }
 
-    /// Ready when the connection is to close, once it is idle.
+    /// Completes when the connection is retired.
     pub(crate) fn retired(&self) -> WaitForCancellationFuture<'_> {
         self.retire.cancelled()
     }
@@ -116,18 +116,18 @@ impl Activity {
         }
     }
 
-    /// Records that the socket took bytes, none if it would block.
+    /// Records a write to the socket: zero bytes if it would block.
     pub(crate) fn bytes_written(&self, bytes: usize, would_block: bool) {
         self.write_blocked.store(would_block, Relaxed);
         self.bytes_written.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Whether the client may still be sending a body, or a header section that was refused.
+    /// Whether the client may still be sending a body, or a rejected header section.
     pub(crate) fn may_have_more_to_come(&self) -> bool {
         self.is_body_unread() || self.phase.load(Relaxed) == HEADER && !self.retire.is_cancelled()
     }
 
-    /// Records that the connection only discards what the client still sends.
+    /// Records that the connection only discards what the client still sends (lingers).
     pub(crate) fn begin_linger(&self) {
         self.phase.store(LINGER, Relaxed);
     }

@@ -1,4 +1,4 @@
-//! The two bodies of an exchange: the request's, which must not be slow, and the response's, whose end is the end of the exchange.
+//! Request bodies, with time limits, and response bodies, whose end marks the end of an exchange.
 
 use std::{
     error::Error,
@@ -16,14 +16,14 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{Limits, activity::Activity};
 
-/// The error of reading a request's body that stalls or comes too slowly; to be answered 408 (RFC 9110 §15.5.9). The
-/// connection closes after the answer.
+/// The error when a request's body stalls or arrives too slowly. The handler should answer 408 (RFC 9110 §15.5.9); the connection
+/// closes after the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the request's body comes too slowly")]
+#[error("the request body arrived too slowly")]
 pub struct BodyTooSlow;
 
 impl BodyTooSlow {
-    /// Whether it is the cause of an error, however often the readers of the body have wrapped it.
+    /// Whether this is the cause of an error, however deeply the readers of the body have wrapped it.
     #[must_use]
     pub fn is_cause_of(error: &(dyn Error + 'static)) -> bool {
         std::iter::successors(Some(error), |&error| error.source()).any(|error| error.is::<Self>())
@@ -32,7 +32,7 @@ impl BodyTooSlow {
 
 /// A request's body that fails with [`BodyTooSlow`] when its reader has to wait for the client longer than the limits allow.
 ///
-/// Only time in which the reader waits counts, so a slow handler is not held against the client.
+/// Only the time in which the reader waits counts, so a slow handler does not use up the client's time.
 pub(crate) struct RequestBody {
     incoming: Incoming,
     limits: Arc<Limits>,
@@ -46,7 +46,7 @@ pub(crate) struct RequestBody {
 }
 
 impl RequestBody {
-    /// The body for a handler to read.
+    /// Wraps the incoming body for a handler.
     pub(crate) fn wrap(incoming: Incoming, limits: Arc<Limits>, activity: &Arc<Activity>) -> Body {
         if incoming.is_end_stream() {
             return Body::empty();
@@ -66,8 +66,8 @@ impl RequestBody {
     /// How long the reader may still wait for the next bytes.
     fn remaining_wait(&self) -> Duration {
         let earned = self.received.saturating_mul(1_000_000).checked_div(self.limits.body_min_rate);
-        let in_all = earned.map_or(Duration::MAX, |micros| self.limits.body_grace.saturating_add(Duration::from_micros(micros)));
-        self.limits.body_idle_timeout.min(in_all.saturating_sub(self.waited))
+        let total = earned.map_or(Duration::MAX, |micros| self.limits.body_grace.saturating_add(Duration::from_micros(micros)));
+        self.limits.body_idle_timeout.min(total.saturating_sub(self.waited))
     }
 
     /// Ready when the reader has waited too long.
@@ -130,7 +130,7 @@ impl Drop for RequestBody {
     }
 }
 
-/// A response's body; dropped by the connection when it is sent or aborted.
+/// A response's body. The connection drops it when it is sent or aborted.
 pub(crate) struct ResponseBody {
     body: Body,
     activity: Arc<Activity>,

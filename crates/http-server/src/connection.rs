@@ -1,4 +1,4 @@
-//! One connection: hyper on the socket, and a watchdog beside it.
+//! One connection: hyper on the socket, with a watchdog.
 
 use std::{convert::Infallible, future::poll_fn, pin::pin, sync::Arc};
 
@@ -18,18 +18,18 @@ use crate::{
     watchdog::Watchdog,
 };
 
-/// The least that hyper accepts for its buffers.
+/// The minimum buffer size that hyper accepts.
 const MIN_BUFFER_BYTES: usize = 8 * 1024;
 
 /// Serves a connection to its end.
 pub(crate) async fn run(stream: TcpStream, peer: PeerAddr, app: Router, limits: Arc<Limits>, activity: Arc<Activity>) {
-    // Small answers must not wait for the acknowledgement of earlier ones (Nagle's algorithm).
+    // Small responses must not wait for the acknowledgement of earlier ones (Nagle's algorithm).
     if let Err(error) = stream.set_nodelay(true) {
-        return tracing::debug!(peer = %peer.0, %error, "connection was gone before it began");
+        return tracing::debug!(peer = %peer.0, %error, "connection closed before it was served");
     }
     let service = service_fn(|request| {
         activity.begin_request();
-        answer(app.clone(), request, peer, Arc::clone(&limits), Arc::clone(&activity))
+        respond(app.clone(), request, peer, Arc::clone(&limits), Arc::clone(&activity))
     });
     let socket = TokioIo::new(Socket::new(stream, Arc::clone(&activity)));
     let mut connection = pin!(protocol(&limits).serve_connection(socket, service));
@@ -46,25 +46,25 @@ pub(crate) async fn run(stream: TcpStream, peer: PeerAddr, app: Router, limits: 
                 return;
             }
             wait = poll_fn(|cx| watchdog.poll(cx)) => {
-                return tracing::debug!(peer = %peer.0, ?wait, "client took too long, connection closed");
+                return tracing::debug!(peer = %peer.0, ?wait, "client timed out, connection closed");
             }
         }
     }
 }
 
-/// HTTP/1.1 within the limits.
+/// Configures HTTP/1.1 with the limits.
 fn protocol(limits: &Limits) -> http1::Builder {
     let mut protocol = http1::Builder::new();
     protocol
-        // hyper's own timer can't tell a slow header section from an idle connection, and is made anew for every request.
+        // hyper's own timer can't tell a slow header section from an idle connection, and hyper creates one for every request.
         .header_read_timeout(None)
         .max_header_size(limits.max_header_bytes)
         .max_buf_size(limits.buffer_bytes.max(MIN_BUFFER_BYTES));
     protocol
 }
 
-/// Has the app answer a request, with bodies that report to `activity`.
-async fn answer(
+/// Calls the app with a request, with bodies that report to `activity`.
+async fn respond(
     mut app: Router,
     request: Request<Incoming>,
     peer: PeerAddr,

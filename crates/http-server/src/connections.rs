@@ -1,4 +1,4 @@
-//! The open connections: accepting them, making room at the limit, and ending them at the shutdown.
+//! The open connections: accepts them, makes room at the limit, and ends them at shutdown.
 
 use std::{
     collections::HashMap,
@@ -18,13 +18,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Limits, PeerAddr, ServeReport, activity::Activity, connection};
 
-/// How long the accept loop waits at most before it looks again whether there is room.
+/// How often the accept loop checks for room while it waits for a connection to end.
 const ROOM_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The least time between two log lines about accepting.
+/// The minimum time between two log lines about accepting.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The open connections, a task each, and what a new one needs.
+/// The open connections, a task each, and the configuration of new ones.
 pub(crate) struct Connections {
     app: Router,
     limits: Arc<Limits>,
@@ -37,7 +37,7 @@ pub(crate) struct Connections {
 impl Connections {
     pub(crate) fn new(app: Router, limits: Limits, shutdown: CancellationToken) -> Self {
         Self {
-            // Prepares the router once, else every call would.
+            // Prepares the router once; otherwise every call would.
             app: app.with_state(()),
             limits: Arc::new(limits),
             shutdown,
@@ -71,7 +71,7 @@ impl Connections {
     async fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
         while self.tasks.len() >= self.limits.max_connections {
             if self.may_log() {
-                tracing::warn!(connections = self.tasks.len(), "at the limit of connections, newcomers wait");
+                tracing::warn!(connections = self.tasks.len(), "connection limit reached, new connections wait");
             }
             self.make_room().await;
             if self.shutdown.is_cancelled() {
@@ -81,10 +81,10 @@ impl Connections {
         self.open(stream, peer);
     }
 
-    /// Logs that accepting failed, and frees what the next attempt may need.
+    /// Logs that accepting failed, and frees a connection so that the next attempt may succeed.
     async fn recover(&mut self, error: &io::Error) {
         if self.may_log() {
-            tracing::error!(%error, connections = self.tasks.len(), "can't accept connections");
+            tracing::error!(%error, connections = self.tasks.len(), "cannot accept connections");
         }
         self.make_room().await;
     }
@@ -119,8 +119,8 @@ impl Connections {
         self.activities.remove(&id);
     }
 
-    /// Asks the connection that has been idle for longest to close, and waits until any has ended or it is time to ask again:
-    /// the one asked may just have begun a long request, and others may have become idle.
+    /// Retires the connection that has been idle for longest, and waits until any connection has ended or [`ROOM_CHECK_INTERVAL`] is
+    /// over: the retired one may just have begun a long request, and others may have become idle.
     async fn make_room(&mut self) {
         let idle = self.activities.values().filter_map(|activity| Some((activity.idle_since()?, activity)));
         if let Some((_, longest_idle)) = idle.min_by_key(|(since, _)| *since) {
@@ -133,12 +133,12 @@ impl Connections {
         }
     }
 
-    /// Waits for the connections to end, which the shutdown has retired, and cuts those that outlast the grace.
+    /// Waits for the connections to end, which the shutdown has retired, and aborts those that exceed the grace period.
     pub(crate) async fn finish(mut self) -> ServeReport {
         let _ = timeout(self.limits.shutdown_grace, self.tasks_ended()).await;
         let connections_cut = self.tasks.len();
         if connections_cut > 0 {
-            tracing::warn!(connections_cut, "cut connections that outlasted the shutdown's grace");
+            tracing::warn!(connections_cut, "aborted connections that exceeded the shutdown grace period");
         }
         self.tasks.shutdown().await;
         ServeReport { connections_cut }
@@ -151,7 +151,7 @@ impl Connections {
     }
 }
 
-/// Whether accepting failed for a reason that lies with one client, so that the next may do better right away.
+/// Whether accepting failed because of one client, so that the next attempt may succeed at once.
 fn concerns_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused)
 }

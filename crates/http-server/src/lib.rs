@@ -1,10 +1,9 @@
-//! An HTTP/1.1 server for an [`axum::Router`]: an accept loop that no client, however slow, silent or greedy, can hold up for
-//! good.
+//! An HTTP/1.1 server for an [`axum::Router`], with an accept loop that no slow, silent or greedy client can block permanently.
 //!
-//! TLS, HTTP/2 and limits per address are the business of the proxy in front. This server defends what a proxy can't know or may
-//! not do: every wait for a client has a limit ([`Limits`]), so only a client that moves bytes or a handler at work holds a
-//! connection. A client that disconnects takes its request with it: the handler's future is dropped at its next `.await`, so
-//! what must be finished regardless belongs in a task of its own.
+//! TLS, HTTP/2 and limits per address are left to the proxy in front. This server handles what a proxy can't know or may not do.
+//! Every wait for a client has a limit ([`Limits`]), so only a client that transfers bytes or a running handler keeps a connection
+//! open. When a client disconnects, the server drops the handler's future at its next `.await`. Work that must be completed
+//! regardless belongs in a separate task.
 
 mod activity;
 mod body;
@@ -24,24 +23,24 @@ pub use body::BodyTooSlow;
 use connections::Connections;
 pub use limits::Limits;
 
-/// The address of the connection's other end, in the extensions of every request. Behind a proxy it is the proxy's.
+/// The address of the connection's peer, in the extensions of every request. Behind a proxy it is the proxy's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerAddr(pub SocketAddr);
 
-/// How serving ended.
+/// The outcome of [`serve`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServeReport {
-    /// Connections that were still open when [`Limits::shutdown_grace`] was over, and were cut.
+    /// Number of connections that were still open after [`Limits::shutdown_grace`] and were aborted.
     pub connections_cut: usize,
 }
 
 /// Serves `app` on `listener` until `shutdown` is cancelled.
 ///
-/// Then the server closes the listener and idle connections at once, finishes requests in flight and answers them with
-/// `connection: close`, and after [`Limits::shutdown_grace`] cuts what is left. Dropping the returned future cuts everything at
-/// once.
+/// On shutdown the server closes the listener and idle connections at once. It finishes requests in flight and answers them with
+/// `connection: close`. After [`Limits::shutdown_grace`] it aborts the remaining connections. Dropping the returned future aborts
+/// all connections at once.
 ///
-/// Errors of accepting (such as too few file descriptors) are logged and waited out, never returned.
+/// Accept errors (such as too few file descriptors) are logged and retried, never returned.
 pub async fn serve(listener: TcpListener, app: Router, limits: Limits, shutdown: CancellationToken) -> ServeReport {
     let mut connections = Connections::new(app, limits, shutdown);
     connections.accept_until_shutdown(&listener).await;

@@ -1,4 +1,4 @@
-//! The socket, which records what moves through it.
+//! A socket that records its reads and writes.
 
 use std::{
     io::{self, IoSlice},
@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::activity::Activity;
 
-/// The socket, which records what moves through it.
+/// A socket that records its reads and writes in the connection's [`Activity`].
 pub(crate) struct Socket {
     stream: TcpStream,
     activity: Arc<Activity>,
@@ -31,7 +31,7 @@ impl Socket {
         self.activity.bytes_written(bytes, written.is_pending());
     }
 
-    /// Discards what comes until the client closes, too.
+    /// Discards incoming bytes until the client closes its side.
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut discarded = [0; 512];
         loop {
@@ -76,8 +76,8 @@ impl AsyncWrite for Socket {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    /// Closes the sending side and, if the client may still be sending what no handler reads, discards what comes until the
-    /// client closes, too, or the watchdog ends the wait.
+    /// Closes the sending side. If the client may still be sending, discards incoming bytes until the client closes its side or the
+    /// watchdog ends the wait.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.write_closed {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;

@@ -1,4 +1,4 @@
-//! One timer for every wait that the client is to blame for.
+//! One timer for every wait for the client.
 
 use std::{
     pin::{Pin, pin},
@@ -16,14 +16,14 @@ use crate::{
     activity::{Activity, Wait},
 };
 
-/// Ends a wait for the client that takes too long. Looks at what happened after each turn of the connection's task, so a
-/// request costs it two glances at the clock and no timer of its own.
+/// Ends a wait for the client that takes too long. Checks the activity after each poll of the connection's task, so a request costs
+/// two clock reads and no timer of its own.
 pub(crate) struct Watchdog<'a> {
     limits: &'a Limits,
     activity: &'a Activity,
     wait: Wait,
     timer: Pin<Box<Sleep>>,
-    /// Whether the timer counts: it is left to run out when there is nothing to limit, which is cheaper than stopping it.
+    /// Whether the timer counts: without a limit it simply expires, which is cheaper than stopping it.
     armed: bool,
 }
 
@@ -32,7 +32,7 @@ impl<'a> Watchdog<'a> {
         Self { limits, activity, wait: Wait::Handler, timer: Box::pin(sleep(Duration::ZERO)), armed: false }
     }
 
-    /// Ready with the wait that took too long.
+    /// Completes with the wait that took too long.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Wait> {
         let wait = self.activity.wait();
         if wait != self.wait {
@@ -41,7 +41,7 @@ impl<'a> Watchdog<'a> {
         if !self.armed {
             return Poll::Pending;
         }
-        // A client that keeps the task busy uses up its budget, without which the timer would never look at the clock.
+        // A client that keeps the task busy uses up the task's cooperative budget, without which the timer would never check the clock.
         pin!(unconstrained(self.timer.as_mut())).poll(cx).map(|()| wait)
     }
 
@@ -59,7 +59,7 @@ impl<'a> Watchdog<'a> {
         }
     }
 
-    /// How long the client may take.
+    /// The time limit of a wait.
     fn limit(&self, wait: Wait) -> Option<Duration> {
         match wait {
             Wait::Handler => None,

@@ -1,6 +1,6 @@
-//! The server against slow, silent, greedy and vanishing clients, over real sockets.
+//! The server against slow, silent, greedy and disconnecting clients, over real sockets.
 //!
-//! Each defence has a control: the same client against a server without it, which the attack must hold up.
+//! Each limit has a control: the same client against a server without the limit, where the attack must succeed.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its helpers too")]
 
@@ -35,12 +35,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// The limit that a test is about.
+/// The limit under test.
 const SHORT: Duration = Duration::from_millis(150);
-/// How long a test watches that nothing happens: several times the limit.
+/// How long a test verifies that nothing happens: several times the limit.
 const WATCH: Duration = Duration::from_millis(500);
-/// How long a test waits for what must happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for an expected event.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Limits that no test reaches.
 fn no_limits() -> Limits {
@@ -71,7 +71,7 @@ async fn start(app: Router, limits: Limits) -> Server {
     Server { addr, shutdown: shutdown.clone(), serving: tokio::spawn(serve(listener, app, limits, shutdown)) }
 }
 
-async fn start_undefended(app: Router) -> SocketAddr {
+async fn start_without_limits(app: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, app).await });
@@ -90,38 +90,38 @@ async fn send(stream: &mut TcpStream, request: &str) {
     stream.write_all(request.as_bytes()).await.unwrap();
 }
 
-/// The next answer whose body is announced by its length: head and body.
-async fn answer(stream: &mut TcpStream) -> String {
+/// Reads the next response, head and body, by its content-length.
+async fn read_response(stream: &mut TcpStream) -> String {
     let read = async {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.expect("an answer"));
+            head.push(stream.read_u8().await.expect("a response"));
         }
-        let mut answer = String::from_utf8(head).unwrap();
-        let length = answer.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |length| length.parse().unwrap());
+        let mut response = String::from_utf8(head).unwrap();
+        let length = response.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |length| length.parse().unwrap());
         let mut body = vec![0; length];
         stream.read_exact(&mut body).await.unwrap();
-        answer.push_str(&String::from_utf8(body).unwrap());
-        answer
+        response.push_str(&String::from_utf8(body).unwrap());
+        response
     };
-    timeout(PATIENCE, read).await.expect("an answer in time")
+    timeout(WAIT_TIMEOUT, read).await.expect("a response in time")
 }
 
-/// Reads until the server closes, whether in peace or by a reset.
+/// Reads until the server closes the connection, gracefully or by a reset.
 async fn until_closed(stream: &mut (impl AsyncRead + Unpin)) {
     let mut buffer = [0; 1024];
     while matches!(stream.read(&mut buffer).await, Ok(1..)) {}
 }
 
 async fn assert_closes(stream: &mut (impl AsyncRead + Unpin)) {
-    timeout(PATIENCE, until_closed(stream)).await.expect("the server closes the connection");
+    timeout(WAIT_TIMEOUT, until_closed(stream)).await.expect("the server closes the connection");
 }
 
 async fn assert_stays_open(stream: &mut (impl AsyncRead + Unpin)) {
     timeout(WATCH, until_closed(stream)).await.expect_err("the server keeps the connection open");
 }
 
-/// Sends bytes one by one, each well within the limits on silence, until the server closes.
+/// Sends bytes one by one, each well within the idle limits, until the server closes.
 fn drip(stream: TcpStream, bytes: &'static str) -> (OwnedReadHalf, JoinHandle<()>) {
     let (reader, mut writer) = stream.into_split();
     let dripping = tokio::spawn(async move {
@@ -140,55 +140,55 @@ async fn a_silent_connection_is_closed() {
     let server = start(hello(), Limits { header_timeout: SHORT, ..no_limits() }).await;
     assert_closes(&mut connect(server.addr).await).await;
 
-    let undefended = start_undefended(hello()).await;
-    assert_stays_open(&mut connect(undefended).await).await;
+    let unlimited = start_without_limits(hello()).await;
+    assert_stays_open(&mut connect(unlimited).await).await;
 }
 
 #[tokio::test]
-async fn a_header_section_that_drips_is_cut_off() {
+async fn a_slow_header_section_is_disconnected() {
     const HEAD: &str = "GET / HTTP/1.1\r\nx-endless: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
     let server = start(hello(), Limits { header_timeout: SHORT, ..no_limits() }).await;
     let (mut reader, dripping) = drip(connect(server.addr).await, HEAD);
     assert_closes(&mut reader).await;
     dripping.abort();
 
-    let undefended = start_undefended(hello()).await;
-    let (mut reader, dripping) = drip(connect(undefended).await, HEAD);
+    let unlimited = start_without_limits(hello()).await;
+    let (mut reader, dripping) = drip(connect(unlimited).await, HEAD);
     assert_stays_open(&mut reader).await;
     dripping.abort();
 }
 
 #[tokio::test]
-async fn a_later_header_section_has_the_header_timeout_too() {
+async fn the_header_timeout_applies_to_later_requests() {
     let server = start(hello(), Limits { header_timeout: SHORT, ..no_limits() }).await;
     let mut stream = connect(server.addr).await;
     send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
-    answer(&mut stream).await;
+    read_response(&mut stream).await;
     send(&mut stream, "GET / HTTP/1.1\r\n").await;
     assert_closes(&mut stream).await;
 }
 
 #[tokio::test]
-async fn an_idle_connection_has_a_limit_of_its_own() {
+async fn an_idle_connection_has_a_separate_limit() {
     let limits = Limits { header_timeout: SHORT, idle_timeout: 5 * SHORT, ..no_limits() };
     let server = start(hello(), limits).await;
     let mut stream = connect(server.addr).await;
     for _ in 0..2 {
         send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
-        assert!(answer(&mut stream).await.ends_with("hello"));
+        assert!(read_response(&mut stream).await.ends_with("hello"));
         timeout(SHORT * 2, until_closed(&mut stream)).await.expect_err("idle for longer than the header time-out");
     }
     assert_closes(&mut stream).await;
 
-    let undefended = start_undefended(hello()).await;
-    let mut stream = connect(undefended).await;
+    let unlimited = start_without_limits(hello()).await;
+    let mut stream = connect(unlimited).await;
     send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
-    answer(&mut stream).await;
+    read_response(&mut stream).await;
     assert_stays_open(&mut stream).await;
 }
 
 #[tokio::test]
-async fn a_handler_may_take_longer_than_any_client() {
+async fn a_handler_may_exceed_all_client_limits() {
     let slow_start = get(async || {
         sleep(2 * SHORT).await;
         "at last"
@@ -206,13 +206,13 @@ async fn a_handler_may_take_longer_than_any_client() {
     for (path, end) in [("start", "at last"), ("stream", "tick\r\n0\r\n\r\n")] {
         let mut stream = connect(server.addr).await;
         send(&mut stream, &format!("GET /{path} HTTP/1.1\r\nconnection: close\r\n\r\n")).await;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.ends_with(end), "{answer}");
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        assert!(response.ends_with(end), "{response}");
     }
 }
 
-/// Answers with the size of what was posted, or 408.
+/// Responds with the size of the posted body, or 408.
 fn counter() -> Router {
     fn refuse(error: impl Error + IntoResponse + 'static) -> Response {
         if BodyTooSlow::is_cause_of(&error) { StatusCode::REQUEST_TIMEOUT.into_response() } else { error.into_response() }
@@ -231,20 +231,20 @@ fn counter() -> Router {
 }
 
 #[tokio::test]
-async fn a_body_that_stalls_is_answered_408() {
+async fn a_stalled_body_is_answered_408() {
     async fn stall(request: &str) {
         let server = start(counter(), Limits { body_idle_timeout: SHORT, ..no_limits() }).await;
         let mut stream = connect(server.addr).await;
         send(&mut stream, request).await;
-        let mut last_answer = answer(&mut stream).await;
-        if last_answer.starts_with("HTTP/1.1 100") {
-            last_answer = answer(&mut stream).await;
+        let mut last_response = read_response(&mut stream).await;
+        if last_response.starts_with("HTTP/1.1 100") {
+            last_response = read_response(&mut stream).await;
         }
-        assert!(last_answer.starts_with("HTTP/1.1 408") && last_answer.contains("connection: close"), "{last_answer}");
+        assert!(last_response.starts_with("HTTP/1.1 408") && last_response.contains("connection: close"), "{last_response}");
         assert_closes(&mut stream).await;
 
-        let undefended = start_undefended(counter()).await;
-        let mut stream = connect(undefended).await;
+        let unlimited = start_without_limits(counter()).await;
+        let mut stream = connect(unlimited).await;
         send(&mut stream, request).await;
         assert_stays_open(&mut stream).await;
     }
@@ -260,28 +260,28 @@ async fn a_body_that_stalls_is_answered_408() {
 }
 
 #[tokio::test]
-async fn a_body_that_drips_is_answered_408() {
+async fn a_slow_body_is_answered_408() {
     async fn drip_body(limits: Limits) -> Result<String, tokio::time::error::Elapsed> {
         let server = start(counter(), limits).await;
         let mut stream = connect(server.addr).await;
         send(&mut stream, "POST / HTTP/1.1\r\ncontent-length: 100000\r\n\r\n").await;
         let (mut reader, dripping) = drip(stream, "a");
-        let mut answer = [0; 12];
-        let answered = timeout(WATCH, reader.read_exact(&mut answer)).await;
+        let mut status_line = [0; 12];
+        let answered = timeout(WATCH, reader.read_exact(&mut status_line)).await;
         dripping.abort();
         answered.map(|read| {
             read.unwrap();
-            String::from_utf8(answer.to_vec()).unwrap()
+            String::from_utf8(status_line.to_vec()).unwrap()
         })
     }
     let idle_only = Limits { body_idle_timeout: 2 * SHORT, body_grace: SHORT, ..no_limits() };
     let with_rate = Limits { body_min_rate: 1024, ..idle_only.clone() };
     assert_eq!(drip_body(with_rate).await.unwrap(), "HTTP/1.1 408");
-    drip_body(idle_only).await.expect_err("without a rate, the drip goes on");
+    drip_body(idle_only).await.expect_err("without a minimum rate, the slow body continues");
 }
 
 #[tokio::test]
-async fn a_body_above_the_rate_may_outlast_the_grace() {
+async fn a_body_above_the_minimum_rate_may_exceed_the_grace_period() {
     let limits = Limits { body_grace: SHORT, body_min_rate: 1024, ..no_limits() };
     let server = start(counter(), limits).await;
     let mut stream = connect(server.addr).await;
@@ -290,11 +290,11 @@ async fn a_body_above_the_rate_may_outlast_the_grace() {
         sleep(SHORT / 4).await;
         send(&mut stream, &"a".repeat(4096)).await;
     }
-    assert!(answer(&mut stream).await.ends_with("40960"));
+    assert!(read_response(&mut stream).await.ends_with("40960"));
 }
 
 #[tokio::test]
-async fn a_slow_handler_is_not_held_against_the_client() {
+async fn a_slow_handler_does_not_use_up_the_clients_time() {
     let sip = async |body: Body| {
         let mut frames = body.into_data_stream();
         let mut size = 0;
@@ -308,37 +308,37 @@ async fn a_slow_handler_is_not_held_against_the_client() {
     let server = start(Router::new().route("/", post(sip)), limits).await;
     let mut stream = connect(server.addr).await;
     send(&mut stream, &format!("POST / HTTP/1.1\r\ncontent-length: 30000\r\n\r\n{}", "a".repeat(30000))).await;
-    assert!(answer(&mut stream).await.ends_with("30000"));
+    assert!(read_response(&mut stream).await.ends_with("30000"));
 }
 
-/// Refuses to read what is posted.
-fn refusal() -> Router {
+/// Rejects a POST without reading its body.
+fn rejection() -> Router {
     Router::new().route("/", post(async || StatusCode::PAYLOAD_TOO_LARGE))
 }
 
 #[tokio::test]
-async fn an_answer_before_the_end_of_the_body_reaches_its_client() {
-    /// Sends all of a body before it looks for an answer.
+async fn a_response_before_the_end_of_the_body_reaches_the_client() {
+    /// Sends the whole body before reading the response.
     async fn upload(linger_timeout: Duration) -> io::Result<String> {
-        let server = start(refusal(), Limits { linger_timeout, ..no_limits() }).await;
+        let server = start(rejection(), Limits { linger_timeout, ..no_limits() }).await;
         let mut stream = connect(server.addr).await;
         send(&mut stream, "POST / HTTP/1.1\r\ncontent-length: 10485760\r\n\r\n").await;
         for _ in 0..10 {
             stream.write_all(&[0; 1 << 20]).await?;
             sleep(SHORT / 10).await;
         }
-        Ok(answer(&mut stream).await)
+        Ok(read_response(&mut stream).await)
     }
-    let answer = upload(PATIENCE).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("connection: close"), "{answer}");
+    let response = upload(WAIT_TIMEOUT).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 413") && response.contains("connection: close"), "{response}");
     upload(Duration::ZERO).await.expect_err("without lingering, the client is reset");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_client_that_goes_on_sending_a_refused_body_is_cut_off() {
-    /// Whether a client is cut off that sends faster than a busy machine reads.
-    async fn cuts_off_flood(linger_timeout: Duration, watch: Duration) -> bool {
-        let server = start(refusal(), Limits { linger_timeout, ..no_limits() }).await;
+async fn a_client_that_keeps_sending_a_rejected_body_is_disconnected() {
+    /// Whether the server disconnects a client that sends faster than a busy machine reads.
+    async fn disconnects_flood(linger_timeout: Duration, watch: Duration) -> bool {
+        let server = start(rejection(), Limits { linger_timeout, ..no_limits() }).await;
         let mut stream = std::net::TcpStream::connect(server.addr).unwrap();
         let flood = tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
@@ -356,25 +356,25 @@ async fn a_client_that_goes_on_sending_a_refused_body_is_cut_off() {
                 tokio::task::yield_now().await;
             }
         });
-        let cut_off = flood.await.unwrap();
+        let disconnected = flood.await.unwrap();
         busy.abort();
-        cut_off
+        disconnected
     }
-    assert!(cuts_off_flood(SHORT, PATIENCE / 4).await);
-    assert!(!cuts_off_flood(Duration::MAX, WATCH).await, "without a limit, the flood goes on");
+    assert!(disconnects_flood(SHORT, WAIT_TIMEOUT / 4).await);
+    assert!(!disconnects_flood(Duration::MAX, WATCH).await, "without a limit, the flood continues");
 }
 
-/// A route whose endless response tells when it is dropped.
+/// A route whose endless response signals when it is dropped.
 fn endless() -> (Router, mpsc::UnboundedReceiver<()>) {
-    struct TellDrop(mpsc::UnboundedSender<()>);
-    impl Drop for TellDrop {
+    struct NotifyOnDrop(mpsc::UnboundedSender<()>);
+    impl Drop for NotifyOnDrop {
         fn drop(&mut self) {
             let _ = self.0.send(());
         }
     }
     let (dropped, drops) = mpsc::unbounded_channel();
     let respond = move || async move {
-        let guard = TellDrop(dropped);
+        let guard = NotifyOnDrop(dropped);
         let chunk = Bytes::from(vec![0; 1 << 20]);
         Body::from_stream(stream::repeat_with(move || {
             let _ = &guard;
@@ -390,17 +390,17 @@ async fn a_client_that_reads_nothing_is_disconnected() {
     let server = start(app, Limits { write_timeout: SHORT, ..no_limits() }).await;
     let mut stream = connect(server.addr).await;
     send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
-    timeout(PATIENCE, drops.recv()).await.expect("the response is given up");
+    timeout(WAIT_TIMEOUT, drops.recv()).await.expect("the server drops the response");
 
     let (app, mut drops) = endless();
-    let undefended = start_undefended(app).await;
-    let mut stream = connect(undefended).await;
+    let unlimited = start_without_limits(app).await;
+    let mut stream = connect(unlimited).await;
     send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
-    timeout(WATCH, drops.recv()).await.expect_err("undefended, the response waits");
+    timeout(WATCH, drops.recv()).await.expect_err("without a limit, the response waits");
 }
 
 #[tokio::test]
-async fn a_client_that_reads_slowly_gets_everything() {
+async fn a_client_that_reads_slowly_receives_everything() {
     const SIZE: usize = 16 << 20;
     let limit = 3 * SHORT;
     let app = Router::new().route("/", get(async || Bytes::from(vec![0; SIZE])));
@@ -417,19 +417,19 @@ async fn a_client_that_reads_slowly_gets_everything() {
         assert_ne!(read, 0, "closed after {received} bytes");
         received += read;
     }
-    assert!(begun.elapsed() > 2 * limit, "too fast to show anything");
+    assert!(begun.elapsed() > 2 * limit, "too fast to prove anything");
 }
 
 #[tokio::test]
-async fn a_client_that_is_gone_takes_its_request_with_it() {
-    struct TellDrop(Option<oneshot::Sender<()>>);
-    impl Drop for TellDrop {
+async fn the_handler_of_a_disconnected_client_is_dropped() {
+    struct NotifyOnDrop(Option<oneshot::Sender<()>>);
+    impl Drop for NotifyOnDrop {
         fn drop(&mut self) {
             self.0.take().map(|dropped| dropped.send(()));
         }
     }
     let (dropped, was_dropped) = oneshot::channel();
-    let guard = Arc::new(Mutex::new(Some(TellDrop(Some(dropped)))));
+    let guard = Arc::new(Mutex::new(Some(NotifyOnDrop(Some(dropped)))));
     let begun = Arc::new(Notify::new());
     let handler = {
         let begun = Arc::clone(&begun);
@@ -444,10 +444,10 @@ async fn a_client_that_is_gone_takes_its_request_with_it() {
     send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
     begun.notified().await;
     drop(stream);
-    timeout(PATIENCE, was_dropped).await.expect("the handler is dropped").unwrap();
+    timeout(WAIT_TIMEOUT, was_dropped).await.expect("the handler is dropped").unwrap();
 }
 
-/// Says when a request has begun, and answers it when released.
+/// A route that signals when a request has begun, and responds when released.
 fn gated() -> (Router, Arc<Notify>, Arc<Notify>) {
     let (begun, released) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let handler = {
@@ -463,7 +463,7 @@ fn gated() -> (Router, Arc<Notify>, Arc<Notify>) {
 }
 
 #[tokio::test]
-async fn at_the_cap_newcomers_wait_for_a_busy_connection_to_end() {
+async fn at_the_limit_new_connections_wait_for_a_busy_one_to_end() {
     async fn newcomer_waits(max_connections: usize) -> bool {
         let (app, begun, released) = gated();
         let server = start(app, Limits { max_connections, ..no_limits() }).await;
@@ -475,37 +475,37 @@ async fn at_the_cap_newcomers_wait_for_a_busy_connection_to_end() {
         send(&mut newcomer, "GET / HTTP/1.1\r\n\r\n").await;
         let waits = timeout(WATCH, newcomer.peek(&mut [0])).await.is_err();
         released.notify_one();
-        assert!(answer(&mut busy).await.ends_with("done"));
-        assert!(answer(&mut newcomer).await.ends_with("hello"));
+        assert!(read_response(&mut busy).await.ends_with("done"));
+        assert!(read_response(&mut newcomer).await.ends_with("hello"));
         waits
     }
     assert!(newcomer_waits(1).await);
-    assert!(!newcomer_waits(2).await, "below the cap nobody waits");
+    assert!(!newcomer_waits(2).await, "below the limit no connection waits");
 }
 
 #[tokio::test]
-async fn at_the_cap_the_longest_idle_connection_makes_room() {
+async fn at_the_limit_the_longest_idle_connection_is_closed() {
     let server = start(hello(), Limits { max_connections: 2, ..no_limits() }).await;
     let (mut longest, mut shorter, mut newcomer) = (connect(server.addr).await, connect(server.addr).await, connect(server.addr).await);
     for stream in [&mut longest, &mut shorter, &mut newcomer] {
         send(stream, "GET / HTTP/1.1\r\n\r\n").await;
-        assert!(answer(stream).await.ends_with("hello"));
+        assert!(read_response(stream).await.ends_with("hello"));
     }
     assert_closes(&mut longest).await;
     for stream in [&mut shorter, &mut newcomer] {
         send(stream, "GET / HTTP/1.1\r\n\r\n").await;
-        assert!(answer(stream).await.ends_with("hello"));
+        assert!(read_response(stream).await.ends_with("hello"));
     }
 }
 
 #[tokio::test]
-async fn shutdown_finishes_what_is_in_flight_and_closes_what_is_idle() {
+async fn shutdown_finishes_requests_in_flight_and_closes_idle_connections() {
     let (app, begun, released) = gated();
     let server = start(app, no_limits()).await;
     let mut fresh = connect(server.addr).await;
     let mut idle = connect(server.addr).await;
     send(&mut idle, "GET / HTTP/1.1\r\n\r\n").await;
-    assert!(!answer(&mut idle).await.contains("connection: close"));
+    assert!(!read_response(&mut idle).await.contains("connection: close"));
     let mut in_flight = connect(server.addr).await;
     send(&mut in_flight, "GET /gated HTTP/1.1\r\n\r\n").await;
     begun.notified().await;
@@ -513,16 +513,16 @@ async fn shutdown_finishes_what_is_in_flight_and_closes_what_is_idle() {
     server.shutdown.cancel();
     assert_closes(&mut fresh).await;
     assert_closes(&mut idle).await;
-    TcpStream::connect(server.addr).await.expect_err("nobody listens any more");
+    TcpStream::connect(server.addr).await.expect_err("the listener is closed");
     released.notify_one();
-    let answer = answer(&mut in_flight).await;
-    assert!(answer.contains("connection: close") && answer.ends_with("done"), "{answer}");
-    let report = timeout(PATIENCE, server.serving).await.expect("all over").unwrap();
+    let response = read_response(&mut in_flight).await;
+    assert!(response.contains("connection: close") && response.ends_with("done"), "{response}");
+    let report = timeout(WAIT_TIMEOUT, server.serving).await.expect("the shutdown completes").unwrap();
     assert_eq!(report, ServeReport { connections_cut: 0 });
 }
 
 #[tokio::test]
-async fn shutdown_cuts_what_is_stuck() {
+async fn shutdown_aborts_stuck_requests() {
     async fn shut_down_while_stuck(shutdown_grace: Duration) -> Option<ServeReport> {
         let (app, begun, _never_released) = gated();
         let server = start(app, Limits { shutdown_grace, ..no_limits() }).await;
@@ -533,7 +533,7 @@ async fn shutdown_cuts_what_is_stuck() {
         timeout(WATCH, server.serving).await.ok().map(Result::unwrap)
     }
     assert_eq!(shut_down_while_stuck(SHORT).await, Some(ServeReport { connections_cut: 1 }));
-    assert_eq!(shut_down_while_stuck(Duration::MAX).await, None, "without a deadline it never ends");
+    assert_eq!(shut_down_while_stuck(Duration::MAX).await, None, "without a deadline the shutdown never completes");
 }
 
 #[tokio::test]
@@ -545,7 +545,7 @@ async fn an_oversized_header_section_is_answered_431() {
     for (request, status) in [(long_value, "431"), (many_fields, "431"), (acceptable, "200")] {
         let mut stream = connect(server.addr).await;
         send(&mut stream, &request).await;
-        assert_eq!(&answer(&mut stream).await[9..12], status);
+        assert_eq!(&read_response(&mut stream).await[9..12], status);
     }
 }
 
@@ -555,18 +555,18 @@ async fn requests_know_their_peer() {
     let server = start(app, Limits::default()).await;
     let mut stream = connect(server.addr).await;
     send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
-    assert!(answer(&mut stream).await.ends_with(&stream.local_addr().unwrap().to_string()));
+    assert!(read_response(&mut stream).await.ends_with(&stream.local_addr().unwrap().to_string()));
 }
 
-/// Runs itself in a child process with few file descriptors, and there takes them all.
+/// Runs itself in a child process with few file descriptors, which uses them all up.
 #[tokio::test]
-#[expect(clippy::disallowed_methods, reason = "tells the child process from its parent")]
-async fn accepting_goes_on_after_the_descriptors_ran_out() {
+#[expect(clippy::disallowed_methods, reason = "distinguishes the child process from its parent")]
+async fn accepting_continues_after_running_out_of_descriptors() {
     const IN_CHILD: &str = "TEST_WITH_FEW_DESCRIPTORS";
     if std::env::var(IN_CHILD).is_err() {
         let test = std::env::current_exe().unwrap();
         let output = Command::new("sh")
-            .args(["-c", "ulimit -n 64 && exec \"$0\" --exact accepting_goes_on_after_the_descriptors_ran_out --nocapture"])
+            .args(["-c", "ulimit -n 64 && exec \"$0\" --exact accepting_continues_after_running_out_of_descriptors --nocapture"])
             .arg(test)
             .env(IN_CHILD, "1")
             .output()
@@ -585,20 +585,20 @@ async fn accepting_goes_on_after_the_descriptors_ran_out() {
         hoard.push(file);
     }
 
-    // One descriptor for the client, none for the server.
+    // Free one descriptor for the client, none for the server.
     hoard.pop();
     let mut newcomer = connect(server.addr).await;
     send(&mut newcomer, "GET / HTTP/1.1\r\n\r\n").await;
-    timeout(WATCH, newcomer.peek(&mut [0])).await.expect_err("nothing to accept it with");
+    timeout(WATCH, newcomer.peek(&mut [0])).await.expect_err("no descriptor to accept it with");
     hoard.pop();
-    assert!(answer(&mut newcomer).await.ends_with("hello"));
+    assert!(read_response(&mut newcomer).await.ends_with("hello"));
 
-    // The newcomer is idle now, and makes room for the next.
+    // The newcomer is idle now, so the server closes it to make room for the next.
     hoard.pop();
     let mut next = connect(server.addr).await;
     send(&mut next, "GET / HTTP/1.1\r\n\r\n").await;
-    assert!(answer(&mut next).await.ends_with("hello"));
+    assert!(read_response(&mut next).await.ends_with("hello"));
     assert_closes(&mut newcomer).await;
     released.notify_one();
-    assert!(answer(&mut busy).await.ends_with("done"));
+    assert!(read_response(&mut busy).await.ends_with("done"));
 }

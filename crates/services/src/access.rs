@@ -1,8 +1,8 @@
-//! Who calls, and what they may do where: the one way in for everything that belongs to a tenant.
+//! Authentication and authorization: the only way to a tenant's data.
 //!
-//! The facts (does this session live, is this user a member, as what) are cached in the process. Every change of them is
-//! numbered in the main database in the order of the commits; each instance follows that log, and trusts its cache only
-//! while it does: so a change is seen everywhere within [`FRESHNESS`], and at once by the instance that made it.
+//! Sessions, memberships and roles are cached in the process. Every change of them is numbered in the main database in commit
+//! order. Each instance follows that log, and trusts its cache only while it does. So a change is effective within one second in
+//! every instance, and immediately in the instance that made it.
 
 use std::{
     sync::Arc,
@@ -23,10 +23,11 @@ use crate::{
     tenants::migrations::ensure_schema,
 };
 
-/// How long a write waits for its tenant's database to arrive on another server, and how often it looks.
-const PATIENCE: Duration = Duration::from_secs(10);
-const GLANCE: Duration = Duration::from_millis(50);
-/// Somebody whose access token was verified and whose session lives.
+/// How long a write waits while its tenant's database moves to another server, and how often it polls.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A caller with a verified access token and a live session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     user_id: UserId,
@@ -34,12 +35,12 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Somebody who is not there, but whose work goes on. May do what the user may at that time.
+    /// A user on whose behalf background work continues. It has the permissions that the user has at that time.
     pub(crate) fn of(user_id: UserId) -> Self {
         Self { user_id, session_id: Uuid::nil().into() }
     }
 
-    /// Who calls.
+    /// The caller's user id.
     #[must_use]
     pub fn user_id(&self) -> UserId {
         self.user_id
@@ -50,14 +51,13 @@ impl Caller {
     }
 }
 
-/// A caller inside a tenant that the caller may enter. The only thing that opens a tenant's database for a request, so a
-/// query can't reach another tenant's.
+/// A caller authorized in a tenant. Only this opens a tenant's database for a request, so a query can't reach another tenant's.
 pub(crate) struct TenantCaller {
     caller: Caller,
     role: Role,
     quota: Quota,
     database: TenantDatabase,
-    /// Whether it takes writes; not while it moves to another server.
+    /// Whether the tenant's database accepts writes; false while it moves to another server.
     may_write: bool,
 }
 
@@ -78,7 +78,7 @@ impl TenantCaller {
         self.role
     }
 
-    /// How much the tenant may store.
+    /// The tenant's storage quota.
     pub(crate) fn quota(&self) -> Quota {
         self.quota
     }
@@ -87,17 +87,17 @@ impl TenantCaller {
         &self.database
     }
 
-    /// A connection to the tenant's database, for reading.
+    /// A read connection to the tenant's database.
     pub(crate) async fn read(&self) -> Result<Connection<models::Tenant>> {
         Ok(self.database.read().await?)
     }
 }
 
 impl UserServices {
-    /// Finds out who calls.
+    /// Authenticates the caller.
     ///
     /// # Errors
-    /// [`Error::Unauthenticated`] when there is no token, or it is not good for anything (any more).
+    /// [`Error::Unauthenticated`] when the token is missing, invalid, expired or revoked.
     pub async fn authenticate(&self, access_token: Option<&str>) -> Result<Caller> {
         let token = access_token.ok_or(Error::Unauthenticated(TokenProblem::Missing))?;
         let verified = self.core.parts.tokens.verify(token, TokenKind::Access, self.core.clock().now());
@@ -110,10 +110,10 @@ impl UserServices {
         }
     }
 
-    /// Asks a tenant's database whether it is there, for a member.
+    /// Checks that a tenant's database is reachable, for a member.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when it is not.
+    /// [`Error::Unavailable`] when it is not reachable.
     pub async fn check_tenant(&self, caller: &Caller, tenant_id: TenantId) -> Result<()> {
         let tenant = authorize(&self.core, caller, tenant_id, Role::Viewer).await?;
         models::documents::count(&mut tenant.read().await?).await.map(drop)?;
@@ -121,7 +121,7 @@ impl UserServices {
     }
 }
 
-/// Lets a caller into an active tenant, as far as the role reaches.
+/// Authorizes a caller in an active tenant, with at least the needed role.
 pub(crate) async fn authorize(core: &Core, caller: &Caller, tenant_id: TenantId, needed: Role) -> Result<TenantCaller> {
     let member = membership(core, caller, tenant_id).await?;
     if !member.of.is_active {
@@ -135,14 +135,14 @@ pub(crate) async fn authorize(core: &Core, caller: &Caller, tenant_id: TenantId,
     Ok(TenantCaller { caller: *caller, role: member.membership.role, quota, database, may_write })
 }
 
-/// Lets a caller in and begins a transaction in the tenant's database. Waits while that moves to another server.
+/// Authorizes a caller and begins a transaction in the tenant's database. Waits while the database moves to another server.
 pub(crate) async fn begin(
     core: &Core,
     caller: &Caller,
     tenant_id: TenantId,
     needed: Role,
 ) -> Result<(TenantCaller, EventTx<models::Tenant>)> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     loop {
         let tenant = authorize(core, caller, tenant_id, needed).await?;
         if tenant.may_write {
@@ -152,11 +152,11 @@ pub(crate) async fn begin(
         if Instant::now() > deadline {
             return Err(Error::Closed(Closure::Moving));
         }
-        tokio::time::sleep(GLANCE).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Notes what somebody did without changing anything: in the tenant's database or, while that moves, in the main one.
+/// Records an audit event that accompanies no change: in the tenant's database or, while that moves, in the main database.
 pub(crate) async fn record(core: &Core, tenant: &TenantCaller, action: &str, data: Value) -> Result<()> {
     let event = audit_event(core, action, Some(tenant.tenant_id()), Some(tenant.user_id()), data);
     if tenant.may_write {
@@ -166,23 +166,26 @@ pub(crate) async fn record(core: &Core, tenant: &TenantCaller, action: &str, dat
     }
 }
 
-/// The caller's membership in a tenant, active or not. To everybody else the tenant is not there.
+/// The caller's membership in a tenant, active or not. For a caller who is no member, the tenant does not exist.
 pub(crate) async fn membership(core: &Core, caller: &Caller, tenant_id: TenantId) -> Result<Arc<Member<Tenant>>> {
     let member = core.access.member(caller.user_id, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
     match member.of.provisioning {
         Provisioning::Active => Ok(member),
         Provisioning::Deleting => Err(Error::NotFound(Noun::Tenant)),
-        _ => Err(Error::Unavailable { dependency: Dependency::TenantDatabase, source: "the tenant's database is still being made".into() }),
+        _ => Err(Error::Unavailable {
+            dependency: Dependency::TenantDatabase,
+            source: "the tenant's database is still being created".into(),
+        }),
     }
 }
 
-/// Begins a transaction for an upload. It may have taken long: long enough for the tenant to be deleted or to move, or for
-/// the caller to be put out of it.
+/// Authorizes an upload's caller again and begins its transaction. An upload may take long enough for the tenant to be deleted or
+/// moved, or for the caller to lose membership.
 pub(crate) async fn reauthorize_and_begin(core: &Core, tenant: &TenantCaller) -> Result<EventTx<models::Tenant>> {
     Ok(begin(core, tenant.caller(), tenant.tenant_id(), Role::User).await?.1)
 }
 
-/// Fails when a role is lower than what is needed.
+/// Fails when a role is lower than the needed one.
 pub(crate) fn require(role: Role, needed: Role) -> Result<()> {
     if role >= needed { Ok(()) } else { Err(Error::Forbidden(Denial::RoleTooLow { needed })) }
 }

@@ -1,8 +1,8 @@
-//! What is known of sessions and memberships, cached in the process.
+//! The process's cache of sessions and memberships.
 //!
-//! Every change of these facts is numbered in the main database in the order of the commits. Each instance follows that log, and
-//! trusts its cache only while it does: a change is effective everywhere within [`FRESHNESS`], and at once in the instance that
-//! made it.
+//! Every change of these facts is numbered in the main database in commit order. Each instance follows that log, and trusts its
+//! cache only while it does. So a change is effective everywhere within [`FRESHNESS`], and immediately in the instance that made
+//! it.
 
 use std::sync::Arc;
 use std::{
@@ -19,38 +19,38 @@ use uuid::Uuid;
 
 use crate::{Core, OperatorServices, events::events::EventTx};
 
-/// How often an instance asks for changes.
+/// How often an instance polls the log of changes.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(300);
-/// How old the last answer may be for the cache to be trusted.
+/// The maximum age of the last poll for the cache to be trusted.
 const FRESHNESS: Duration = Duration::from_secs(1);
-/// After what time every instance goes by a change, with room for a slow one.
+/// After this time every instance applies a change, with a margin for a slow one.
 pub(crate) const NOTICED_AFTER: Duration = FRESHNESS.saturating_add(Duration::from_millis(500));
-/// How long a fact is cached at most.
-const FACT_LIFE: Duration = Duration::from_secs(60);
-/// How many facts of a kind are cached at most; each is a few hundred bytes.
-const FACTS: u64 = 50_000;
+/// How long a fact is cached.
+const FACT_TTL: Duration = Duration::from_secs(60);
+/// How many facts of a kind are cached; each takes a few hundred bytes.
+const MAX_FACTS: u64 = 50_000;
 
 impl OperatorServices {
-    /// Follows the log of changes until cancelled (dropped). Without it every request asks the main database.
+    /// Follows the log of changes until cancelled (dropped). Otherwise every request reads the main database.
     pub async fn follow_access_changes(&self) {
         let mut interval = tokio::time::interval(FOLLOW_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
             if let Err(error) = self.core.access.follow().await {
-                tracing::warn!(error = dyn_error(&error), "the log of access changes can't be read; nothing is cached");
+                tracing::warn!(error = dyn_error(&error), "cannot read the log of access changes; the cache is bypassed");
             }
         }
     }
 }
 
-/// Commits a change of what is known of `subject` (a session, a user or a tenant). It is effective in this instance when
-/// this returns, and everywhere after [`NOTICED_AFTER`].
+/// Commits a change of the facts about `subject` (a session, a user or a tenant). It is effective in this instance when this
+/// returns, and everywhere after [`NOTICED_AFTER`].
 pub(crate) async fn commit_access_change(core: &Core, mut tx: EventTx<Main>, subject: impl Into<Uuid>) -> Result<()> {
     let subject = subject.into();
     let version = access_changes::push(&mut tx, subject, core.clock().now()).await?;
     tx.commit().await?;
-    core.access.log().note(subject, version, Instant::now());
+    core.access.log().record(subject, version, Instant::now());
     Ok(())
 }
 
@@ -69,27 +69,27 @@ struct Fact<T> {
     version: i64,
 }
 
-/// What is known of the log of changes.
+/// What this instance knows of the log of changes.
 #[derive(Default)]
 struct Log {
     /// Every change up to this number is known.
     version: i64,
-    /// When the question was asked whose answer was the last; never before the first one.
+    /// When the last completed poll started; none before the first.
     asked_at: Option<Instant>,
-    /// The last change of each subject, and when it was noted. A fact that was read before it does not hold.
+    /// The last change of each subject, and when it was recorded. A fact read before that change is invalid.
     changed: HashMap<Uuid, (i64, Instant)>,
 }
 
 impl Log {
-    /// Notes a change. They do not always come in order: what this instance changes it knows before it is told of the changes
-    /// before.
-    fn note(&mut self, subject: Uuid, version: i64, at: Instant) {
+    /// Records a change. Changes may arrive out of order: this instance records its own before it reads the earlier ones of
+    /// others.
+    fn record(&mut self, subject: Uuid, version: i64, at: Instant) {
         let last = self.changed.entry(subject).or_insert((version, at));
         *last = (version.max(last.0), at.max(last.1));
     }
 
-    /// Up to which number every change is known. Before the first answer none is, and nothing may be cached: the first answer
-    /// does not tell of the changes before it.
+    /// The number up to which every change is known. It is none before the first poll, and then nothing may be cached: the first
+    /// poll does not return the changes before it.
     fn known_version(&self) -> Option<i64> {
         self.asked_at.map(|_| self.version)
     }
@@ -108,13 +108,13 @@ impl AccessCache {
     pub(crate) fn new(main: MainDatabase) -> Self {
         Self {
             main,
-            sessions: Cache::builder().max_capacity(FACTS).time_to_live(FACT_LIFE).build(),
-            members: Cache::builder().max_capacity(FACTS).time_to_live(FACT_LIFE).build(),
+            sessions: Cache::builder().max_capacity(MAX_FACTS).time_to_live(FACT_TTL).build(),
+            members: Cache::builder().max_capacity(MAX_FACTS).time_to_live(FACT_TTL).build(),
             log: RwLock::default(),
         }
     }
 
-    /// Whose session it is, when it lives. `user_id` is whose it is said to be.
+    /// The user of a live session. `user_id` is the user that the token claims.
     pub(crate) async fn session_user(&self, id: SessionId, user_id: UserId) -> Result<Option<UserId>> {
         self.fact(&self.sessions, id, &[id.uuid(), user_id.uuid()], async |connection| sessions::find_living(connection, id).await).await
     }
@@ -126,8 +126,8 @@ impl AccessCache {
         .await
     }
 
-    /// The cached fact when it holds, else what the database says. What is not there is not cached: strangers could fill
-    /// the cache with it.
+    /// The cached fact if it is valid, otherwise what the database says. A missing fact is not cached: unauthenticated clients
+    /// could fill the cache with them.
     async fn fact<K: Hash + Eq + Send + Sync + 'static, T: Clone + Send + Sync + 'static>(
         &self,
         cache: &Cache<K, Fact<T>>,
@@ -140,7 +140,7 @@ impl AccessCache {
         {
             return Ok(Some(fact.value));
         }
-        // Taken before reading: a change that commits meanwhile has a greater number and so undoes what is cached here.
+        // Taken before the read: a change committed meanwhile has a greater number and so invalidates what is cached here.
         let version = self.log_read().known_version();
         let value = read(&mut self.main.read().await?).await?;
         if let (Some(value), Some(version)) = (&value, version) {
@@ -154,7 +154,7 @@ impl AccessCache {
         let known = self.log_read().known_version();
         let mut connection = self.main.read().await?;
         let (version, changes) = match known {
-            // Nothing is cached before the first answer, so nothing before it matters.
+            // Nothing is cached before the first poll, so no earlier change matters.
             None => (access_changes::last_version(&mut connection).await?, Vec::new()),
             Some(known) => {
                 let changes = access_changes::after(&mut connection, known).await?;
@@ -163,10 +163,10 @@ impl AccessCache {
         };
         let mut log = self.log();
         for (version, subject) in changes {
-            log.note(subject, version, asked_at);
+            log.record(subject, version, asked_at);
         }
-        // No fact is older than its life, so neither need a change be remembered longer.
-        log.changed.retain(|_, (_, noted_at)| noted_at.elapsed() < 2 * FACT_LIFE);
+        // No fact outlives its time to live, so no change has to be remembered longer.
+        log.changed.retain(|_, (_, recorded_at)| recorded_at.elapsed() < 2 * FACT_TTL);
         log.version = version;
         log.asked_at = Some(asked_at);
         Ok(())
@@ -192,12 +192,12 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_is_told_late_hides_no_later_one() {
+    fn a_change_that_arrives_late_hides_no_later_one() {
         let mut log = Log { asked_at: Some(Instant::now()), version: 6, ..Log::default() };
         let subject = Uuid::from_u128(1);
-        // Our own change 7 is noted while the answer to the question that ends with 6 is under way.
-        log.note(subject, 7, Instant::now());
-        log.note(subject, 6, Instant::now());
+        // This instance records its own change 7 while the poll that ends with 6 is still running.
+        log.record(subject, 7, Instant::now());
+        log.record(subject, 6, Instant::now());
         let read_before_7 = Fact { value: (), version: 6 };
         assert!(!log.holds(&read_before_7, &[subject]));
         assert!(log.holds(&Fact { value: (), version: 7 }, &[subject]));

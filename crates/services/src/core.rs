@@ -1,4 +1,4 @@
-//! What all services share, and the three doors to it.
+//! The core that all services share, and the three facades over it.
 
 use std::{
     collections::HashMap,
@@ -25,51 +25,52 @@ use crate::{
     tenants::migrations::Awaited,
 };
 
-/// When a creation or a deletion counts as abandoned. If it was not, two complete it, which does no harm.
+/// When a tenant's creation or deletion counts as abandoned. If it is still running, two instances complete it, which is
+/// harmless.
 const ABANDONED_AFTER: Duration = Duration::from_secs(30);
 
-/// What the services are assembled from.
+/// The parts that the services are assembled from.
 pub struct Parts {
     /// Users, tenants, memberships, sessions.
     pub main: MainDatabase,
     /// A database for every tenant.
     pub tenant_databases: TenantDatabases,
-    /// Where objects are kept.
+    /// The object storage.
     pub storage: Arc<dyn ObjectStorage>,
-    /// Where uploads are received.
+    /// Receives uploads.
     pub spool: Spool,
-    /// The hashing gate.
+    /// Password hashing on a bounded worker pool.
     pub passwords: Passwords,
     /// Access and refresh tokens.
     pub tokens: Tokens,
-    /// Signs downloads where the storage can't.
+    /// Signs download URLs where the storage can't.
     pub url_signer: UrlSigner,
-    /// Now, and new ids.
+    /// The current time and new ids.
     pub clock: Arc<dyn Clock>,
     /// The limits.
     pub settings: Settings,
 }
 
-/// Limits that are the operator's to choose.
+/// Limits that the operator chooses.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The most bytes of an upload.
+    /// The maximum size of an upload in bytes.
     pub max_upload_bytes: u64,
-    /// How long a download's URL is good for.
+    /// How long a download URL is valid.
     pub download_url_life: Duration,
-    /// How long an upload in parts is waited for after its last part.
+    /// How long a multipart upload stays open after its last part.
     pub upload_life: Duration,
     /// How long an orphaned file is kept before it is collected.
     pub garbage_grace: Duration,
-    /// How long a deleted document can be brought back; zero for not at all.
+    /// How long a deleted document can be restored from the trash; zero disables the trash.
     pub trash_retention: Duration,
-    /// How many contents of a document are kept, the current one included; at least 1.
+    /// How many versions of a document are kept, the current one included; at least 1.
     pub versions_kept: u64,
-    /// How long events are kept after they were published, and remembered after they were handled.
+    /// How long published events are kept, and how long handled events are remembered.
     pub event_retention: Duration,
-    /// How much a tenant may store, unless the operator set something else for it.
+    /// The default storage quota of a tenant; the operator may set another per tenant.
     pub quota: Quota,
-    /// How many databases each server keeps ready for tenants to come; only PostgreSQL servers do.
+    /// The number of warm databases that each server keeps; only PostgreSQL servers have them.
     pub spare_databases: usize,
 }
 
@@ -89,7 +90,7 @@ impl Default for Settings {
     }
 }
 
-/// The three doors, over one core.
+/// The three facades over one core.
 #[derive(Clone)]
 pub struct Services {
     /// For the API.
@@ -101,7 +102,7 @@ pub struct Services {
 }
 
 impl Services {
-    /// Assembles the services. Connects to nothing yet.
+    /// Assembles the services without connecting to anything.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let core = Core::new(parts);
@@ -113,7 +114,7 @@ impl Services {
     }
 }
 
-/// What users may ask. Cheap to clone.
+/// What users may call. Cheap to clone.
 #[derive(Clone)]
 pub struct UserServices {
     pub(crate) core: Core,
@@ -127,7 +128,7 @@ impl UserServices {
     }
 }
 
-/// What the operator does: on the command line, and in the background. Cheap to clone.
+/// What the operator may call, from the command line and in background maintenance. Cheap to clone.
 #[derive(Clone)]
 pub struct OperatorServices {
     pub(crate) core: Core,
@@ -141,13 +142,13 @@ impl OperatorServices {
     }
 }
 
-/// What the relay and the handlers of events need. Cheap to clone.
+/// What the relay and the event handlers may call. Cheap to clone.
 #[derive(Clone)]
 pub struct EventServices {
     pub(crate) core: Core,
 }
 
-/// What all services share. Cheap to clone.
+/// The shared core. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Core(Arc<Shared>);
 
@@ -155,14 +156,14 @@ pub(crate) struct Shared {
     pub(crate) parts: Parts,
     pub(crate) access: AccessCache,
     assembled_at: Timestamp,
-    /// Tells this instance from others, for leases.
+    /// Identifies this instance as the holder of leases.
     pub(crate) instance: Uuid,
     pub(crate) warm_database_taken: Notify,
     pub(crate) notified: Arc<Notified>,
-    /// Tenants whose dirty flag this instance set just now.
+    /// Tenants whose dirty flag this instance set recently.
     pub(crate) dirty_flags: moka::future::Cache<TenantId, ()>,
     pub(crate) denials: Denials,
-    /// Servers of tenants' databases that failed to create one, and when.
+    /// Tenant database servers that failed to create a database, and when.
     pub(crate) failing_servers: Mutex<HashMap<String, Instant>>,
     pub(crate) awaited_migrations: Mutex<Awaited>,
     pub(crate) completions: Completions,
@@ -207,7 +208,7 @@ impl Core {
         &*self.parts.clock
     }
 
-    /// What was begun before this and has not changed since was abandoned by a crash.
+    /// Work begun before this time and unchanged since was abandoned by a crash.
     pub(crate) fn abandoned_before(&self) -> Timestamp {
         self.clock().now().minus(ABANDONED_AFTER).max(self.assembled_at)
     }

@@ -1,4 +1,4 @@
-//! Whether what Tenantry rests on answers.
+//! Health checks of Tenantry's dependencies.
 
 use std::{
     sync::Arc,
@@ -12,48 +12,56 @@ use tokio::{sync::Mutex, time::timeout};
 use crate::{Core, OperatorServices, UserServices};
 
 /// How long a dependency may take to answer before it counts as down.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The last answer, and when it was asked for.
+/// The last result, and when its check started.
 #[derive(Default)]
 pub(crate) struct LastCheck(Mutex<Option<(Instant, Arc<Vec<DependencyStatus>>)>>);
 
-/// Something that Tenantry rests on, and how it is.
+/// Why some tenants' databases are unreachable: the configuration does not name their server (any more).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it has {tenants} tenants, but the configuration does not name it")]
+pub struct UnknownServer {
+    /// The number of tenants whose database is there.
+    pub tenants: u64,
+}
+
+/// A dependency and its health.
 #[derive(Debug)]
 pub struct DependencyStatus {
-    /// Its name, as operators call it.
+    /// The name that operators know it by.
     pub name: String,
-    /// Nothing, or what is wrong with it.
+    /// The problem, if there is one.
     pub problem: Option<Error>,
 }
 
-/// The connections to a server of tenants' databases.
+/// The connection pool of one tenant database server.
 #[derive(Clone, Debug)]
 pub struct ServerConnections {
     /// The server's configured name.
     pub name: String,
-    /// How many there may be.
+    /// The maximum number of connections.
     pub limit: usize,
-    /// What those that there are do.
+    /// The connections by state.
     pub connections: Connections,
 }
 
 impl UserServices {
-    /// The connections to tenants' databases, for each server that is connected to. Files have none.
+    /// The connection pool of each tenant database server that is connected. SQLite files have none.
     #[must_use]
     pub fn tenant_connections(&self) -> Vec<ServerConnections> {
         let servers = self.core.parts.tenant_databases.connections();
         servers.map(|(name, limit, connections)| ServerConnections { name: name.to_owned(), limit, connections }).collect()
     }
 
-    /// How many tenants' databases are held open.
+    /// The number of open tenant databases.
     #[must_use]
     pub fn open_tenant_databases(&self) -> u64 {
         self.core.parts.tenant_databases.count_open()
     }
 
-    /// Whether every dependency is there, for whoever asks: one question after the other, however many ask at once, since each
-    /// costs the servers a connection. Those who came before a question was asked share its answer.
+    /// Checks every dependency. Checks run one at a time, because each costs the servers a connection. Callers that arrive before
+    /// a check starts share its result.
     pub async fn readiness(&self) -> Arc<Vec<DependencyStatus>> {
         let came_at = Instant::now();
         let mut last = self.core.last_check.0.lock().await;
@@ -70,12 +78,12 @@ impl UserServices {
 }
 
 impl OperatorServices {
-    /// Asks every dependency whether it is there, all at once.
+    /// Checks every dependency concurrently.
     pub async fn check_dependencies(&self) -> Vec<DependencyStatus> {
         check_dependencies(&self.core).await
     }
 
-    /// Servers that hold tenants' databases and that the configuration does not name (any more).
+    /// Servers that hold tenant databases but are missing from the configuration.
     ///
     /// # Errors
     /// When the main database is down.
@@ -98,8 +106,8 @@ async fn check_dependencies(core: &Core) -> Vec<DependencyStatus> {
         let ping = Box::pin(async { Ok(databases.ping(server).await?) });
         check(format!("tenant databases ({server})"), ping).await
     });
-    // Without the main database nobody knows of any; that it is down is said already.
-    let unknown = async { timeout(PATIENCE, find_unknown_servers(core)).await.ok().and_then(Result::ok).unwrap_or_default() };
+    // Unknown servers can only be found in the main database; if it is down, its own check reports that.
+    let unknown = async { timeout(PROBE_TIMEOUT, find_unknown_servers(core)).await.ok().and_then(Result::ok).unwrap_or_default() };
     let (main, storage, servers, unknown) = tokio::join!(main, storage, futures_util::future::join_all(servers), unknown);
     [main, storage].into_iter().chain(servers).chain(unknown).collect()
 }
@@ -108,17 +116,14 @@ async fn find_unknown_servers(core: &Core) -> Result<Vec<DependencyStatus>> {
     let holding = tenants::count_by_server(&mut core.main().read().await?).await?;
     let is_known = |server: &str| core.parts.tenant_databases.servers().any(|known| known == server);
     let unknown = holding.into_iter().filter(|(server, _)| !is_known(server)).map(|(server, count)| DependencyStatus {
-        problem: Some(Error::Unavailable {
-            dependency: Dependency::Server,
-            source: format!("{count} tenants are there, and TENANT_DATABASE_URLS does not name it").into(),
-        }),
+        problem: Some(Error::Unavailable { dependency: Dependency::Server, source: UnknownServer { tenants: count }.into() }),
         name: format!("tenant databases ({server})"),
     });
     Ok(unknown.collect())
 }
 
-async fn check(name: String, asking: impl Future<Output = Result<()>>) -> DependencyStatus {
-    let problem = match timeout(PATIENCE, asking).await {
+async fn check(name: String, probe: impl Future<Output = Result<()>>) -> DependencyStatus {
+    let problem = match timeout(PROBE_TIMEOUT, probe).await {
         Ok(answer) => answer.err(),
         Err(_) => Some(Error::Unavailable { dependency: Dependency::Other, source: "no answer in time".into() }),
     };

@@ -1,5 +1,5 @@
-//! Requests that are done once, however often they are sent: the key is noted in the transaction of what the request does, so
-//! neither is there without the other, and with the answer, so that a repetition is told the same.
+//! Idempotent requests. The key is recorded in the transaction of the request's change, so neither exists without the other. The
+//! response is stored with it, so a retry gets the same response.
 
 use std::time::Duration;
 
@@ -11,25 +11,25 @@ use uuid::Uuid;
 use crate::Core;
 
 /// How long a key is remembered.
-const MEMORY: Duration = Duration::from_secs(24 * 3600);
+const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
-/// A request that is to be handled once.
+/// A request that must be handled only once.
 pub struct IdempotentRequest<'a, T> {
     /// The key that the client chose.
     pub key: IdempotencyKey,
-    /// Renders its answer, which is kept for retries.
+    /// Renders the response, which is stored for retries.
     pub answer: &'a (dyn Fn(&T) -> String + Sync),
 }
 
-/// What came of a request that is handled once. `R` is how the answer to an earlier one is kept.
+/// The outcome of an idempotent request. `R` is the form in which an earlier response was stored.
 pub enum IdempotentOutcome<T, R = String> {
     /// It was handled now.
     Fresh(T),
-    /// It was handled before, with this answer.
+    /// It was handled before, with this response.
     Replayed(R),
 }
 
-/// Tells what is asked for from everything else: SHA-256 over the parts, each with its length before it.
+/// Distinguishes requests: SHA-256 over the parts, each prefixed with its length.
 pub(crate) fn fingerprint(parts: &[&[u8]]) -> [u8; 32] {
     let mut hasher = Sha256::new();
     for part in parts {
@@ -40,13 +40,13 @@ pub(crate) fn fingerprint(parts: &[&[u8]]) -> [u8; 32] {
 }
 
 fn remembered_since(core: &Core) -> Timestamp {
-    core.clock().now().minus(MEMORY)
+    core.clock().now().minus(RETENTION)
 }
 
-/// The request that a user made before with this key, if any.
+/// The user's earlier request with this key, if any.
 ///
 /// # Errors
-/// [`Conflict::IdempotencyKeyReused`] when it asked for something else.
+/// [`Conflict::IdempotencyKeyReused`] when that request asked for something else.
 pub(crate) async fn find_past_request<S: Scope>(
     core: &Core,
     connection: &mut Connection<S>,
@@ -60,8 +60,8 @@ pub(crate) async fn find_past_request<S: Scope>(
     }
 }
 
-/// Notes a request in the transaction of what it does. Answers whether it is the first with its key: else the transaction
-/// must not be committed.
+/// Records a request in the transaction of its change. Returns whether it is the first with its key; if not, the transaction must
+/// not be committed.
 pub(crate) async fn record_request<S: Scope>(
     core: &Core,
     tx: &mut Tx<S>,
@@ -75,7 +75,7 @@ pub(crate) async fn record_request<S: Scope>(
     Ok(idempotency::insert(tx, user_id, key, &request, remembered_since(core), core.clock().now()).await?)
 }
 
-/// Forgets requests whose keys need not be remembered any more.
+/// Purges requests whose keys have expired.
 pub(crate) async fn purge_past_requests<S: Scope>(core: &Core, tx: &mut Tx<S>) -> Result<u64> {
     Ok(idempotency::delete_before(tx, remembered_since(core)).await?)
 }

@@ -1,4 +1,4 @@
-//! Leases: what one instance at a time does.
+//! Leases: work that only one instance does at a time.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use models::{MainTx, leases};
 use crate::{Core, OperatorServices};
 
 impl OperatorServices {
-    /// Gives up all leases of this instance, which has ended what it did under them.
+    /// Releases all leases of this instance, after it ended the work under them.
     ///
     /// # Errors
-    /// When the main database is down; then they expire.
+    /// When the main database is down; then the leases expire.
     pub async fn release_leases(&self) -> Result<()> {
         let mut tx = self.core.main().begin().await?;
         leases::release_all(&mut tx, self.core.instance).await?;
@@ -19,7 +19,7 @@ impl OperatorServices {
     }
 }
 
-/// Takes a lease for a time, or prolongs it. Answers whether this instance has it.
+/// Takes or prolongs a lease. Returns whether this instance holds it.
 pub(crate) async fn hold_lease(core: &Core, name: &str, time: Duration) -> Result<bool> {
     let mut tx = core.main().begin().await?;
     let held = hold_lease_in(core, &mut tx, name, time).await?;
@@ -27,13 +27,13 @@ pub(crate) async fn hold_lease(core: &Core, name: &str, time: Duration) -> Resul
     Ok(held)
 }
 
-/// The same in a transaction with what may be done only by the lease's holder.
+/// Like [`hold_lease`], in a transaction with a change that only the lease's holder may make.
 pub(crate) async fn hold_lease_in(core: &Core, tx: &mut MainTx, name: &str, time: Duration) -> Result<bool> {
     let now = core.clock().now();
     Ok(leases::take(tx, name, core.instance, now, now.plus(time)).await?)
 }
 
-/// Gives a lease up, if this instance has it.
+/// Releases a lease, if this instance holds it.
 pub(crate) async fn release_lease(core: &Core, name: &str) -> Result<()> {
     let mut tx = core.main().begin().await?;
     leases::release(&mut tx, name, core.instance);

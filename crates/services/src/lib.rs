@@ -1,9 +1,10 @@
-//! What Tenantry does, by who asks: one method for each thing that can be asked, with its rules, permissions and transactions. The
-//! only crate that begins and commits.
+//! Tenantry's use cases, split by who may call them. Each method is one use case with its rules, permissions and transactions.
+//! This is the only crate that begins and commits transactions.
 //!
-//! There are three doors to one private core. [`UserServices`] is all that the API gets: what it does for a caller passes
-//! authentication and authorization. [`OperatorServices`] is for the command line and maintenance, which may do anything to any
-//! tenant. [`EventServices`] is for the worker. No door leads to another, so what a handler must not do does not compile:
+//! Three facades ("doors") lead to one private core. [`UserServices`] is all that the API gets; every call on behalf of a caller
+//! passes authentication and authorization. [`OperatorServices`] serves the command line and maintenance, which may do anything
+//! to any tenant. [`EventServices`] serves the worker. No facade leads to another, so a handler's forbidden call does not
+//! compile:
 //!
 //! ```compile_fail,E0599
 //! async fn handler(services: services::UserServices, tenant: domain::Tenant) {
@@ -23,7 +24,7 @@
 //! }
 //! ```
 //!
-//! What a handler may do, compiles:
+//! A handler's permitted calls compile:
 //!
 //! ```
 //! async fn handler(services: services::UserServices, claim: services::SignedDownload, signature: &str) {
@@ -36,8 +37,8 @@
 //! }
 //! ```
 //!
-//! Within the crate, a module's imports show whom it calls: methods belong to the doors, all else is functions over the core.
-//! `docs/ARCHITECTURE.md` says which module may call which, and a test holds them to it.
+//! Within the crate, a module's imports show which modules it calls: methods belong to the facades, everything else is a function
+//! over the core. `docs/ARCHITECTURE.md` defines which module may call which, and a test enforces it.
 
 mod access;
 mod access_cache;
@@ -55,8 +56,7 @@ pub use self::core::{EventServices, OperatorServices, Parts, Services, Settings,
 pub use access::Caller;
 pub use accounts::passwords::{PasswordSettings, Passwords};
 pub use accounts::sessions::{Login, TokenPair};
-pub use accounts::tokens;
-pub use accounts::tokens::{SecretKey, TokenSettings, Tokens};
+pub use accounts::tokens::{Claims, SecretKey, TokenSettings, Tokens};
 pub use accounts::users::Registration;
 pub use documents::content::Uploaded;
 pub use documents::direct_uploads::{Announcement, Begun, PartAt, PartUpload, PartUrl};
@@ -68,14 +68,15 @@ pub use documents::verification::{Finding, ObjectProblem, Verification};
 pub use events::demo::{DEMO_KEPT, DEMO_PREFIX, DEMO_TOPICS, DemoBus, DemoInProcess, DemoMessage, DemoReceived};
 pub use events::events::{OrderingKey, traced};
 pub use events::outbox::{Backlog, OUTBOX_LEASE, OutboxStatus, Unnotified, Unpublished};
-pub use health::{DependencyStatus, ServerConnections};
+pub use health::{DependencyStatus, ServerConnections, UnknownServer};
 pub use idempotency::{IdempotentOutcome, IdempotentRequest};
 pub use models::{Connections, Mark, TableSum};
 pub use storage::content_disposition::content_disposition;
 pub use storage::signed_urls::{SignedDownload, SignedPart, UrlSigner};
 pub use storage::spool::{Spool, SpooledContent};
 pub use storage::{
-    DirectUploads, DownloadUrl, LocalStorage, Object, ObjectEntry, ObjectStorage, Presentation, S3Settings, S3Storage, Unfinished,
+    ContentHeaders, DirectUploads, DownloadUrl, LocalStorage, Object, ObjectEntry, ObjectStorage, S3Credentials, S3Settings, S3Storage,
+    UnfinishedUpload,
 };
 pub use tenants::deletion::Deletion;
 pub use tenants::fleet::{TenantReport, TenantSummary};

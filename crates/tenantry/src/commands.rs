@@ -6,6 +6,7 @@ pub mod events;
 pub mod gc;
 pub mod init;
 pub mod migrate;
+mod problem;
 pub mod serve;
 pub mod tenants;
 pub mod users;

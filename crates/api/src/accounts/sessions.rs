@@ -18,11 +18,11 @@ use crate::{
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LoginIn {
-    /// The address of the account.
+    /// The account's e-mail address.
     #[serde(default, deserialize_with = "present")]
     #[schema(required = true, value_type = String, max_length = 255, example = "ada@example.com")]
     email: Option<String>,
-    /// Its password.
+    /// The account's password.
     #[serde(default, deserialize_with = "present")]
     #[schema(required = true, value_type = String, format = Password, max_length = 1024, example = "correct horse 1")]
     password: Option<String>,
@@ -31,16 +31,16 @@ pub(crate) struct LoginIn {
 /// Tokens of a session.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct TokensOut {
-    /// Calls the API: `Authorization: Bearer ACCESS_TOKEN`.
+    /// Authorizes API requests: `Authorization: Bearer ACCESS_TOKEN`.
     #[schema(example = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.eyJ0eXBlIjoiYWNjZXNzIn0.c2lnbmF0dXJl")]
     access_token: String,
-    /// Gets the next tokens, once.
+    /// Can be exchanged once for the next tokens.
     #[schema(example = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.eyJ0eXBlIjoicmVmcmVzaCJ9.c2lnbmF0dXJl")]
     refresh_token: String,
     /// Always `Bearer`.
     #[schema(example = "Bearer")]
     token_type: &'static str,
-    /// How long the access token is good for, in seconds.
+    /// Lifetime of the access token, in seconds.
     #[schema(example = 900)]
     expires_in: u64,
 }
@@ -62,14 +62,13 @@ pub(crate) struct LoginOut {
     #[serde(flatten)]
     tokens: TokensOut,
     user: UserOut,
-    /// The user's active tenants with the user's role, newest membership first: the first 100 of them, the rest is at
-    /// `/api/users/me/tenants`.
+    /// The first 100 of the user's active tenants, with the user's role, newest membership first. `/api/users/me/tenants` lists all.
     tenants: Vec<MembershipOut>,
 }
 
 /// Log in
 ///
-/// Begins a session. An unknown address, a deactivated account and a wrong password are answered alike.
+/// Starts a session. An unknown address, a deactivated account and a wrong password get the same response.
 #[utoipa::path(post, path = "/api/auth/login", tag = "auth", request_body = LoginIn, security(()),
     responses((status = 200, description = "Logged in", body = Response<LoginOut>), Errors<BadCredentials>))]
 pub(crate) async fn log_in(State(services): State<UserServices>, JsonBody(body): JsonBody<LoginIn>) -> ApiResult<LoginOut> {
@@ -82,11 +81,11 @@ pub(crate) async fn log_in(State(services): State<UserServices>, JsonBody(body):
     Ok(Response::ok("Logged in", LoginOut { tokens: login.tokens.into(), user: login.user.into(), tenants }))
 }
 
-/// A refresh token, where it does not come in the `Authorization` header.
+/// A refresh token, unless the `Authorization` header carries it.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RefreshIn {
-    /// The refresh token that was got last.
+    /// The most recent refresh token.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = String, example = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.eyJ0eXBlIjoicmVmcmVzaCJ9.c2lnbmF0dXJl")]
     refresh_token: Option<String>,
@@ -94,8 +93,8 @@ pub(crate) struct RefreshIn {
 
 /// Refresh
 ///
-/// Gets a new access token and the next refresh token. The refresh token comes in the `Authorization` header or in the body. Using
-/// one twice ends the session, but for a retry within ten seconds, which gets the same successor.
+/// Returns a new access token and the next refresh token. The client sends its refresh token in the `Authorization` header or in
+/// the body. Reusing one ends the session, except for a retry within ten seconds, which returns the same successor.
 #[utoipa::path(post, path = "/api/auth/refresh", tag = "auth", request_body = RefreshIn, security((), ("refresh_token" = [])),
     responses((status = 200, description = "Tokens refreshed", body = Response<TokensOut>), Errors<TokenReused>))]
 pub(crate) async fn refresh(
@@ -110,7 +109,7 @@ pub(crate) async fn refresh(
 
 /// Log out
 ///
-/// Ends the session: its access and refresh tokens are refused from now on.
+/// Ends the session and revokes its access and refresh tokens.
 #[utoipa::path(post, path = "/api/auth/logout", tag = "auth",
     responses((status = 200, description = "Logged out", body = Response<Empty>)))]
 pub(crate) async fn log_out(State(services): State<UserServices>, Authenticated(caller): Authenticated) -> ApiResult<Empty> {

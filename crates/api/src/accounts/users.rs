@@ -28,7 +28,7 @@ pub(crate) struct UserOut {
     is_active: bool,
     created_at: Timestamp,
     updated_at: Timestamp,
-    /// Nobody for who registered.
+    /// Null for self-registration.
     #[schema(required = true)]
     created_by: Option<Uuid>,
 }
@@ -52,7 +52,7 @@ impl From<User> for UserOut {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RegisterIn {
-    /// Unique; kept in lower case.
+    /// Unique; stored in lower case.
     #[serde(default, deserialize_with = "present")]
     #[schema(required = true, value_type = schemas::Email)]
     email: Option<String>,
@@ -70,7 +70,7 @@ pub(crate) struct RegisterIn {
 
 /// Register
 ///
-/// Makes an account.
+/// Creates an account.
 #[utoipa::path(post, path = "/api/auth/register", tag = "auth", request_body = RegisterIn, security(()),
     responses((status = 201, description = "User registered", body = Response<UserOut>), Errors<EmailTaken>))]
 pub(crate) async fn register(State(services): State<UserServices>, JsonBody(body): JsonBody<RegisterIn>) -> ApiResult<UserOut> {
@@ -86,13 +86,13 @@ pub(crate) async fn register(State(services): State<UserServices>, JsonBody(body
 
 /// My profile
 ///
-/// Who the access token stands for.
+/// The user whom the access token authenticates.
 #[utoipa::path(get, path = "/api/users/me", tag = "users", responses((status = 200, description = "Profile found", body = Response<UserOut>)))]
 pub(crate) async fn get_me(State(services): State<UserServices>, Authenticated(caller): Authenticated) -> ApiResult<UserOut> {
     Ok(Response::ok("Profile found", services.get_profile(&caller).await?.into()))
 }
 
-/// What can change in a profile. What is absent stays.
+/// Profile changes. Absent fields stay unchanged.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UpdateMeIn {
@@ -104,11 +104,11 @@ pub(crate) struct UpdateMeIn {
     last_name: Option<String>,
 }
 
-/// Change my profile
+/// Update my profile
 ///
-/// First and last name can change.
+/// Changes the first or last name.
 #[utoipa::path(put, path = "/api/users/me", tag = "users", request_body = UpdateMeIn,
-    responses((status = 200, description = "Profile changed", body = Response<UserOut>)))]
+    responses((status = 200, description = "Profile updated", body = Response<UserOut>)))]
 pub(crate) async fn update_me(
     State(services): State<UserServices>,
     Authenticated(caller): Authenticated,
@@ -118,5 +118,5 @@ pub(crate) async fn update_me(
     let first_name = optional(&mut errors, "first_name", body.first_name.as_ref(), PersonName::parse);
     let last_name = optional(&mut errors, "last_name", body.last_name.as_ref(), PersonName::parse);
     errors.check()?;
-    Ok(Response::ok("Profile changed", services.update_profile(&caller, first_name, last_name).await?.into()))
+    Ok(Response::ok("Profile updated", services.update_profile(&caller, first_name, last_name).await?.into()))
 }

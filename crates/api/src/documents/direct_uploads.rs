@@ -1,4 +1,4 @@
-//! `/api/tenants/{tenant_id}/documents/uploads`: uploads whose parts go to URLs of their own, and how uploads in parts stand.
+//! `/api/tenants/{tenant_id}/documents/uploads`: direct uploads, whose parts go to signed URLs, and the state of multipart uploads.
 
 use axum::{extract::State, http::HeaderMap};
 use domain::{ContentHash, Document, FieldErrors, Filename, MimeType, MultipartUpload, TenantId, TextProblem, UploadId, UploadState};
@@ -18,21 +18,21 @@ use crate::{
     schemas,
 };
 
-/// The most bytes of a direct upload: what S3 copies in one go.
-const LARGEST: u64 = 5 * 1024 * 1024 * 1024;
+/// The largest direct upload, in bytes: the limit of a single S3 copy.
+const MAX_DIRECT_UPLOAD_BYTES: u64 = 5 * 1024 * 1024 * 1024;
 
-/// What is to be uploaded.
+/// The declared upload.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BeginUploadIn {
     #[serde(default, deserialize_with = "present")]
     #[schema(required = true, value_type = schemas::Filename)]
     filename: Option<String>,
-    /// By default application/octet-stream.
+    /// Default: application/octet-stream.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = schemas::MediaType)]
     mime_type: Option<String>,
-    /// Bytes.
+    /// Size in bytes.
     #[serde(default, deserialize_with = "whole_number")]
     #[schema(required = true, value_type = u64, minimum = 1, maximum = 5_368_709_120_u64, example = 43)]
     size: Option<u64>,
@@ -51,7 +51,8 @@ impl BeginUploadIn {
         let mut errors = FieldErrors::default();
         let filename = required(&mut errors, "filename", self.filename.as_ref(), Filename::parse);
         let mime_type = optional(&mut errors, "mime_type", self.mime_type.as_ref(), MimeType::parse);
-        let size = self.size.filter(|size| (1..=LARGEST).contains(size)).ok_or("is required, a whole number from 1 to 5368709120");
+        let size =
+            self.size.filter(|size| (1..=MAX_DIRECT_UPLOAD_BYTES).contains(size)).ok_or("is required: a whole number from 1 to 5368709120");
         let size = errors.take("size", size);
         let sha256 = required(&mut errors, "sha256", self.sha256.as_ref(), parse_sha256);
         let md5 = optional(&mut errors, "md5", self.md5.as_ref(), |text| ContentHash::parse_md5(text).ok_or("must be 32 hex digits"));
@@ -61,59 +62,59 @@ impl BeginUploadIn {
     }
 }
 
-/// A whole number, also one that is written as `43.0`: to JSON Schema it is an integer.
+/// Deserializes a whole number. Accepts `43.0`, which is an integer to JSON Schema.
 fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let number = serde_json::Number::deserialize(deserializer)?;
-    let written_out = || number.as_f64().filter(|number| number.fract() == 0.0).and_then(|number| format!("{number:.0}").parse().ok());
-    Ok(Some(number.as_u64().or_else(written_out).ok_or_else(|| D::Error::custom("must be a whole number from 1 to 5368709120"))?))
+    let from_float = || number.as_f64().filter(|number| number.fract() == 0.0).and_then(|number| format!("{number:.0}").parse().ok());
+    Ok(Some(number.as_u64().or_else(from_float).ok_or_else(|| D::Error::custom("must be a whole number from 1 to 5368709120"))?))
 }
 
 fn parse_sha256(text: &str) -> Result<[u8; 32], TextProblem> {
     ContentHash::parse_sha256(text).ok_or("must be 64 hex digits")
 }
 
-/// Where a part is to be sent.
+/// A part to send.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct PartOut {
-    /// From 1.
+    /// Part number, from 1.
     #[schema(example = 1)]
     number: u32,
-    /// The part's first byte's place in the content.
+    /// Offset of the part's first byte in the content.
     #[schema(example = 0)]
     offset: u64,
-    /// Exactly so many bytes are taken.
+    /// Exact number of bytes to send.
     #[schema(example = 43)]
     size: u64,
-    /// Takes a PUT of the bytes, without a token: keep it secret.
+    /// PUT the bytes to this URL. It needs no token: keep it secret.
     #[schema(example = "https://storage.example.com/tenantry/tenants/…?partNumber=1&uploadId=…&X-Amz-Signature=…")]
     url: String,
 }
 
-/// An upload in parts.
+/// A multipart upload.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct StagedUploadOut {
     id: Uuid,
-    /// direct or tus
+    /// `direct` or `tus`.
     #[schema(example = "direct")]
     protocol: &'static str,
-    /// open, completing, completed or failed
+    /// `open`, `completing`, `completed` or `failed`.
     #[schema(example = "open")]
     state: &'static str,
     #[schema(example = "Report 2026.pdf")]
     filename: String,
     #[schema(example = "application/pdf")]
     mime_type: String,
-    /// Bytes.
+    /// Size in bytes.
     #[schema(example = 43)]
     size: u64,
-    /// Of a tus upload: how many of its bytes are here.
+    /// For tus uploads: the number of bytes received.
     #[schema(example = 0)]
     received: u64,
-    /// Why it failed.
+    /// Why the upload failed.
     #[schema(required = true, example = "its SHA-256 is d7a8fbb307d7809469ca9abcb0082e4f8d5651e46d3cdb762d02d0bf37c9e592")]
     failure: Option<String>,
     created_at: Timestamp,
-    /// When it is given up, or forgotten.
+    /// When the upload is aborted or, once it has ended, purged.
     expires_at: Timestamp,
 }
 
@@ -134,15 +135,15 @@ impl From<&MultipartUpload> for StagedUploadOut {
     }
 }
 
-/// How an upload stands.
+/// The state of an upload.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct UploadStateOut {
-    /// Null when nothing needs to be uploaded, since the content was there.
+    /// Null if the content was already stored, so that no upload is needed.
     #[schema(required = true)]
     upload: Option<StagedUploadOut>,
-    /// Where the parts are to be sent, as long as it is open.
+    /// The parts to send, while the upload is open.
     parts: Vec<PartOut>,
-    /// What it became.
+    /// The resulting document.
     #[schema(required = true)]
     document: Option<UploadOut>,
 }
@@ -163,24 +164,24 @@ fn parts_out(app: &App, headers: &HeaderMap, urls: Vec<PartUrl>) -> Vec<PartOut>
     urls.into_iter().map(|PartUrl { number, offset, size, at }| PartOut { number, offset, size, url: url(at) }).collect()
 }
 
-/// An upload in the path.
+/// Path parameters of an upload.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct UploadPath {
-    /// The tenant.
+    /// Tenant id.
     tenant_id: Uuid,
-    /// The upload.
+    /// Upload id.
     upload_id: Uuid,
 }
 
-/// Begin a direct upload
+/// Start a direct upload
 ///
-/// Announces a content. When the tenant has it already, in a document that the caller may read, it becomes a document at once. Else
-/// the answer has a URL for each part; send each with PUT and exactly its bytes, in any order, several at a time, and then complete
-/// the upload. Nothing is believed: size and hashes are checked when it is completed.
+/// Declares content. If the tenant already stores it in a document that the caller may read, the document is created at once.
+/// Otherwise the response has a URL for each part. PUT exactly the part's bytes to each URL, in any order and concurrently, then
+/// complete the upload. Completing verifies the declared size and hashes.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/uploads", tag = "uploads", params(TenantPath), request_body = BeginUploadIn,
-    responses((status = 201, description = "Upload begun", body = Response<UploadStateOut>), Errors<QuotaExceeded>))]
+    responses((status = 201, description = "Upload started", body = Response<UploadStateOut>), Errors<QuotaExceeded>))]
 pub(crate) async fn begin_upload(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -192,13 +193,15 @@ pub(crate) async fn begin_upload(
         Begun::Here(uploaded) => {
             Response::created("Document uploaded", UploadStateOut { upload: None, parts: Vec::new(), document: Some(uploaded.into()) })
         }
-        Begun::Open(upload, urls) => Response::created("Upload begun", UploadStateOut::of(&upload, None, parts_out(&app, &headers, urls))),
+        Begun::Open(upload, urls) => {
+            Response::created("Upload started", UploadStateOut::of(&upload, None, parts_out(&app, &headers, urls)))
+        }
     })
 }
 
-/// An upload in parts
+/// Get a multipart upload
 ///
-/// How it stands, whatever its protocol, with fresh URLs for the parts of an open direct one. For who began it.
+/// The state of a direct or tus upload. An open direct upload gets fresh URLs for its parts. For the user who started it.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/uploads/{upload_id}", tag = "uploads", params(UploadPath),
     responses((status = 200, description = "Upload found", body = Response<UploadStateOut>)))]
 pub(crate) async fn get_upload(
@@ -214,12 +217,12 @@ pub(crate) async fn get_upload(
 
 /// Complete a direct upload
 ///
-/// Puts the parts together, checks size and hashes, and makes the document. When that takes longer than some seconds the answer is
-/// 202: ask for the upload until it is completed. Completing it again answers the same.
+/// Assembles the parts, verifies size and hashes, and creates the document. If that takes longer than a few seconds, the response
+/// is 202: poll the upload until it is completed. Completing it again returns the same result.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/uploads/{upload_id}/complete", tag = "uploads", params(UploadPath),
     responses(
         (status = 200, description = "Document uploaded", body = Response<UploadStateOut>),
-        (status = 202, description = "The content is still being checked", body = Response<UploadStateOut>), Errors<UploadFailed>))]
+        (status = 202, description = "The content is still being verified", body = Response<UploadStateOut>), Errors<UploadFailed>))]
 pub(crate) async fn complete_upload(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -228,21 +231,21 @@ pub(crate) async fn complete_upload(
     let (upload, document) = app.services.complete_direct(&caller, tenant_id, upload_id).await?;
     let state = UploadStateOut::of(&upload, document, Vec::new());
     Ok(match upload.state {
-        UploadState::Completing => Response::accepted("The content is still being checked", state),
+        UploadState::Completing => Response::accepted("The content is still being verified", state),
         _ => Response::ok("Document uploaded", state),
     })
 }
 
-/// Give up an upload
+/// Abort an upload
 ///
-/// Direct or tus. What was sent of it goes.
+/// Direct or tus. Discards the data received so far.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/uploads/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 200, description = "Upload given up", body = Response<Empty>), Errors<UploadClosed>))]
+    responses((status = 200, description = "Upload aborted", body = Response<Empty>), Errors<UploadClosed>))]
 pub(crate) async fn abort_upload(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
     PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
 ) -> ApiResult<Empty> {
     app.services.abort_multipart_upload(&caller, tenant_id, upload_id).await?;
-    Ok(Response::ok("Upload given up", Empty))
+    Ok(Response::ok("Upload aborted", Empty))
 }

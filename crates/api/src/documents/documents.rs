@@ -19,7 +19,7 @@ use crate::{
     extract::{Authenticated, JsonBody, PathIds, Query, idempotency_key, optional, present, uuid_field},
     operation_errors::{DocumentChanged, Errors, IdempotencyKeyReused, NotOwner, QuotaExceeded},
     query::{Idempotency, TenantPath},
-    response::{ApiResult, Empty, List, Response, Timestamp, created_before},
+    response::{ApiResult, Empty, List, Response, Timestamp, replayed_response},
     schemas,
 };
 
@@ -32,13 +32,13 @@ pub(crate) struct DocumentOut {
     #[schema(example = "application/pdf")]
     mime_type: String,
     file_id: Uuid,
-    /// The owner.
+    /// The owner's user id.
     user_id: Uuid,
     created_at: Timestamp,
     updated_at: Timestamp,
     #[schema(required = true)]
     created_by: Option<Uuid>,
-    /// The number of its content: 1 for the first, one more for each that followed.
+    /// The version number of the content: 1 for the first, incremented by each new version.
     #[schema(minimum = 1, example = 1)]
     version: u64,
     file: FileOut,
@@ -61,7 +61,7 @@ impl From<Document> for DocumentOut {
     }
 }
 
-/// An answer with the entity tag of the document that it shows, for a later `If-Match`.
+/// A response with the entity tag of its document, for a later `If-Match`.
 pub(crate) struct Tagged<T>(pub(crate) String, pub(crate) Response<T>);
 
 impl<T: Serialize> IntoResponse for Tagged<T> {
@@ -70,57 +70,57 @@ impl<T: Serialize> IntoResponse for Tagged<T> {
     }
 }
 
-/// What `If-Match` expects of a document.
+/// The precondition of `If-Match` on a document.
 pub(crate) fn if_match(headers: &HeaderMap) -> impl Fn(&Document) -> bool + Sync + '_ {
     |document| crate::documents::range::if_match(headers, &document.etag())
 }
 
-/// The entity tag that the document must have.
+/// The header with the expected entity tag.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "documents the header; `if_match` reads it")]
+#[expect(dead_code, reason = "documents the header; `if_match` evaluates it")]
 pub(crate) struct IfMatch {
-    /// The ETag of the document as the client knows it: when it was changed since, the answer is 412.
+    /// The document's ETag as the client knows it. If the document was changed since, the response is 412.
     #[param(rename = "If-Match", required = false)]
     if_match: String,
 }
 
-/// A document in the path.
+/// Path parameters of a document.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct DocumentPath {
-    /// The tenant.
+    /// Tenant id.
     tenant_id: Uuid,
-    /// The document.
+    /// Document id.
     document_id: Uuid,
 }
 
-/// Which documents, and which page of them.
+/// Filters and page of a list of documents.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DocumentQuery {
-    /// The page's number, from 1.
+    /// Page number, from 1.
     #[param(required = false, inline, value_type = schemas::PageNumber)]
     page: Option<i64>,
-    /// How many items a page has.
+    /// Items per page.
     #[param(required = false, inline, value_type = schemas::PerPage)]
     per_page: Option<i64>,
-    /// A part of the name, in any case.
+    /// Filter by a substring of the name, case-insensitive.
     #[param(required = false, inline, value_type = schemas::PartOfFilename)]
     filename: Option<String>,
-    /// The owner.
+    /// Filter by owner.
     #[param(required = false, value_type = Uuid)]
     user_id: Option<String>,
-    /// The media type.
+    /// Filter by media type.
     #[param(required = false, inline, value_type = schemas::MediaType)]
     mime_type: Option<String>,
 }
 
 /// List documents
 ///
-/// Newest first; those that meet every condition given.
+/// Returns documents that match all filters, newest first.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents", tag = "documents", params(TenantPath, DocumentQuery),
     responses((status = 200, description = "Documents found", body = Response<List<DocumentOut>>)))]
 pub(crate) async fn list_documents(
@@ -141,28 +141,28 @@ pub(crate) async fn list_documents(
     Ok(Response::ok("Documents found", List::of(page, DocumentOut::from)))
 }
 
-/// An upload.
+/// The upload form.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "documents the form; `Form` reads it")]
+#[expect(dead_code, reason = "documents the form; `Form` parses it")]
 pub(crate) struct UploadIn {
     /// The content.
     #[schema(value_type = String, format = Binary, min_length = 1, example = "The quick brown fox jumps over the lazy dog")]
     file: Vec<u8>,
-    /// The document's name; by default that of the file.
+    /// The document's name. Default: the name in the file's part.
     #[schema(required = false, value_type = schemas::Filename)]
     filename: Option<String>,
-    /// Its media type; by default that of the file's part.
+    /// The document's media type. Default: that of the file's part.
     #[schema(required = false, value_type = schemas::MediaType)]
     mime_type: Option<String>,
 }
 
-/// A document that was uploaded.
+/// An uploaded document.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct UploadOut {
     #[serde(flatten)]
     document: DocumentOut,
-    /// Whether the tenant had this content already.
+    /// Whether the tenant already stored this content.
     #[schema(example = false)]
     deduplicated: bool,
 }
@@ -181,7 +181,7 @@ impl From<Uploaded> for UploadOut {
 
 /// Upload a document
 ///
-/// The fields may come in any order. The same content is stored once per tenant.
+/// The form's fields may come in any order. Identical content is stored once per tenant.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents", tag = "documents", params(TenantPath, Idempotency),
     request_body(content = UploadIn, content_type = "multipart/form-data"),
     responses((status = 201, description = "Document uploaded", body = Response<UploadOut>), Errors<(IdempotencyKeyReused, QuotaExceeded)>))]
@@ -192,53 +192,53 @@ pub(crate) async fn upload_document(
     request: Request,
 ) -> Result<HttpResponse, ApiError> {
     let key = idempotency_key(request.headers())?;
-    let announced = announced(request.headers()).map(|form| form.saturating_sub(FORM_OVERHEAD));
-    let upload = services.begin_upload(&caller, tenant_id, announced).await?;
+    let declared = declared_length(request.headers()).map(|form| form.saturating_sub(FORM_OVERHEAD));
+    let upload = services.begin_upload(&caller, tenant_id, declared).await?;
     let form = Form::receive(upload, multipart(&services, request).await?).await?;
     let (filename, mime_type) = form.metadata()?;
     let created = |uploaded: Uploaded| Response::created("Document uploaded", UploadOut::from(uploaded));
-    let answer = |uploaded: &Uploaded| created(uploaded.clone()).body();
-    let once = key.map(|key| IdempotentRequest { key, answer: &answer });
-    Ok(match services.finish_upload(form.upload, &filename, &mime_type, once.as_ref()).await? {
+    let response_body = |uploaded: &Uploaded| created(uploaded.clone()).body();
+    let idempotent = key.map(|key| IdempotentRequest { key, answer: &response_body });
+    Ok(match services.finish_upload(form.upload, &filename, &mime_type, idempotent.as_ref()).await? {
         IdempotentOutcome::Fresh(uploaded) => Tagged(uploaded.document.etag(), created(uploaded)).into_response(),
-        IdempotentOutcome::Replayed(body) => created_before(body),
+        IdempotentOutcome::Replayed(body) => replayed_response(body),
     })
 }
 
-/// How many bytes the client says the body has.
-pub(crate) fn announced(headers: &HeaderMap) -> Option<u64> {
+/// The body's length in bytes as declared by Content-Length.
+pub(crate) fn declared_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// What a form may have besides its file, in bytes: two short fields and the parts' headers.
+/// The allowance for a form's content other than its file, in bytes: two short fields and the parts' headers.
 pub(crate) const FORM_OVERHEAD: u64 = 64 * 1024;
-/// The longest field of a form besides its file, in bytes: 255 characters of four bytes.
+/// The maximum length of a form field other than the file, in bytes: 255 characters of four bytes.
 const MAX_FIELD_BYTES: usize = 1024;
 
 async fn multipart(services: &UserServices, request: Request) -> Result<Multipart, ApiError> {
-    check_announced(request.headers(), services.settings().max_upload_bytes)?;
+    check_headers(request.headers(), services.settings().max_upload_bytes)?;
     Multipart::from_request(request, &()).await.map_err(|rejection| ApiError::Malformed(rejection.body_text()))
 }
 
-/// Refuses by its headers what need not be read to be refused.
-fn check_announced(headers: &HeaderMap, limit: u64) -> Result<(), ApiError> {
+/// Rejects a request by its headers, before reading the body.
+fn check_headers(headers: &HeaderMap, limit: u64) -> Result<(), ApiError> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     if !header(header::CONTENT_TYPE).is_some_and(|value| value.to_ascii_lowercase().starts_with("multipart/form-data")) {
         return Err(ApiError::UnsupportedMediaType("multipart/form-data"));
     }
-    if announced(headers).is_some_and(|announced| announced > limit.saturating_add(FORM_OVERHEAD)) {
+    if declared_length(headers).is_some_and(|declared| declared > limit.saturating_add(FORM_OVERHEAD)) {
         return Err(Error::TooLarge { limit }.into());
     }
     Ok(())
 }
 
-/// The upload's form, received.
+/// The received upload form.
 struct Form {
     upload: Upload,
     has_file: bool,
     filename: Option<String>,
     mime_type: Option<String>,
-    /// What the file's part says of itself.
+    /// The filename in the headers of the file's part.
     part_filename: Option<String>,
     part_type: Option<String>,
 }
@@ -257,10 +257,10 @@ impl Form {
                         form.upload.write(bytes).await?;
                     }
                 }
-                "filename" if form.filename.is_none() => form.filename = Some(text_of("filename", field).await?),
-                "mime_type" if form.mime_type.is_none() => form.mime_type = Some(text_of("mime_type", field).await?),
+                "filename" if form.filename.is_none() => form.filename = Some(read_text("filename", field).await?),
+                "mime_type" if form.mime_type.is_none() => form.mime_type = Some(read_text("mime_type", field).await?),
                 "file" | "filename" | "mime_type" => return Err(field_error(&name, "must occur only once")),
-                _ => return Err(field_error(&name, "is no field of this form: file, filename, mime_type")),
+                _ => return Err(field_error(&name, "unknown field; expected file, filename or mime_type")),
             }
         }
         Ok(form)
@@ -273,11 +273,11 @@ impl Form {
         }
         let filename = match self.filename.as_ref().or(self.part_filename.as_ref()) {
             Some(text) => errors.take("filename", Filename::parse(text)),
-            None => errors.take("filename", Err("is required, since the file's part has no name")),
+            None => errors.take("filename", Err("is required because the file's part has no filename")),
         };
         let mime_type = match &self.mime_type {
             Some(text) => errors.take("mime_type", MimeType::parse(text)),
-            // What a client's library put there on its own is no reason to refuse the file.
+            // HTTP libraries set a type on their own, so an invalid one does not fail the upload.
             None => {
                 self.part_type.as_ref().and_then(|text| MimeType::parse(text.split(';').next()?).ok()).or(Some(MimeType::octet_stream()))
             }
@@ -286,7 +286,7 @@ impl Form {
     }
 }
 
-async fn text_of(name: &'static str, mut field: Field<'_>) -> Result<String, ApiError> {
+async fn read_text(name: &'static str, mut field: Field<'_>) -> Result<String, ApiError> {
     let mut bytes = Vec::new();
     while let Some(more) = field.chunk().await.map_err(|error| form_error(&error))? {
         bytes.extend_from_slice(&more);
@@ -310,9 +310,9 @@ fn form_error(error: &axum::extract::multipart::MultipartError) -> ApiError {
     }
 }
 
-/// A document
+/// Get a document
 ///
-/// With its file.
+/// Returns the document with its file.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath),
     responses((status = 200, description = "Document found", body = Response<DocumentOut>)))]
 pub(crate) async fn get_document(
@@ -324,31 +324,31 @@ pub(crate) async fn get_document(
     Ok(Tagged(document.etag(), Response::ok("Document found", document.into())))
 }
 
-/// How the URL is to be answered.
+/// How to return the URL.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DownloadQuery {
-    /// False answers the URL instead of redirecting to it.
+    /// False returns the URL instead of redirecting to it.
     #[param(default = true)]
     pub(crate) redirect: Option<bool>,
 }
 
-/// Where a document can be downloaded.
+/// A signed download URL.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct DownloadOut {
-    /// Good for whoever has it: keep it secret.
+    /// Needs no token: keep it secret.
     #[schema(
         example = "https://api.example.com/api/objects/tenants/01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a/files/9e/10/9e107d9d372bb6826bd81d3542a419d6_01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a?expires=1795512600&signature=b1946ac92492d2347c6235b4d2611184"
     )]
     url: String,
-    /// Until when.
+    /// When the URL expires.
     expires_at: Timestamp,
 }
 
 /// Download a document
 ///
-/// Redirects to a signed URL that is good for a time (one hour by default), or answers it.
+/// Redirects to a signed URL, or returns it. The URL expires after a time (one hour by default).
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}/download", tag = "documents", params(DocumentPath, DownloadQuery),
     responses(
         (status = 302, description = "The signed URL is in the Location header", headers(("Location" = String, description = "The signed URL."))),
@@ -361,15 +361,15 @@ pub(crate) async fn download_document(
     headers: HeaderMap,
 ) -> Result<HttpResponse, ApiError> {
     let download = app.services.get_download(&caller, tenant_id, document_id).await?;
-    Ok(answer_download(&app, &headers, download, query.redirect.unwrap_or(true)))
+    Ok(download_response(&app, &headers, download, query.redirect.unwrap_or(true)))
 }
 
-/// Redirects to where a download is, or answers the URL.
-pub(crate) fn answer_download(app: &App, headers: &HeaderMap, download: Download, redirects: bool) -> HttpResponse {
+/// Redirects to the download's URL, or returns the URL.
+pub(crate) fn download_response(app: &App, headers: &HeaderMap, download: Download, redirects: bool) -> HttpResponse {
     let Download { at, expires_at } = download;
     let url = match at {
         DownloadAt::Storage(url) => url,
-        // A redirect needs no host, so it is right behind every proxy; a URL for elsewhere does.
+        // A redirect works without a host behind any proxy; a URL in a body needs one.
         DownloadAt::Here { download, signature } if redirects => app.public_url() + &object_url(&download, &signature),
         DownloadAt::Here { download, signature } => app.base_url(headers) + &object_url(&download, &signature),
     };
@@ -379,7 +379,7 @@ pub(crate) fn answer_download(app: &App, headers: &HeaderMap, download: Download
     Response::ok("Download ready", DownloadOut { url, expires_at: Timestamp(expires_at) }).into_response()
 }
 
-/// What can change in a document. What is absent stays.
+/// Document changes. Absent fields stay unchanged.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UpdateDocumentIn {
@@ -391,11 +391,11 @@ pub(crate) struct UpdateDocumentIn {
     mime_type: Option<String>,
 }
 
-/// Change a document
+/// Update a document
 ///
-/// Name and media type; for its owner and admins.
+/// Changes name and media type. For its owner and admins.
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath, IfMatch), request_body = UpdateDocumentIn,
-    responses((status = 200, description = "Document changed", body = Response<DocumentOut>), Errors<(NotOwner, DocumentChanged)>))]
+    responses((status = 200, description = "Document updated", body = Response<DocumentOut>), Errors<(NotOwner, DocumentChanged)>))]
 pub(crate) async fn update_document(
     State(services): State<UserServices>,
     Authenticated(caller): Authenticated,
@@ -408,13 +408,13 @@ pub(crate) async fn update_document(
     let mime_type = optional(&mut errors, "mime_type", body.mime_type.as_ref(), MimeType::parse);
     errors.check()?;
     let document = services.update_document(&caller, tenant_id, document_id, filename, mime_type, &if_match(&headers)).await?;
-    Ok(Tagged(document.etag(), Response::ok("Document changed", document.into())))
+    Ok(Tagged(document.etag(), Response::ok("Document updated", document.into())))
 }
 
 /// Delete a document
 ///
-/// For its owner and admins. It goes to the trash, from where it can be brought back for a time (30 days, unless the operator chose
-/// otherwise).
+/// Moves the document to the trash, from where it can be restored for a time (30 days unless configured otherwise). For its owner
+/// and admins.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath, IfMatch),
     responses((status = 200, description = "Document deleted", body = Response<Empty>), Errors<(NotOwner, DocumentChanged)>))]
 pub(crate) async fn delete_document(

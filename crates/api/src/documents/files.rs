@@ -1,4 +1,4 @@
-//! `/api/tenants/{tenant_id}/files`: what a tenant stores.
+//! `/api/tenants/{tenant_id}/files`: a tenant's stored content.
 
 use axum::extract::State;
 use domain::{Document, File, FileId, FileUsage, Quota, StorageUse, TenantId};
@@ -26,20 +26,20 @@ pub(crate) struct FileOut {
     /// 64 hex digits.
     #[schema(pattern = "^[0-9a-f]{64}$", example = "d7a8fbb307d7809469ca9abcb0082e4f8d5651e46d3cdb762d02d0bf37c9e592")]
     sha256: String,
-    /// The key of the object.
+    /// The object's key.
     #[schema(
         max_length = 500,
         example = "tenants/01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a/files/9e/10/9e107d9d372bb6826bd81d3542a419d6_01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a"
     )]
     s3_path: String,
-    /// Bytes.
+    /// Size in bytes.
     #[schema(minimum = 1, example = 43)]
     file_size: u64,
     created_at: Timestamp,
     updated_at: Timestamp,
     #[schema(required = true)]
     created_by: Option<Uuid>,
-    /// What it is by its first bytes, whatever it was said to be; null while nobody has looked.
+    /// The media type detected from the first bytes, regardless of the declared one; null until detection has run.
     #[schema(required = true, example = "text/plain")]
     detected_mime_type: Option<String>,
 }
@@ -65,49 +65,50 @@ impl From<File> for FileOut {
 pub(crate) struct ListedFileOut {
     #[serde(flatten)]
     file: FileOut,
-    /// With `include_stats`: how many contents of documents it is, former ones and those in the trash included.
+    /// With `include_stats`: the number of document versions that use the file, including former ones and those in the trash.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false, value_type = u64, example = 1)]
     document_count: Option<u64>,
-    /// With `include_stats`: whether none does.
+    /// With `include_stats`: whether no version uses the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false, value_type = bool, example = false)]
     is_orphaned: Option<bool>,
 }
 
-/// What a tenant stores, and how much it may.
+/// A tenant's storage usage and quota.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct StorageOut {
-    /// Different contents.
+    /// Number of files, i.e. of distinct contents.
     #[schema(example = 1)]
     total_files: u64,
     #[schema(example = 2_310_000)]
     total_storage_bytes: u64,
-    /// Millions of bytes, to two digits.
+    /// Megabytes (millions of bytes), with two decimals.
     #[schema(example = 2.31)]
     total_storage_mb: f64,
-    /// Documents, those in the trash included.
+    /// Number of documents, including those in the trash.
     #[schema(example = 1)]
     total_documents: u64,
-    /// Of them, those in the trash.
+    /// Number of documents in the trash.
     #[schema(example = 0)]
     trashed_documents: u64,
-    /// What uploads under way may come to add.
+    /// Bytes reserved by uploads in progress.
     #[schema(example = 0)]
     reserved_bytes: u64,
+    /// Documents reserved by uploads in progress.
     #[schema(example = 0)]
     reserved_documents: u64,
-    /// How many bytes the tenant may store; null for no limit.
+    /// Maximum number of bytes; null for no limit.
     #[schema(required = true, example = 10_000_000_000_u64)]
     quota_bytes: Option<u64>,
-    /// How many documents it may have; null for no limit.
+    /// Maximum number of documents; null for no limit.
     #[schema(required = true, example = 100_000)]
     quota_documents: Option<u64>,
 }
 
 impl From<(StorageUse, Quota)> for StorageOut {
     fn from((used, quota): (StorageUse, Quota)) -> Self {
-        // In whole units of 10 kB first: those fit a double exactly.
+        // Rounded down to units of 10 kB, which an f64 represents exactly.
         let hundredths = u32::try_from(used.bytes / 10_000).unwrap_or(u32::MAX);
         Self {
             total_files: used.files,
@@ -128,36 +129,36 @@ impl From<(StorageUse, Quota)> for StorageOut {
 pub(crate) struct FilesOut {
     #[serde(flatten)]
     list: List<ListedFileOut>,
-    /// With `include_stats`.
+    /// With `include_stats`: the tenant's totals.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = StorageOut)]
     storage: Option<StorageOut>,
 }
 
-/// Which page, and whether with figures.
+/// The page, and whether to include statistics.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct FileQuery {
-    /// The page's number, from 1.
+    /// Page number, from 1.
     #[param(required = false, inline, value_type = schemas::PageNumber)]
     page: Option<i64>,
-    /// How many items a page has.
+    /// Items per page.
     #[param(required = false, inline, value_type = schemas::PerPage)]
     per_page: Option<i64>,
-    /// Adds document_count and is_orphaned to every file, and the totals.
+    /// Adds `document_count` and `is_orphaned` to every file, and the tenant's totals.
     #[param(default = false)]
     include_stats: Option<bool>,
 }
 
-/// A file in the path.
+/// Path parameters of a file.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct FilePath {
-    /// The tenant.
+    /// Tenant id.
     tenant_id: Uuid,
-    /// The file.
+    /// File id.
     file_id: Uuid,
 }
 
@@ -186,7 +187,7 @@ pub(crate) async fn list_files(
     Ok(Response::ok("Files found", FilesOut { list, storage }))
 }
 
-/// A document that refers to a file.
+/// A document that uses a file.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct ReferenceOut {
     id: Uuid,
@@ -196,7 +197,7 @@ pub(crate) struct ReferenceOut {
     mime_type: String,
     user_id: Uuid,
     created_at: Timestamp,
-    /// Whether the file is the document's content now; else it was that of a former version.
+    /// Whether the file is the document's current content; if not, that of a former version.
     #[schema(example = true)]
     is_current: bool,
     /// Whether the document is in the trash.
@@ -218,7 +219,7 @@ impl ReferenceOut {
     }
 }
 
-/// A file with the documents that refer to it.
+/// A file with the documents that use it.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct FileDetailsOut {
     #[serde(flatten)]
@@ -231,9 +232,9 @@ pub(crate) struct FileDetailsOut {
     documents: Vec<ReferenceOut>,
 }
 
-/// A file
+/// Get a file
 ///
-/// With the documents that refer to it.
+/// Returns the file with the documents that use it.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/files/{file_id}", tag = "files", params(FilePath),
     responses((status = 200, description = "File found", body = Response<FileDetailsOut>)))]
 pub(crate) async fn get_file(
@@ -253,7 +254,7 @@ pub(crate) async fn get_file(
 
 /// Delete a file
 ///
-/// For admins, and only when no document refers to it.
+/// For admins. Only possible if no document uses the file.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/files/{file_id}", tag = "files", params(FilePath),
     responses((status = 200, description = "File deleted", body = Response<Empty>), Errors<FileInUse>))]
 pub(crate) async fn delete_file(

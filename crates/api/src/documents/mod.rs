@@ -1,4 +1,4 @@
-//! Documents: their contents, versions, trash and files, and how uploads become documents.
+//! Documents: content, versions, trash, files and uploads.
 
 pub(crate) mod direct_uploads;
 pub(crate) mod documents;

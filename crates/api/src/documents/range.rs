@@ -1,24 +1,24 @@
-//! Parts and preconditions of a download (RFC 9110, sections 13 and 14), as pure functions of the request's headers.
+//! Ranges and preconditions of a download (RFC 9110, sections 13 and 14), as pure functions of the request's headers.
 //!
-//! They speak of a representation with a strong entity tag, given as it is sent: with its quotes.
+//! All functions expect a strong entity tag, including its quotes.
 
 use std::ops::Range;
 
 use http::{HeaderMap, HeaderName, header};
 
-/// Which bytes to answer with.
+/// The bytes to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Selection {
-    /// All of them: 200.
+    /// All bytes: 200.
     Full,
-    /// These, which are at least one: 206.
+    /// A non-empty range: 206.
     Partial(Range<u64>),
-    /// There are none where the client looks: 416.
+    /// The range contains no bytes of the representation: 416.
     Unsatisfiable,
 }
 
-/// What `Range` and `If-Range` of a GET ask for. A header that is malformed, names another unit or several ranges is
-/// ignored, as RFC 9110 allows; so is any `Range` whose `If-Range` is not exactly this entity tag.
+/// Evaluates `Range` and `If-Range` of a GET. Ignores a `Range` that is malformed, uses another unit or names several ranges, as
+/// RFC 9110 allows. Also ignores any `Range` whose `If-Range` is not exactly this entity tag.
 #[must_use]
 pub(crate) fn select(headers: &HeaderMap, etag: &str, size: u64) -> Selection {
     let unchanged = headers.get_all(header::IF_RANGE).iter().all(|if_range| if_range == etag);
@@ -29,22 +29,20 @@ pub(crate) fn select(headers: &HeaderMap, etag: &str, size: u64) -> Selection {
     }
 }
 
-/// Whether `If-Match` lets the request pass: it is absent, `*`, or lists this entity tag (strong comparison). Otherwise the
-/// answer is 412.
+/// Whether `If-Match` holds: it is absent, `*`, or lists this entity tag (strong comparison). Otherwise the response is 412.
 #[must_use]
 pub(crate) fn if_match(headers: &HeaderMap, etag: &str) -> bool {
     !headers.contains_key(header::IF_MATCH) || lists(headers, &header::IF_MATCH, |listed| listed == etag)
 }
 
-/// Whether `If-None-Match` lets the request pass: it is absent, or neither `*` nor lists this entity tag (weak comparison).
-/// Otherwise the answer to a GET is 304.
+/// Whether `If-None-Match` holds: it is absent, or neither `*` nor lists this entity tag (weak comparison). Otherwise the response
+/// to a GET is 304.
 #[must_use]
 pub(crate) fn if_none_match(headers: &HeaderMap, etag: &str) -> bool {
     !lists(headers, &header::IF_NONE_MATCH, |listed| listed.strip_prefix("W/").unwrap_or(listed) == etag)
 }
 
-/// Whether any of the header's lines is `*` or lists an entity tag that matches. What stands behind a malformed tag is not
-/// looked at.
+/// Whether any of the header's lines is `*` or lists a matching entity tag. Ignores everything after a malformed tag.
 fn lists(headers: &HeaderMap, name: &HeaderName, matches: impl Fn(&str) -> bool) -> bool {
     headers.get_all(name).iter().filter_map(|line| line.to_str().ok()).any(|line| line.trim() == "*" || tags(line).any(&matches))
 }
@@ -62,9 +60,9 @@ fn tags(list: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// One range of bytes, as it is asked for. Numbers past `u64` are `u64::MAX`: no representation is that large.
+/// One requested byte range. Numbers beyond `u64` become `u64::MAX`: no representation is that large.
 #[derive(Clone, Copy)]
-enum Asked {
+enum RangeSpec {
     /// `first-last`, `first <= last`.
     FromTo(u64, u64),
     /// `first-`
@@ -73,12 +71,12 @@ enum Asked {
     Last(u64),
 }
 
-impl Asked {
+impl RangeSpec {
     fn within(self, size: u64) -> Selection {
         let (start, end) = match self {
             Self::FromTo(first, last) => (first, last.saturating_add(1).min(size)),
             Self::From(first) => (first, size),
-            // Any last bytes of nothing are all of it.
+            // A suffix of an empty representation is the whole representation.
             Self::Last(1..) if size == 0 => return Selection::Full,
             Self::Last(length) => (size.saturating_sub(length), size),
         };
@@ -86,7 +84,7 @@ impl Asked {
     }
 }
 
-fn parse(value: &str) -> Option<Asked> {
+fn parse(value: &str) -> Option<RangeSpec> {
     let (unit, range) = value.trim().split_once('=')?;
     let (first, last) = range.trim().split_once('-')?;
     if !unit.eq_ignore_ascii_case("bytes") || [first, last].iter().any(|digits| !digits.bytes().all(|byte| byte.is_ascii_digit())) {
@@ -95,9 +93,9 @@ fn parse(value: &str) -> Option<Asked> {
     let number = |digits: &str| digits.parse().unwrap_or(u64::MAX);
     match (first, last) {
         ("", "") => None,
-        ("", length) => Some(Asked::Last(number(length))),
-        (first, "") => Some(Asked::From(number(first))),
-        (first, last) => Some(Asked::FromTo(number(first), number(last))).filter(|_| number(first) <= number(last)),
+        ("", length) => Some(RangeSpec::Last(number(length))),
+        (first, "") => Some(RangeSpec::From(number(first))),
+        (first, last) => Some(RangeSpec::FromTo(number(first), number(last))).filter(|_| number(first) <= number(last)),
     }
 }
 
@@ -119,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_rfc_9110_gives_as_examples() {
+    fn examples_of_rfc_9110() {
         assert_eq!(selected("bytes=0-499", 10_000), Selection::Partial(0..500));
         assert_eq!(selected("bytes=500-999", 10_000), Selection::Partial(500..1_000));
         assert_eq!(selected("bytes=-500", 10_000), Selection::Partial(9_500..10_000));
@@ -128,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn borders() {
+    fn boundary_values() {
         assert_eq!(selected("bytes=0-", 10), Selection::Partial(0..10));
         assert_eq!(selected("bytes=9-20", 10), Selection::Partial(9..10));
         assert_eq!(selected("bytes=-20", 10), Selection::Partial(0..10));
@@ -142,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_single_range_of_bytes_is_ignored() {
+    fn all_but_a_single_byte_range_is_ignored() {
         let ignored = [
             "",
             "bytes",
@@ -200,7 +198,7 @@ mod tests {
         assert!(!if_none_match(&headers(&lines), ETAG));
     }
 
-    /// The positions that a range names, one by one, of those that there are.
+    /// The positions of a representation of `size` bytes that a range selects, one by one.
     fn model(first: Option<u64>, last: Option<u64>, size: u64) -> Vec<u64> {
         let named = |position: &u64| match (first, last) {
             (Some(first), Some(last)) => (first..=last).contains(position),
@@ -227,12 +225,12 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_asked_lies_within(range in "(bytes=)?[-0-9, =]{0,24}", list in "[W/\"a-c*, \t]{0,16}", size: u64) {
+        fn selections_lie_within_the_representation(range in "(bytes=)?[-0-9, =]{0,24}", list in "[W/\"a-c*, \t]{0,16}", size: u64) {
             if let Selection::Partial(range) = selected(&range, size) {
                 prop_assert!(range.start < range.end && range.end <= size);
             }
             let headers = headers(&[(header::IF_MATCH, &list), (header::IF_NONE_MATCH, &list)]);
-            // What matches strongly matches weakly.
+            // A strong match is also a weak match.
             prop_assert!(!(if_match(&headers, ETAG) && if_none_match(&headers, ETAG)));
         }
     }

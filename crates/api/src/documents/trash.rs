@@ -36,7 +36,7 @@ impl From<Document> for TrashedOut {
     }
 }
 
-/// How many documents were removed.
+/// The number of deleted documents.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct EmptiedOut {
     #[schema(example = 3)]
@@ -45,7 +45,7 @@ pub(crate) struct EmptiedOut {
 
 /// List the trash
 ///
-/// Those deleted last first. Admins see all, users their own.
+/// Most recently deleted first. Admins see all documents, users their own.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/trash", tag = "trash", params(TenantPath, PageQuery),
     responses((status = 200, description = "Deleted documents found", body = Response<List<TrashedOut>>)))]
 pub(crate) async fn list_trash(
@@ -60,7 +60,7 @@ pub(crate) async fn list_trash(
 
 /// Empty the trash
 ///
-/// For admins. What was in it can't be brought back.
+/// For admins. The deleted documents can't be restored.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/trash", tag = "trash", params(TenantPath),
     responses((status = 200, description = "Trash emptied", body = Response<EmptiedOut>)))]
 pub(crate) async fn empty_trash(
@@ -73,7 +73,7 @@ pub(crate) async fn empty_trash(
 
 /// Restore a document
 ///
-/// Takes it out of the trash with all its versions. For its owner and admins.
+/// Restores the document from the trash with all its versions. For its owner and admins.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/trash/{document_id}/restore", tag = "trash", params(DocumentPath),
     responses((status = 200, description = "Document restored", body = Response<DocumentOut>), Errors<NotOwner>))]
 pub(crate) async fn restore_document(
@@ -85,16 +85,16 @@ pub(crate) async fn restore_document(
     Ok(Tagged(document.etag(), Response::ok("Document restored", document.into())))
 }
 
-/// Delete a document for good
+/// Delete a document permanently
 ///
-/// For its owner and admins, when it is in the trash. It can't be brought back.
+/// Deletes a document that is in the trash; it can't be restored. For its owner and admins.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/trash/{document_id}", tag = "trash", params(DocumentPath),
-    responses((status = 200, description = "Document deleted for good", body = Response<Empty>), Errors<NotOwner>))]
+    responses((status = 200, description = "Document permanently deleted", body = Response<Empty>), Errors<NotOwner>))]
 pub(crate) async fn purge_document(
     State(services): State<UserServices>,
     Authenticated(caller): Authenticated,
     PathIds((tenant_id, document_id)): PathIds<(TenantId, DocumentId)>,
 ) -> ApiResult<Empty> {
     services.purge_document(&caller, tenant_id, document_id).await?;
-    Ok(Response::ok("Document deleted for good", Empty))
+    Ok(Response::ok("Document permanently deleted", Empty))
 }

@@ -29,14 +29,14 @@ use crate::{
 const VERSION: &str = "1.0.0";
 const EXTENSIONS: &str = "creation,expiration,checksum,termination";
 const ALGORITHMS: &str = "sha1,md5,sha256";
-/// The longest `Upload-Metadata`, in bytes.
-const MAX_METADATA: usize = 4096;
+/// The maximum length of `Upload-Metadata`, in bytes.
+const MAX_METADATA_BYTES: usize = 4096;
 
-/// What clients send, for other origins to be allowed to.
+/// The request headers of tus, which CORS must allow.
 pub(crate) const REQUEST_HEADERS: [&str; 6] =
     ["tus-resumable", "upload-length", "upload-metadata", "upload-offset", "upload-checksum", "x-http-method-override"];
-/// What clients need to see.
-pub(crate) const ANSWER_HEADERS: [&str; 9] = [
+/// The response headers of tus, which CORS must expose.
+pub(crate) const RESPONSE_HEADERS: [&str; 9] = [
     "tus-resumable",
     "tus-version",
     "tus-extension",
@@ -48,39 +48,39 @@ pub(crate) const ANSWER_HEADERS: [&str; 9] = [
     "upload-metadata",
 ];
 
-/// What all answers have in common, failures included.
-pub(crate) async fn speak(request: Request, next: Next) -> Response {
-    let asks_where = request.method() == Method::HEAD;
+/// Adds the headers that all tus responses have, including failures.
+pub(crate) async fn adapt_response(request: Request, next: Next) -> Response {
+    let is_head = request.method() == Method::HEAD;
     let mut response = next.run(request).await;
     response.headers_mut().insert("tus-resumable", HeaderValue::from_static(VERSION));
     if response.status() == StatusCode::PRECONDITION_FAILED {
         response.headers_mut().insert("tus-version", HeaderValue::from_static(VERSION));
     }
-    // Clients take any other failure for the loss of the upload and begin a new one, from the first byte on.
-    if asks_where && response.status() == StatusCode::SERVICE_UNAVAILABLE {
+    // On any other failure clients assume that the upload is lost, and restart it from the first byte.
+    if is_head && response.status() == StatusCode::SERVICE_UNAVAILABLE {
         *response.status_mut() = StatusCode::LOCKED;
     }
     response
 }
 
-/// Adds to the answers of CORS, which answers every OPTIONS itself, what OPTIONS means in tus.
-pub(crate) async fn describe_beside_cors(State(app): State<App>, request: Request, next: Next) -> Response {
-    let is_asked = request.method() == Method::OPTIONS && is_at(request.uri().path());
+/// Adds the tus headers to OPTIONS responses, which the CORS layer answers itself.
+pub(crate) async fn add_tus_to_cors(State(app): State<App>, request: Request, next: Next) -> Response {
+    let is_discovery = request.method() == Method::OPTIONS && is_tus_path(request.uri().path());
     let mut response = next.run(request).await;
-    if is_asked && let Ok(described) = description(&app.services) {
+    if is_discovery && let Ok(described) = description(&app.services) {
         response.headers_mut().extend(described.into_parts().0.headers);
     }
     response
 }
 
-/// Whether tus is spoken at this path.
-fn is_at(path: &str) -> bool {
+/// Whether this is the path of a tus endpoint.
+fn is_tus_path(path: &str) -> bool {
     let rest = path.strip_prefix("/api/tenants/").and_then(|path| Some(path.split_once('/')?.1));
     rest.is_some_and(|rest| rest == "documents/tus" || rest.starts_with("documents/tus/"))
 }
 
-/// An answer's headers.
-fn tus(status: StatusCode, headers: impl IntoIterator<Item = (HeaderName, String)>) -> Result<Response, ApiError> {
+/// An empty response with headers.
+fn tus_response(status: StatusCode, headers: impl IntoIterator<Item = (HeaderName, String)>) -> Result<Response, ApiError> {
     let mut response = status.into_response();
     for (name, value) in headers {
         response.headers_mut().insert(name, HeaderValue::try_from(value).map_err(Error::internal)?);
@@ -97,34 +97,34 @@ fn check_version(headers: &HeaderMap) -> Result<(), ApiError> {
     if headers.get("tus-resumable").is_some_and(|version| version == VERSION) { Ok(()) } else { Err(ApiError::TusVersion) }
 }
 
-/// A header that may be sent once. Of two that contradict each other, who knows which one a proxy went by.
+/// A header that must occur at most once: of two contradicting values, a proxy may have used either.
 fn single<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a str>, ApiError> {
     let mut values = headers.get_all(name).iter();
     let (value, second) = (values.next(), values.next());
     if second.is_some() {
-        return Err(Error::invalid(name, "must be sent once").into());
+        return Err(Error::invalid(name, "must occur only once").into());
     }
     value.map(|value| value.to_str().map_err(|_| Error::invalid(name, "must be ASCII").into())).transpose()
 }
 
-/// A header that is a number of bytes.
+/// A header whose value is a number of bytes.
 fn number(headers: &HeaderMap, name: &'static str) -> Result<u64, ApiError> {
     let digits = single(headers, name)?.map(str::trim).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     digits.and_then(|digits| digits.parse().ok()).ok_or_else(|| Error::invalid(name, "must be a whole number").into())
 }
 
-/// What is spoken
+/// Discover tus capabilities
 ///
-/// Version, extensions and limits of tus (<https://tus.io/protocols/resumable-upload>), in the headers that the protocol has for
-/// them. Any tus client works; give it an access token in the Authorization header.
+/// Returns version, extensions and limits of tus (<https://tus.io/protocols/resumable-upload>) in the headers that the protocol
+/// defines. Any tus client works; let it send an access token in the Authorization header.
 #[utoipa::path(options, path = "/api/tenants/{tenant_id}/documents/tus", tag = "uploads", security(()), params(TenantPath),
-    responses((status = 204, description = "In the headers")))]
+    responses((status = 204, description = "Capabilities are in the headers")))]
 pub(crate) async fn describe_tus(State(services): State<UserServices>, PathIds(_): PathIds<TenantId>) -> Result<Response, ApiError> {
     description(&services)
 }
 
 fn description(services: &UserServices) -> Result<Response, ApiError> {
-    tus(
+    tus_response(
         StatusCode::NO_CONTENT,
         [
             (named("tus-version"), VERSION.to_owned()),
@@ -135,12 +135,13 @@ fn description(services: &UserServices) -> Result<Response, ApiError> {
     )
 }
 
-/// Begin a resumable upload
+/// Start a resumable upload
 ///
-/// By tus 1.0, in the headers: `Tus-Resumable: 1.0.0`, `Upload-Length`, and `Upload-Metadata` with `filename` (or `name`), required,
-/// and `filetype` (or `type`), each followed by its value in Base64. The upload is at the URL of the Location header.
+/// Follows tus 1.0. Required headers: `Tus-Resumable: 1.0.0`, `Upload-Length` and `Upload-Metadata`. The metadata hold `filename` (or
+/// `name`), required, and `filetype` (or `type`), each followed by its value in Base64. The Location header of the response is the
+/// upload's URL.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/tus", tag = "uploads", params(TenantPath),
-    responses((status = 201, description = "Upload begun"), Errors<(QuotaExceeded, UploadTooLarge, TusVersion)>))]
+    responses((status = 201, description = "Upload started"), Errors<(QuotaExceeded, UploadTooLarge, TusVersion)>))]
 pub(crate) async fn begin_tus(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
@@ -152,22 +153,22 @@ pub(crate) async fn begin_tus(
     if size == 0 {
         return Err(Error::invalid("upload-length", "must be at least 1: documents are not empty").into());
     }
-    // Ignored, it would make a document of each part.
+    // If it were ignored, each part would become a document.
     if headers.contains_key("upload-concat") {
-        return Err(Error::invalid("upload-concat", "belongs to the extension concatenation, which is not spoken here").into());
+        return Err(Error::invalid("upload-concat", "belongs to the concatenation extension, which is not supported").into());
     }
     let metadata = single(&headers, "upload-metadata")?.unwrap_or_default();
     let (filename, mime_type) = parse_metadata(metadata)?;
     let upload = app.services.begin_tus(&caller, tenant_id, &filename, &mime_type, size, metadata).await?;
-    // Relative unless the operator says otherwise: only the client knows whether it came by https.
+    // Relative unless a public URL is configured: only the client knows whether it uses https.
     let url = format!("{}/api/tenants/{tenant_id}/documents/tus/{}", app.public_url(), upload.id);
-    tus(StatusCode::CREATED, [(header::LOCATION, url), (named("upload-offset"), "0".to_owned()), expires(upload.expires_at)])
+    tus_response(StatusCode::CREATED, [(header::LOCATION, url), (named("upload-offset"), "0".to_owned()), expires(upload.expires_at)])
 }
 
-/// The name and the media type that the metadata have. Other keys are the client's own.
+/// Parses name and media type from the metadata. Other keys belong to the client.
 fn parse_metadata(text: &str) -> Result<(Filename, MimeType), ApiError> {
     const NAME: &str = "upload-metadata";
-    if text.len() > MAX_METADATA {
+    if text.len() > MAX_METADATA_BYTES {
         return Err(Error::invalid(NAME, "is too long").into());
     }
     let mut errors = FieldErrors::default();
@@ -191,20 +192,20 @@ fn parse_metadata(text: &str) -> Result<(Filename, MimeType), ApiError> {
         Some(text) => errors.take("filename", Filename::parse(text)),
         None => errors.take("filename", Err("is required in Upload-Metadata")),
     };
-    // What a browser guessed is no reason to refuse the file.
+    // Browsers guess the type, so an invalid one does not fail the upload.
     let mime_type = mime_type.and_then(|text| MimeType::parse(text.split(';').next()?).ok()).unwrap_or_else(MimeType::octet_stream);
     Ok((crate::extract::all(errors, filename)?, mime_type))
 }
 
-/// `Upload-Expires`, as HTTP writes dates.
+/// The `Upload-Expires` header, as an HTTP date.
 fn expires(at: Timestamp) -> (HeaderName, String) {
     (named("upload-expires"), at.http_date())
 }
 
-/// Where a resumable upload is
+/// Get the offset of a resumable upload
 ///
-/// How many of its bytes are here, how many there will be, and until when it is waited for, in the headers. While something that
-/// this needs is down the answer is 423, not 503: clients try again later, and begin no new upload.
+/// Returns offset, length and expiry in the headers. While a dependency is down the response is 423, not 503: clients then retry
+/// later instead of starting a new upload.
 #[utoipa::path(head, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
     responses((status = 200, description = "Upload found: its offset is in the header Upload-Offset"), Errors<(TusVersion, UploadFailed)>))]
 pub(crate) async fn find_tus(
@@ -218,7 +219,7 @@ pub(crate) async fn find_tus(
     if upload.protocol != UploadProtocol::Tus {
         return Err(Error::NotFound(Noun::Upload).into());
     }
-    // Whole, but no document: a client that is told the offset takes it for done.
+    // The upload is complete but has no document: a client that gets the offset would assume success.
     if let Some(reason) = upload.failure {
         return Err(Error::Conflict(Conflict::UploadFailed { reason }).into());
     }
@@ -231,7 +232,7 @@ pub(crate) async fn find_tus(
         answer.push((named("upload-metadata"), upload.metadata));
     }
     answer.extend(document.map(|document| location(tenant_id, &document)));
-    tus(StatusCode::OK, answer)
+    tus_response(StatusCode::OK, answer)
 }
 
 fn location(tenant_id: TenantId, document: &Document) -> (HeaderName, String) {
@@ -243,11 +244,11 @@ type AppendErrors = (UploadOffsetMismatch, UploadFailed, ChecksumMismatch, Large
 
 /// Send bytes of a resumable upload
 ///
-/// By tus 1.0: the bytes as `application/offset+octet-stream`, and in the headers `Tus-Resumable: 1.0.0`, the `Upload-Offset` where they
-/// belong, and on demand an `Upload-Checksum` (sha1, md5 or sha256): when it is another one, nothing is kept (460). What arrives is
-/// kept, also when the connection breaks. With the last byte the document is made: Content-Location says where it is.
+/// Follows tus 1.0: the body is `application/offset+octet-stream`; required headers are `Tus-Resumable: 1.0.0` and `Upload-Offset`. An
+/// optional `Upload-Checksum` (sha1, md5 or sha256) is verified: on a mismatch the bytes are discarded (460). Received bytes are
+/// kept even if the connection breaks. The last byte creates the document, whose URL is in Content-Location.
 #[utoipa::path(patch, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 204, description = "Bytes kept: the new offset is in the header Upload-Offset"), Errors<AppendErrors>))]
+    responses((status = 204, description = "Bytes stored: the new offset is in the header Upload-Offset"), Errors<AppendErrors>))]
 pub(crate) async fn append_tus(
     State(services): State<UserServices>,
     Authenticated(caller): Authenticated,
@@ -266,12 +267,12 @@ async fn append(services: UserServices, caller: Caller, tenant_id: TenantId, id:
     let offset = number(headers, "upload-offset")?;
     let checksum = single(headers, "upload-checksum")?.map(parse_checksum).transpose()?;
     let append = services.append_tus(&caller, tenant_id, id, offset, checksum).await?;
-    // In a task of its own: when the client goes away, what came is kept all the same.
+    // In a separate task, so that received bytes are kept when the client disconnects.
     let offset = tokio::spawn(receive(append, request.into_body())).await.map_err(Error::internal)??;
     let (upload, _) = services.get_multipart_upload(&caller, tenant_id, id).await?;
     let document = if upload.state == UploadState::Open { None } else { services.finish_tus(&caller, tenant_id, id).await? };
     let answer = [(named("upload-offset"), offset.to_string()), expires(upload.expires_at)];
-    tus(StatusCode::NO_CONTENT, answer.into_iter().chain(document.map(|document| location(tenant_id, &document))))
+    tus_response(StatusCode::NO_CONTENT, answer.into_iter().chain(document.map(|document| location(tenant_id, &document))))
 }
 
 async fn receive(mut append: Append, body: RequestBody) -> Result<u64, ApiError> {
@@ -289,7 +290,7 @@ async fn receive(mut append: Append, body: RequestBody) -> Result<u64, ApiError>
 }
 
 fn parse_checksum(text: &str) -> Result<Checksum, ApiError> {
-    let problem = || ApiError::from(Error::invalid("upload-checksum", "must be sha1, md5 or sha256, and the checksum in Base64"));
+    let problem = || ApiError::from(Error::invalid("upload-checksum", "must be sha1, md5 or sha256, followed by the checksum in Base64"));
     let (algorithm, sum) = text.split_once(' ').ok_or_else(problem)?;
     let sum = STANDARD.decode(sum.trim()).map_err(|_| problem())?;
     let checksum = match algorithm {
@@ -301,11 +302,11 @@ fn parse_checksum(text: &str) -> Result<Checksum, ApiError> {
     checksum.ok_or_else(problem)
 }
 
-/// Give up a resumable upload
+/// Abort a resumable upload
 ///
-/// By tus 1.0. What was sent of it goes.
+/// Follows tus 1.0. Discards the data received so far.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 204, description = "Upload given up"), Errors<TusVersion>))]
+    responses((status = 204, description = "Upload aborted"), Errors<TusVersion>))]
 pub(crate) async fn end_tus(
     State(services): State<UserServices>,
     Authenticated(caller): Authenticated,
@@ -324,22 +325,22 @@ async fn end(
 ) -> Result<Response, ApiError> {
     check_version(headers)?;
     services.abort_multipart_upload(caller, tenant_id, id).await?;
-    tus(StatusCode::NO_CONTENT, [])
+    tus_response(StatusCode::NO_CONTENT, [])
 }
 
-/// PATCH or DELETE, from where only POST gets through
+/// PATCH or DELETE over POST
 ///
-/// By the header X-HTTP-Method-Override.
+/// For clients behind proxies that pass only POST. The X-HTTP-Method-Override header names the method.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 204, description = "As the method that is meant"), Errors<AppendErrors>))]
+    responses((status = 204, description = "As for the overriding method"), Errors<AppendErrors>))]
 pub(crate) async fn override_tus(
     State(services): State<UserServices>,
     Authenticated(caller): Authenticated,
     PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let meant = request.headers().get("x-http-method-override").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    match meant {
+    let method = request.headers().get("x-http-method-override").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match method {
         "PATCH" => append(services, caller, tenant_id, upload_id, request).await,
         "DELETE" => end(&services, &caller, tenant_id, upload_id, &request.headers().clone()).await,
         _ => Err(Error::invalid("x-http-method-override", "must be PATCH or DELETE").into()),

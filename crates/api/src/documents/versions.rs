@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::{
     App,
     documents::documents::{
-        DocumentOut, DocumentPath, DownloadOut, DownloadQuery, IfMatch, Tagged, UploadOut, announced, answer_download, if_match,
+        DocumentOut, DocumentPath, DownloadOut, DownloadQuery, IfMatch, Tagged, UploadOut, declared_length, download_response, if_match,
     },
     documents::files::FileOut,
     error::ApiError,
@@ -26,16 +26,16 @@ use crate::{
     schemas,
 };
 
-/// A content that a document has or had.
+/// A version of a document's content.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct VersionOut {
     #[schema(minimum = 1, example = 1)]
     version: u64,
     #[schema(example = "application/pdf")]
     mime_type: String,
-    /// Since when the document had it.
+    /// When the version was created.
     created_at: Timestamp,
-    /// Who gave the document this content.
+    /// The user who created the version.
     #[schema(required = true)]
     created_by: Option<Uuid>,
     file: FileOut,
@@ -53,24 +53,24 @@ impl From<DocumentVersion> for VersionOut {
     }
 }
 
-/// A version in the path.
+/// Path parameters of a version.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct VersionPath {
-    /// The tenant.
+    /// Tenant id.
     tenant_id: Uuid,
-    /// The document.
+    /// Document id.
     document_id: Uuid,
-    /// The version's number.
+    /// Version number.
     #[param(minimum = 1)]
     version: u64,
 }
 
 /// Replace the content
 ///
-/// The body is the new content, which becomes the document's next version; its Content-Type, if there is one, is that of the
-/// version. For the document's owner and admins. Sending the content that the document has already changes nothing.
+/// The body becomes the document's next version; its Content-Type, if present, becomes the version's. Sending the current content
+/// again changes nothing. For the document's owner and admins.
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}/content", tag = "versions", params(DocumentPath, IfMatch),
     request_body(content = schemas::Content, content_type = "application/octet-stream"),
     responses((status = 200, description = "Content replaced", body = Response<UploadOut>), Errors<(NotOwner, DocumentChanged, QuotaExceeded)>))]
@@ -82,12 +82,12 @@ pub(crate) async fn replace_content(
     request: Request,
 ) -> Result<Tagged<UploadOut>, ApiError> {
     let mime_type = media_type(&headers)?;
-    let announced = announced(&headers);
+    let declared = declared_length(&headers);
     let limit = services.settings().max_upload_bytes;
-    if announced.is_some_and(|bytes| bytes > limit) {
+    if declared.is_some_and(|bytes| bytes > limit) {
         return Err(Error::TooLarge { limit }.into());
     }
-    let mut upload = services.begin_version(&caller, tenant_id, document_id, announced, &if_match(&headers)).await?;
+    let mut upload = services.begin_version(&caller, tenant_id, document_id, declared, &if_match(&headers)).await?;
     let mut body = request.into_body().into_data_stream();
     while let Some(bytes) = body.next().await {
         upload.write(bytes.map_err(|error| ApiError::from_body(StatusCode::BAD_REQUEST, &error))?).await?;
@@ -96,13 +96,13 @@ pub(crate) async fn replace_content(
     Ok(Tagged(uploaded.document.etag(), Response::ok("Content replaced", uploaded.into())))
 }
 
-/// What the body is said to be; nothing when it is said to be what clients say that don't know.
+/// The declared media type of the body; none for the types that clients send by default.
 fn media_type(headers: &HeaderMap) -> Result<Option<MimeType>, ApiError> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(None) };
     let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
     let mime_type = MimeType::parse(essence).map_err(|problem| Error::invalid("Content-Type", problem))?;
     match mime_type.as_str() {
-        // A form, sent where the content itself belongs: stored as it is, nobody could read it.
+        // A form instead of the content itself: stored verbatim, it would be unreadable.
         "multipart/form-data" => Err(ApiError::UnsupportedMediaType("the content itself, not a form")),
         "application/octet-stream" | "application/x-www-form-urlencoded" => Ok(None),
         _ => Ok(Some(mime_type)),
@@ -111,8 +111,7 @@ fn media_type(headers: &HeaderMap) -> Result<Option<MimeType>, ApiError> {
 
 /// List versions
 ///
-/// The contents that the document has and had, newest first. The oldest go when there are more than the operator keeps (100,
-/// unless chosen otherwise).
+/// Current and former versions, newest first. Versions beyond the configured maximum (100 by default) are purged, oldest first.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}/versions", tag = "versions", params(DocumentPath, PageQuery),
     responses((status = 200, description = "Versions found", body = Response<List<VersionOut>>)))]
 pub(crate) async fn list_versions(
@@ -127,7 +126,7 @@ pub(crate) async fn list_versions(
 
 /// Download a version
 ///
-/// As the download of the document, for one of its contents.
+/// Like the download of the document, for one of its versions.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}/versions/{version}/download", tag = "versions",
     params(VersionPath, DownloadQuery),
     responses(
@@ -141,12 +140,12 @@ pub(crate) async fn download_version(
     headers: HeaderMap,
 ) -> Result<HttpResponse, ApiError> {
     let download = app.services.get_version_download(&caller, tenant_id, document_id, number).await?;
-    Ok(answer_download(&app, &headers, download, query.redirect.unwrap_or(true)))
+    Ok(download_response(&app, &headers, download, query.redirect.unwrap_or(true)))
 }
 
 /// Restore a version
 ///
-/// Gives the document this content again, as its next version: nothing is lost. For the document's owner and admins.
+/// Makes this content the document's next version; existing versions are kept. For the document's owner and admins.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/{document_id}/versions/{version}/restore", tag = "versions",
     params(VersionPath, IfMatch),
     responses((status = 200, description = "Version restored", body = Response<DocumentOut>), Errors<(NotOwner, DocumentChanged)>))]

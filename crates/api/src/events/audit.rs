@@ -15,15 +15,15 @@ use crate::{
     schemas,
 };
 
-/// Something that somebody did.
+/// An entry of the audit log.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct AuditEntryOut {
-    /// The event that told of it.
+    /// The id of the event that recorded the action.
     id: Uuid,
-    /// What was done.
+    /// The action.
     #[schema(example = "member.added")]
     action: String,
-    /// Who did it; null when it was nobody with an account, or the operator.
+    /// The acting user; null for the operator or a caller without an account.
     #[schema(required = true)]
     user_id: Option<Uuid>,
     occurred_at: Timestamp,
@@ -43,35 +43,35 @@ impl From<AuditEntry> for AuditEntryOut {
     }
 }
 
-/// Which entries.
+/// Filters and page of the audit log.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AuditQuery {
-    /// The page's number, from 1.
+    /// Page number, from 1.
     #[param(required = false, inline, value_type = schemas::PageNumber)]
     page: Option<i64>,
-    /// How many items a page has.
+    /// Items per page.
     #[param(required = false, inline, value_type = schemas::PerPage)]
     per_page: Option<i64>,
-    /// What was done.
+    /// Filter by action.
     #[param(required = false, inline, value_type = schemas::AuditAction)]
     action: Option<String>,
-    /// Who did it.
+    /// Filter by acting user.
     #[param(required = false, value_type = Uuid)]
     user_id: Option<String>,
-    /// Done then or later.
+    /// Earliest time (inclusive).
     #[param(required = false, inline, value_type = schemas::Timestamp)]
     from: Option<String>,
-    /// Done before.
+    /// Latest time (exclusive).
     #[param(required = false, inline, value_type = schemas::Timestamp)]
     to: Option<String>,
 }
 
 /// List the audit log
 ///
-/// For admins. The latest first; those that meet every condition given. What was done shows up here within a second. New entries move
-/// those before them to later pages: whoever reads several gives all the same `to`.
+/// For admins. Returns entries that match all filters, newest first. Actions appear within a second. New entries shift older ones
+/// to later pages: to read several pages, send the same `to` with each request.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/audit", tag = "tenants", params(TenantPath, AuditQuery),
     responses((status = 200, description = "Audit log found", body = Response<List<AuditEntryOut>>)))]
 pub(crate) async fn list_audit(
@@ -84,8 +84,8 @@ pub(crate) async fn list_audit(
     let filter = AuditFilter {
         action: optional(&mut errors, "action", query.action.as_ref(), AuditFilter::parse_action),
         user_id: optional(&mut errors, "user_id", query.user_id.as_ref(), uuid_field).map(Into::into),
-        from: optional(&mut errors, "from", query.from.as_ref(), moment),
-        to: optional(&mut errors, "to", query.to.as_ref(), moment),
+        from: optional(&mut errors, "from", query.from.as_ref(), parse_timestamp),
+        to: optional(&mut errors, "to", query.to.as_ref(), parse_timestamp),
     };
     let request = domain::PageRequest::parse(query.page, query.per_page, &mut errors);
     errors.check()?;
@@ -93,6 +93,6 @@ pub(crate) async fn list_audit(
     Ok(Response::ok("Audit log found", List::of(page, AuditEntryOut::from)))
 }
 
-fn moment(text: &str) -> Result<domain::Timestamp, &'static str> {
-    domain::Timestamp::parse(text).ok_or("must be a moment as in RFC 3339, such as 2026-11-24T09:30:00Z; a + in it has to be sent as %2B")
+fn parse_timestamp(text: &str) -> Result<domain::Timestamp, &'static str> {
+    domain::Timestamp::parse(text).ok_or("must be an RFC 3339 timestamp such as 2026-11-24T09:30:00Z; encode + as %2B")
 }

@@ -1,4 +1,4 @@
-//! `/api/demo/kafka`: a demonstration of the bus that events go by, for those who try the system.
+//! `/api/demo/kafka`: a demonstration of the event bus.
 
 use std::sync::Arc;
 
@@ -22,10 +22,10 @@ use crate::{
     schemas,
 };
 
-/// How many messages are shown unless more are asked for.
+/// The number of messages returned by default.
 const DEFAULT_LIMIT: usize = 10;
 
-/// The bus of the demonstration, where there is one.
+/// The demo bus, if the demo is switched on.
 pub(crate) struct Demo(Arc<dyn DemoBus>);
 
 impl FromRequestParts<App> for Demo {
@@ -36,88 +36,88 @@ impl FromRequestParts<App> for Demo {
     }
 }
 
-/// A message to be sent.
+/// A message to publish.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ProduceIn {
-    /// Where to: a topic of the demonstration.
+    /// The demo topic to publish to.
     #[serde(default, deserialize_with = "present")]
     #[schema(required = true, value_type = schemas::DemoTopic)]
     topic: Option<String>,
-    /// What to send.
+    /// The content.
     #[serde(default, deserialize_with = "present")]
     #[schema(required = true, value_type = schemas::DemoContent)]
     message: Option<Map<String, Value>>,
-    /// Messages with the same key follow each other.
+    /// Ordering key: messages with equal keys stay in order.
     #[serde(default, deserialize_with = "present")]
     #[schema(required = false, value_type = schemas::DemoKey)]
     key: Option<String>,
 }
 
-/// A message that was sent.
+/// A published message.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct ProducedOut {
     event_id: Uuid,
     #[schema(value_type = schemas::DemoTopic)]
     topic: String,
     timestamp: Timestamp,
-    /// Always `published`: the bus has it.
+    /// Always `published`: the bus accepted the message.
     #[schema(example = "published")]
     status: &'static str,
 }
 
-/// A message that was received.
+/// A received message.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct DemoMessageOut {
     event_id: Uuid,
-    /// Its topic.
+    /// The message's topic.
     #[schema(example = "demo.greetings")]
     topic: String,
     #[schema(required = true, example = "a")]
     key: Option<String>,
     timestamp: Timestamp,
-    /// Its content; text where whoever sent it sent no JSON.
+    /// The content; a string if the producer sent something other than JSON.
     #[schema(value_type = schemas::DemoContent)]
     message: Value,
 }
 
-/// What the consumer received last.
+/// The messages that the consumer received last.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct ConsumedOut {
-    /// Which bus: `kafka` or `in-process`.
+    /// The type of bus: `kafka` or `in-process`.
     #[schema(example = "kafka")]
     bus: &'static str,
     /// `up` or `down`.
     #[schema(example = "up")]
     status: &'static str,
-    /// The latest first.
+    /// Newest first.
     messages: Vec<DemoMessageOut>,
 }
 
 /// The state of the bus.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct DemoHealthOut {
-    /// `healthy`: a bus that is not is answered with 503.
+    /// Always `healthy`: the response is 503 if the bus is down.
     #[schema(example = "healthy")]
     status: &'static str,
-    /// Which bus: `kafka` or `in-process`.
+    /// The type of bus: `kafka` or `in-process`.
     #[schema(example = "kafka")]
     bus: &'static str,
 }
 
-/// How many messages.
+/// The number of messages.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ConsumeQuery {
-    /// How many at most.
+    /// Maximum number of messages.
     #[param(required = false, inline, value_type = schemas::DemoLimit)]
     limit: Option<i64>,
 }
 
-/// Send a message
+/// Publish a message
 ///
-/// To a topic of the demonstration. The answer comes when the bus has it.
+/// Publishes to a demo topic. The response arrives once the bus accepted the message.
 #[utoipa::path(post, path = "/api/demo/kafka/produce", tag = "demo", request_body = ProduceIn,
     responses((status = 200, description = "Message published", body = Response<ProducedOut>), Errors<DemoOff>))]
 pub(crate) async fn produce(
@@ -140,9 +140,9 @@ pub(crate) async fn produce(
     Ok(Response::ok("Message published", ProducedOut { event_id: id.into(), topic, timestamp: Timestamp(at), status: "published" }))
 }
 
-/// Show what was received
+/// List received messages
 ///
-/// By a consumer of all topics of the demonstration, at this instance: what anybody sent, and what other programs did.
+/// Lists the messages that this instance's consumer of all demo topics received, from any user and from other programs.
 #[utoipa::path(get, path = "/api/demo/kafka/consume", tag = "demo", params(ConsumeQuery),
     responses((status = 200, description = "Messages found", body = Response<ConsumedOut>), Errors<DemoOff>))]
 pub(crate) async fn consume(Demo(bus): Demo, Authenticated(_): Authenticated, Query(query): Query<ConsumeQuery>) -> ApiResult<ConsumedOut> {
@@ -166,9 +166,9 @@ pub(crate) async fn consume(Demo(bus): Demo, Authenticated(_): Authenticated, Qu
     Ok(Response::ok("Messages found", ConsumedOut { bus: bus.name(), status, messages: messages.collect() }))
 }
 
-/// Bus alive?
+/// Health of the bus
 ///
-/// Asks the bus. 503 when it does not answer.
+/// Checks the bus. The response is 503 if it is down.
 #[utoipa::path(get, path = "/api/demo/kafka/health", tag = "demo", security(()),
     responses((status = 200, description = "Alive", body = Response<DemoHealthOut>), Errors<DemoOff>))]
 pub(crate) async fn demo_health(Demo(bus): Demo) -> ApiResult<DemoHealthOut> {
@@ -176,12 +176,12 @@ pub(crate) async fn demo_health(Demo(bus): Demo) -> ApiResult<DemoHealthOut> {
     Ok(Response::ok("Alive", DemoHealthOut { status: "healthy", bus: bus.name() }))
 }
 
-/// A topic of the demonstration, named as Kafka lets it be.
+/// Parses a demo topic whose name is legal in Kafka.
 fn parse_topic(text: &str) -> Result<String, TextProblem> {
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     match text.strip_prefix(DEMO_PREFIX) {
         Some(rest) if !rest.is_empty() && text.len() <= 64 && text.bytes().all(is_legal) => Ok(text.to_owned()),
-        _ => Err("must be demo. and letters, digits, dots, _ or -, 64 characters at most"),
+        _ => Err("must be demo. followed by letters, digits, dots, _ or -, at most 64 characters"),
     }
 }
 

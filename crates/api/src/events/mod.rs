@@ -1,4 +1,4 @@
-//! What follows of events, as clients see it.
+//! Routes built on events: the audit log and the demo.
 
 pub(crate) mod audit;
 pub(crate) mod demo;

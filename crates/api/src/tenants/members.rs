@@ -16,10 +16,10 @@ use crate::{
     schemas,
 };
 
-/// What a member may do: `admin` everything, `user` upload and change what is its own, `viewer` read.
+/// A member's role: `admin` may do everything, `user` may upload and change their own documents, `viewer` may read.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case", example = "user")]
-#[expect(dead_code, reason = "documents the words; `domain::Role` reads them")]
+#[expect(dead_code, reason = "documents the values; `domain::Role` parses them")]
 pub(crate) enum RoleOut {
     Admin,
     User,
@@ -55,18 +55,18 @@ impl From<Member<User>> for MemberOut {
     }
 }
 
-/// A member in the path.
+/// Path parameters of a member.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
+#[expect(dead_code, reason = "documents the path; `PathIds` parses it")]
 pub(crate) struct MemberPath {
-    /// The tenant.
+    /// Tenant id.
     tenant_id: Uuid,
-    /// The member.
+    /// The member's user id.
     user_id: Uuid,
 }
 
-/// A new member: by id or by address, one of the two.
+/// A new member: by either user id or e-mail address.
 #[derive(Deserialize, ToSchema)]
 #[schema(example = json!({ "email": "grace@example.com", "role": "user" }))]
 #[serde(deny_unknown_fields)]
@@ -75,7 +75,7 @@ pub(crate) struct AddMemberIn {
     #[serde(default, deserialize_with = "present")]
     #[schema(required = false, value_type = Uuid)]
     user_id: Option<String>,
-    /// The user's address.
+    /// The user's e-mail address.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = schemas::Email)]
     email: Option<String>,
@@ -106,8 +106,8 @@ pub(crate) async fn add_member(
         errors.add("user_id", "exactly one of user_id and email is required");
     }
     let role = required(&mut errors, "role", body.role.as_ref(), parse_role);
-    let (who, role) = all(errors, id.or(email).zip(role))?;
-    let (membership, user) = services.add_member(&caller, tenant_id, who, role).await?;
+    let (candidate, role) = all(errors, id.or(email).zip(role))?;
+    let (membership, user) = services.add_member(&caller, tenant_id, candidate, role).await?;
     Ok(Response::created("Member added", MemberOut::new(membership, user)))
 }
 
@@ -139,7 +139,7 @@ pub(crate) async fn change_role(
 
 /// Remove a member
 ///
-/// Admins remove anybody, everybody themselves. The last admin can't go.
+/// Admins may remove any member; members may remove themselves. The last admin can't be removed.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/users/{user_id}", tag = "members", params(MemberPath),
     responses((status = 200, description = "Member removed", body = Response<Empty>), Errors<LastAdmin>))]
 pub(crate) async fn remove_member(

@@ -1,4 +1,4 @@
-//! Tenants: their members, and the databases that they live in.
+//! Tenants and their members.
 
 pub(crate) mod members;
 pub(crate) mod tenants;

@@ -17,7 +17,7 @@ use crate::{
     extract::{Authenticated, JsonBody, PathIds, Query, all, idempotency_key, optional, present, required},
     operation_errors::{Errors, IdempotencyKeyInUse, IdempotencyKeyReused},
     query::{Idempotency, PageQuery, TenantPath},
-    response::{ApiResult, Empty, List, Response, Timestamp, created_before},
+    response::{ApiResult, Empty, List, Response, Timestamp, replayed_response},
     schemas,
     tenants::members::MemberOut,
 };
@@ -28,7 +28,7 @@ pub(crate) struct TenantOut {
     id: Uuid,
     #[schema(example = "Acme Corp")]
     name: String,
-    /// The database that holds this tenant's documents, and nobody else's.
+    /// The database that holds this tenant's documents exclusively.
     #[schema(max_length = 63, pattern = "^tenant_[a-z0-9_]+$", example = "tenant_acme_corp_a1b2c3d4")]
     database_name: String,
     is_active: bool,
@@ -52,7 +52,7 @@ impl From<Tenant> for TenantOut {
     }
 }
 
-/// A tenant with the caller's place in it.
+/// A tenant with the caller's membership.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct MembershipOut {
     #[serde(flatten)]
@@ -60,7 +60,7 @@ pub(crate) struct MembershipOut {
     /// The caller's role.
     #[schema(value_type = crate::tenants::members::RoleOut)]
     role: &'static str,
-    /// Since when the caller is a member.
+    /// When the caller became a member.
     joined_at: Timestamp,
 }
 
@@ -72,7 +72,7 @@ impl From<Member<Tenant>> for MembershipOut {
 
 /// My tenants
 ///
-/// Active or not, with the caller's role, newest membership first.
+/// Active and inactive tenants with the caller's role, newest membership first.
 #[utoipa::path(get, path = "/api/tenants", tag = "tenants", params(PageQuery),
     responses((status = 200, description = "Tenants found", body = Response<List<MembershipOut>>)))]
 pub(crate) async fn list_tenants(
@@ -86,7 +86,7 @@ pub(crate) async fn list_tenants(
 
 /// My active tenants
 ///
-/// With role and time of joining, newest membership first.
+/// Active tenants with role and time of joining, newest membership first.
 #[utoipa::path(get, path = "/api/users/me/tenants", tag = "users", params(PageQuery),
     responses((status = 200, description = "Tenants found", body = Response<List<MembershipOut>>)))]
 pub(crate) async fn list_my_tenants(
@@ -102,7 +102,7 @@ pub(crate) async fn list_my_tenants(
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CreateTenantIn {
-    /// What people call it. Need not be unique.
+    /// Display name. Need not be unique.
     #[serde(default, deserialize_with = "present")]
     #[schema(required = true, value_type = schemas::TenantName)]
     name: Option<String>,
@@ -110,7 +110,7 @@ pub(crate) struct CreateTenantIn {
 
 /// Create a tenant
 ///
-/// Makes the tenant, a database for it, and the caller its admin. It is ready when this answers.
+/// Creates the tenant and its database, and makes the caller its admin. The tenant is ready when the response arrives.
 #[utoipa::path(post, path = "/api/tenants", tag = "tenants", params(Idempotency), request_body = CreateTenantIn,
     responses((status = 201, description = "Tenant created", body = Response<MembershipOut>), Errors<(IdempotencyKeyReused, IdempotencyKeyInUse)>))]
 pub(crate) async fn create_tenant(
@@ -123,17 +123,17 @@ pub(crate) async fn create_tenant(
     let mut errors = FieldErrors::default();
     let name = required(&mut errors, "name", body.name.as_ref(), TenantName::parse);
     let created = |tenant: Member<Tenant>| Response::created("Tenant created", MembershipOut::from(tenant));
-    let answer = |tenant: &Member<Tenant>| created(tenant.clone()).body();
-    let once = key.map(|key| IdempotentRequest { key, answer: &answer });
-    Ok(match services.create_tenant(&caller, &all(errors, name)?, once.as_ref()).await? {
+    let response_body = |tenant: &Member<Tenant>| created(tenant.clone()).body();
+    let idempotent = key.map(|key| IdempotentRequest { key, answer: &response_body });
+    Ok(match services.create_tenant(&caller, &all(errors, name)?, idempotent.as_ref()).await? {
         IdempotentOutcome::Fresh(tenant) => created(tenant).into_response(),
-        IdempotentOutcome::Replayed(body) => created_before(body),
+        IdempotentOutcome::Replayed(body) => replayed_response(body),
     })
 }
 
-/// What a tenant stores
+/// Storage usage
 ///
-/// And how much it may. Contents that are several documents' count once; versions and the trash count.
+/// What the tenant stores, and its quota. Content that several documents share counts once. Versions and the trash count.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/storage", tag = "tenants", params(TenantPath),
     responses((status = 200, description = "Storage found", body = Response<StorageOut>)))]
 pub(crate) async fn get_storage(
@@ -149,7 +149,7 @@ pub(crate) async fn get_storage(
 pub(crate) struct TenantDetailsOut {
     #[serde(flatten)]
     tenant: MembershipOut,
-    /// In the order in which they joined.
+    /// In the order of joining.
     members: Vec<MemberOut>,
 }
 
@@ -161,7 +161,7 @@ impl From<TenantDetails> for TenantDetailsOut {
 
 /// A tenant with its members
 ///
-/// For its members; when it is inactive, for its admins.
+/// For its members; for its admins only while it is inactive.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}", tag = "tenants", params(TenantPath),
     responses((status = 200, description = "Tenant found", body = Response<TenantDetailsOut>)))]
 pub(crate) async fn get_tenant(
@@ -172,24 +172,24 @@ pub(crate) async fn get_tenant(
     Ok(Response::ok("Tenant found", services.get_tenant(&caller, tenant_id).await?.into()))
 }
 
-/// What can change in a tenant. What is absent stays.
+/// Tenant changes. Absent fields stay unchanged.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UpdateTenantIn {
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = schemas::TenantName)]
     name: Option<String>,
-    /// False takes the tenant out of service, true brings it back. Nothing is dropped.
+    /// False deactivates the tenant, true reactivates it. No data is deleted.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = bool, example = true)]
     is_active: Option<bool>,
 }
 
-/// Change a tenant
+/// Update a tenant
 ///
-/// For its admins, also when it is inactive.
+/// For its admins, even while it is inactive.
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}", tag = "tenants", params(TenantPath), request_body = UpdateTenantIn,
-    responses((status = 200, description = "Tenant changed", body = Response<MembershipOut>)))]
+    responses((status = 200, description = "Tenant updated", body = Response<MembershipOut>)))]
 pub(crate) async fn update_tenant(
     State(services): State<UserServices>,
     Authenticated(caller): Authenticated,
@@ -200,12 +200,12 @@ pub(crate) async fn update_tenant(
     let name = optional(&mut errors, "name", body.name.as_ref(), TenantName::parse);
     errors.check()?;
     let tenant = services.update_tenant(&caller, tenant_id, name, body.is_active).await?;
-    Ok(Response::ok("Tenant changed", tenant.into()))
+    Ok(Response::ok("Tenant updated", tenant.into()))
 }
 
 /// Deactivate a tenant
 ///
-/// For its admins. Nothing is dropped; `PUT` with `is_active: true` brings it back.
+/// For its admins. No data is deleted; `PUT` with `is_active: true` reactivates it.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}", tag = "tenants", params(TenantPath),
     responses((status = 200, description = "Tenant deactivated", body = Response<Empty>)))]
 pub(crate) async fn delete_tenant(

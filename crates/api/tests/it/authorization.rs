@@ -1,5 +1,5 @@
-//! Who may do what: every route, asked by everybody, about everything.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails")]
+//! Authorization: every route, requested by every kind of caller, for every kind of target.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,13 +13,13 @@ use reqwest::{
 use serde_json::{Value, json};
 use testkit::{PASSWORD, Persona, Reply, TestApp};
 
-/// The routes, each followed by what may be asked of it; the columns are [`CALLERS`], the words [`meaning`].
+/// The routes, each followed by its targets and the expected result for each caller. The columns are [`CALLERS`]; [`meaning`]
+/// translates the words.
 ///
 /// Tenants are `ours` (where viewer, user and admin are members), `theirs` (where the outsider is admin), `absent`, and
-/// `inactive` (with the members of ours). What follows the slash is the document, file or member in the path, or the user to be
-/// added.
+/// `inactive` (with the members of `ours`). After the slash comes the document, file or member in the path, or the user to add.
 const TABLE: &str = "
-                                                   nobody    viewer    user      admin     outsider  deactivated
+                                                   anonymous viewer    user      admin     outsider  deactivated
 GET /
 GET /health
 GET /health/ready
@@ -235,7 +235,7 @@ DELETE /api/files/{tenant_id}/files/{file_id}
   inactive/own                                     missing   inactive  inactive  inactive  tenant    revoked
 ";
 
-/// The status and the error code that a word of the table stands for.
+/// The status and error code of a word in the table.
 fn meaning(word: &str) -> (u16, &'static str) {
     match word {
         "ok" => (200, ""),
@@ -260,11 +260,11 @@ fn meaning(word: &str) -> (u16, &'static str) {
         "member!" => (409, "already_member"),
         "last" => (409, "last_admin"),
         "in_use" => (409, "file_in_use"),
-        _ => panic!("the table's word {word} has no meaning"),
+        _ => panic!("unknown word in the table: {word}"),
     }
 }
 
-/// Routes that the specification leaves out.
+/// Routes that the specification omits.
 const UNDOCUMENTED: [&str; 6] = [
     "GET /openapi.json",
     "GET /docs",
@@ -276,7 +276,7 @@ const UNDOCUMENTED: [&str; 6] = [
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CallerName {
-    Nobody,
+    Anonymous,
     Viewer,
     User,
     Admin,
@@ -284,12 +284,12 @@ enum CallerName {
     Deactivated,
 }
 
-use CallerName::{Admin, Deactivated, Nobody, Outsider, User, Viewer};
+use CallerName::{Admin, Anonymous, Deactivated, Outsider, User, Viewer};
 
 /// The table's columns.
-const CALLERS: [CallerName; 6] = [Nobody, Viewer, User, Admin, Outsider, Deactivated];
+const CALLERS: [CallerName; 6] = [Anonymous, Viewer, User, Admin, Outsider, Deactivated];
 
-/// A line of the table, for one route.
+/// A row of the table, for one route.
 struct Row {
     route: &'static str,
     target: &'static str,
@@ -318,16 +318,16 @@ fn rows() -> Vec<Row> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everybody_may_do_what_the_table_says_and_nothing_else() {
+async fn callers_may_do_exactly_what_the_table_says() {
     let world = World::new().await;
     let mut wrong = Vec::new();
-    // To whom a tenant is not there: by route, what was answered.
+    // The tenant_not_found responses, by route.
     let mut unknown_tenant: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for Row { route, target, expected } in rows() {
         for (caller, word) in CALLERS.into_iter().zip(expected) {
             let reply = world.ask(caller, route, target).await;
             let found = (reply.status.as_u16(), reply.code());
-            // The answer to HEAD has no body to name the error in.
+            // A HEAD response has no body that could hold the error code.
             let expected = if route.starts_with("HEAD") { (meaning(word).0, "") } else { meaning(word) };
             if found != expected {
                 wrong.push(format!("{route}, {caller:?}, {target}: {found:?} instead of {expected:?}"));
@@ -338,10 +338,10 @@ async fn everybody_may_do_what_the_table_says_and_nothing_else() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    // A tenant of others answers as one that is not there, to the byte.
+    // Responses for other users' tenants and absent ones are byte-for-byte equal.
     assert!(unknown_tenant.len() > 15);
-    for (route, answers) in unknown_tenant {
-        assert_eq!(answers.len(), 1, "{route}: {answers:?}");
+    for (route, responses) in unknown_tenant {
+        assert_eq!(responses.len(), 1, "{route}: {responses:?}");
     }
 }
 
@@ -353,10 +353,10 @@ fn the_table_has_every_route() {
 }
 
 #[test]
-fn a_route_that_is_missing_on_either_side_is_noticed() {
+fn a_route_that_is_missing_on_either_side_is_detected() {
     let mut specification: Value = serde_json::from_str(&api::specification()).unwrap();
-    specification["paths"]["/api/tenants/{tenant_id}/secrets"]["get"] = json!({ "summary": "planted" });
-    specification["paths"]["/health"]["delete"] = json!({ "summary": "planted" });
+    specification["paths"]["/api/tenants/{tenant_id}/secrets"]["get"] = json!({ "summary": "seeded" });
+    specification["paths"]["/health"]["delete"] = json!({ "summary": "seeded" });
     let of_logout = specification["paths"].as_object_mut().unwrap().remove("/api/auth/logout");
     assert!(of_logout.is_some());
     let expected = [
@@ -367,7 +367,7 @@ fn a_route_that_is_missing_on_either_side_is_noticed() {
     assert_eq!(compare(&specification, &rows()), expected);
 }
 
-/// In what specification and table differ.
+/// The differences between specification and table.
 fn compare(specification: &Value, rows: &[Row]) -> Vec<String> {
     let paths = specification["paths"].as_object().unwrap();
     let methods = |(path, item): (&String, &Value)| -> Vec<String> {
@@ -381,9 +381,9 @@ fn compare(specification: &Value, rows: &[Row]) -> Vec<String> {
     unspecified.chain(untested).collect()
 }
 
-/// What the table does not have is not there: no path of it knows another method.
+/// The table is complete: its paths support no other methods.
 #[tokio::test]
-async fn no_path_knows_a_method_that_the_table_lacks() {
+async fn paths_support_no_methods_besides_those_in_the_table() {
     let world = World::new().await;
     let routes: BTreeSet<&str> = rows().iter().map(|row| row.route).collect();
     let paths: BTreeSet<&str> = routes.iter().map(|route| route.split_once(' ').unwrap().1).collect();
@@ -399,7 +399,7 @@ async fn no_path_knows_a_method_that_the_table_lacks() {
     }
 }
 
-/// Everybody and everything that the table speaks of.
+/// The users, tenants and documents of the table.
 struct World {
     app: TestApp,
     viewer: Persona,
@@ -415,8 +415,8 @@ struct World {
     inactive_document: Value,
 }
 
-/// Eight bytes that nobody has.
-fn announcement() -> Value {
+/// A declaration of eight bytes that no tenant stores.
+fn declaration() -> Value {
     json!({ "filename": "a.txt", "size": 8, "sha256": hex(&domain::random_bytes::<32>()) })
 }
 
@@ -428,12 +428,12 @@ fn tus_headers() -> HeaderMap {
     [(HeaderName::from_static("tus-resumable"), HeaderValue::from_static("1.0.0"))].into_iter().collect()
 }
 
-fn appending(request: RequestBuilder) -> RequestBuilder {
+fn append(request: RequestBuilder) -> RequestBuilder {
     let request = request.headers(tus_headers()).header("upload-offset", "0");
     request.header("content-type", "application/offset+octet-stream").body("uploaded")
 }
 
-/// An id of nothing.
+/// An id that does not exist.
 const ABSENT: &str = "01900000-0000-7000-8000-000000000000";
 
 impl World {
@@ -455,10 +455,10 @@ impl World {
         Self { app, viewer, user, admin, outsider, deactivated, colleague, ours, theirs, inactive, inactive_document }
     }
 
-    /// The caller, with a session for this question alone where it may end.
+    /// The caller, with a fresh session if the request may end it.
     async fn caller(&self, name: CallerName, route: &str) -> Persona {
         let persona = match name {
-            Nobody => self.app.stranger(),
+            Anonymous => self.app.stranger(),
             Viewer => self.viewer.clone(),
             User => self.user.clone(),
             Admin => self.admin.clone(),
@@ -466,7 +466,7 @@ impl World {
             Deactivated => self.deactivated.clone(),
         };
         let ends = ["POST /api/auth/logout", "POST /api/auth/refresh"].contains(&route);
-        if ends && ![Nobody, Deactivated].contains(&name) { persona.logged_in().await } else { persona }
+        if ends && ![Anonymous, Deactivated].contains(&name) { persona.logged_in().await } else { persona }
     }
 
     async fn ask(&self, name: CallerName, route: &str, target: &str) -> Reply {
@@ -479,7 +479,7 @@ impl World {
         } else {
             self.fill(path, name, &caller, target).await
         };
-        // Who wants a session's next tokens shows no access token.
+        // A refresh request carries no access token.
         let sender = if route == "POST /api/auth/refresh" { caller.without_token() } else { caller.clone() };
         let request = sender.request(Method::from_bytes(method.as_bytes()).unwrap(), &path);
         let request = match route {
@@ -498,12 +498,12 @@ impl World {
                 let part = reqwest::multipart::Part::text("uploaded").file_name("a.txt");
                 request.multipart(reqwest::multipart::Form::new().part("file", part))
             }
-            "POST /api/tenants/{tenant_id}/documents/uploads" => request.json(&announcement()),
+            "POST /api/tenants/{tenant_id}/documents/uploads" => request.json(&declaration()),
             "POST /api/tenants/{tenant_id}/documents/tus" => {
                 request.headers(tus_headers()).header("upload-length", "8").header("upload-metadata", "filename YS50eHQ=")
             }
-            "PATCH /api/tenants/{tenant_id}/documents/tus/{upload_id}" => appending(request),
-            "POST /api/tenants/{tenant_id}/documents/tus/{upload_id}" => appending(request).header("x-http-method-override", "PATCH"),
+            "PATCH /api/tenants/{tenant_id}/documents/tus/{upload_id}" => append(request),
+            "POST /api/tenants/{tenant_id}/documents/tus/{upload_id}" => append(request).header("x-http-method-override", "PATCH"),
             route if route.contains("documents/tus") => request.headers(tus_headers()),
             "PUT /api/objects/parts/{tenant_id}/{upload_id}/{number}" => request.body("uploaded"),
             "PUT /api/tenants/{tenant_id}/documents/{document_id}/content" => request.body("replaced"),
@@ -517,7 +517,7 @@ impl World {
         reply
     }
 
-    /// Undoes what would change the answers to later questions.
+    /// Undoes changes that would affect later requests.
     async fn restore(&self, route: &str, target: &str, caller: &Persona) {
         if route == "DELETE /api/tenants/{tenant_id}" {
             let path = format!("/api/tenants/{}", self.tenant(target));
@@ -538,7 +538,7 @@ impl World {
             "theirs" => &self.theirs,
             "inactive" => &self.inactive,
             "absent" => ABSENT,
-            _ => panic!("the table's tenant of {target} is not known"),
+            _ => panic!("unknown tenant in the table: {target}"),
         }
     }
 
@@ -573,7 +573,7 @@ impl World {
         }
     }
 
-    /// A document and its file, new for the question.
+    /// Creates a document and its file for the request.
     async fn document(&self, what: &str, target: &str, caller: CallerName) -> (String, String) {
         let ids = |document: &Value| (document["id"].as_str().unwrap().to_owned(), document["file_id"].as_str().unwrap().to_owned());
         if target.starts_with("inactive") {
@@ -591,7 +591,7 @@ impl World {
         match (what, caller) {
             ("absent", _) => (ABSENT.to_owned(), ABSENT.to_owned()),
             ("theirs", _) => upload(&self.outsider, &self.theirs).await,
-            // Somebody who could upload once.
+            // The viewer uploaded it while having the role user.
             ("own", Viewer) => {
                 let path = format!("/api/tenants/{}/users/{}", self.ours, self.viewer.id);
                 self.admin.put(&path, &json!({ "role": "user" })).await.expect(200);
@@ -612,10 +612,10 @@ impl World {
         }
     }
 
-    /// An upload in parts, new for the question.
+    /// Creates a multipart upload for the request.
     async fn upload(&self, what: &str, caller: CallerName, by_tus: bool) -> String {
         let (who, tenant) = match (what, caller) {
-            ("absent", _) | (_, Nobody | Viewer | Deactivated) => return ABSENT.to_owned(),
+            ("absent", _) | (_, Anonymous | Viewer | Deactivated) => return ABSENT.to_owned(),
             ("theirs", _) => (&self.outsider, &self.theirs),
             ("own", User) => (&self.user, &self.ours),
             ("own", Admin) => (&self.admin, &self.ours),
@@ -626,18 +626,18 @@ impl World {
             let begun = Reply::to(request.header("upload-length", "8").header("upload-metadata", "filename YS50eHQ=")).await.expect(201);
             return begun.header("location").rsplit('/').next().unwrap().to_owned();
         }
-        let begun = who.post(&format!("/api/tenants/{tenant}/documents/uploads"), &announcement()).await.expect(201);
+        let begun = who.post(&format!("/api/tenants/{tenant}/documents/uploads"), &declaration()).await.expect(201);
         begun.data()["upload"]["id"].as_str().unwrap().to_owned()
     }
 
-    /// The path and query of a part of an upload, as they were signed or not.
+    /// The URL of a part of an upload, with a valid or a forged signature.
     async fn part_url(&self, target: &str) -> String {
-        let begun = self.colleague.post(&format!("/api/tenants/{}/documents/uploads", self.ours), &announcement()).await.expect(201);
+        let begun = self.colleague.post(&format!("/api/tenants/{}/documents/uploads", self.ours), &declaration()).await.expect(201);
         let url = begun.data()["parts"][0]["url"].as_str().unwrap().to_owned();
         if target == "ours/signed" { url } else { url.replace("signature=", "signature=00") }
     }
 
-    /// Who is to become a member.
+    /// The user to add as a member.
     async fn candidate(&self, target: &str) -> String {
         match target.split('/').nth(1).unwrap() {
             "newcomer" => self.app.stranger().post("/api/auth/register", &self.registration()).await.expect(201).id(),
@@ -652,9 +652,9 @@ impl World {
         json!({ "email": format!("{name}@example.com"), "password": PASSWORD, "first_name": "New", "last_name": "Comer" })
     }
 
-    /// The path and query of a document's content, as they were signed or not.
+    /// The URL of a document's content, with a valid or a forged signature.
     async fn object_url(&self, target: &str) -> String {
-        let (document, _) = self.document("colleague's", "ours", Nobody).await;
+        let (document, _) = self.document("colleague's", "ours", Anonymous).await;
         let path = format!("/api/tenants/{}/documents/{document}/download", self.ours);
         let url = self.admin.get(&path).await.expect(302).header("location").to_owned();
         if target == "signed" { url } else { url.replace("signature=", "signature=00") }

@@ -1,4 +1,4 @@
-//! The API as its users see it, over real sockets and real databases.
+//! The API from the client's view, over real sockets and real databases.
 
 mod accounts;
 mod authorization;

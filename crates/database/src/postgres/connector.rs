@@ -73,7 +73,8 @@ impl Connector {
 
     /// Connects to a database with these session settings, at the first host that answers.
     pub(super) async fn connect(&self, database: &str, settings: &str) -> Result<Session> {
-        within_connect_timeout(self.connect_to_any(database, settings)).await
+        // Boxed because it is rare and large, with TLS above all.
+        within_connect_timeout(Box::pin(self.connect_to_any(database, settings))).await
     }
 
     async fn connect_to_any(&self, database: &str, settings: &str) -> Result<Session> {

@@ -17,50 +17,50 @@ use crate::{
     idempotency::purge_past_requests,
 };
 
-/// How long after its use a refresh token still gets the successor that it got, for a client that lost the answer.
+/// How long after its use a refresh token still gets its successor, for a client that lost the response.
 const RETRY_GRACE: Duration = Duration::from_secs(10);
 
 /// The tokens of a session.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TokenPair {
-    /// Calls the API.
+    /// Authenticates API calls.
     pub access_token: String,
-    /// Gets the next pair, once.
+    /// Gets the next pair of tokens, once.
     pub refresh_token: String,
-    /// How long the access token is good for.
+    /// How long the access token is valid.
     pub expires_in: Duration,
 }
 
-/// What a login gets.
+/// The result of a login.
 pub struct Login {
     /// The tokens of the new session.
     pub tokens: TokenPair,
-    /// Who logged in.
+    /// The user who logged in.
     pub user: User,
     /// The first page of the user's active tenants.
     pub tenants: Page<Member<Tenant>>,
 }
 
-/// An address that is looked for in the place of what is none.
-const NOBODY: &str = "nobody@example.invalid";
+/// The address that is looked up in place of a malformed one.
+const PLACEHOLDER_EMAIL: &str = "nobody@example.invalid";
 
 impl UserServices {
-    /// Begins a session.
+    /// Logs a user in and begins a session.
     ///
     /// # Errors
     /// [`TokenProblem::BadCredentials`], after the same work, whether the address is unknown, the account deactivated or the
-    /// password wrong; [`Error::Overloaded`] when too many log in at once.
+    /// password wrong; [`Error::Overloaded`] when too many users log in at once.
     pub async fn log_in(&self, email: &str, password: &str) -> Result<Login> {
-        // What is no address is looked for all the same: the same work for everything.
+        // A malformed address is looked up all the same, so that every failure takes the same work.
         let address = Email::parse(email);
         let is_address = address.is_ok();
-        let address = address.or_else(|_| Email::parse(NOBODY)).map_err(Error::internal)?;
+        let address = address.or_else(|_| Email::parse(PLACEHOLDER_EMAIL)).map_err(Error::internal)?;
         let known = users::find_for_login(&mut self.core.main().read().await?, &address).await?.filter(|_| is_address);
         let known_id = known.as_ref().map(|(user, _)| user.id);
         let candidate = known.filter(|(user, _)| user.is_active);
         let verdict = self.core.parts.passwords.verify(candidate.as_ref().map(|(_, hash)| hash.clone()), password).await?;
         let Some((user, hash)) = candidate.filter(|_| verdict != Verdict::Wrong) else {
-            // Whose account it was; not what was typed, which may be a password in the wrong field.
+            // The account's id, but not the typed address, which may be a password in the wrong field.
             let data = json!({ "target_user_id": known_id.map(|id| id.to_string()) });
             begin_main(&self.core).await?.emit_and_commit(&audit_event(&self.core, "login.failed", None, None, data)).await?;
             return Err(Error::Unauthenticated(TokenProblem::BadCredentials));
@@ -92,11 +92,11 @@ impl UserServices {
         Ok(Login { tokens: issue_tokens(&self.core, &session)?, user, tenants })
     }
 
-    /// Gets a session's next tokens.
+    /// Rotates a session's refresh token and returns its next tokens.
     ///
     /// # Errors
-    /// [`TokenProblem::Reused`] when the token was used before and its successor too, or not just now: then the session ends,
-    /// since one of its users is a thief.
+    /// [`TokenProblem::Reused`] when the token was used before, unless it was used just now and its successor is still unused.
+    /// The session ends then, since one of its users is a thief.
     pub async fn refresh(&self, refresh_token: Option<&str>) -> Result<TokenPair> {
         let token = refresh_token.ok_or(Error::Unauthenticated(TokenProblem::Missing))?;
         let now = self.core.clock().now();
@@ -121,7 +121,7 @@ impl UserServices {
         Err(Error::Unauthenticated(TokenProblem::Reused))
     }
 
-    /// Ends the caller's session: its tokens are refused from now on.
+    /// Ends the caller's session. Its tokens are refused from now on.
     ///
     /// # Errors
     /// When the main database is down.
@@ -132,7 +132,7 @@ impl UserServices {
 }
 
 impl OperatorServices {
-    /// Forgets sessions and changes of access that can't matter any more.
+    /// Purges expired sessions, access changes and idempotency keys.
     ///
     /// # Errors
     /// When the main database is down.
@@ -146,7 +146,7 @@ impl OperatorServices {
     }
 }
 
-/// A hash with today's parameters. A password that could not be chosen today keeps its old hash.
+/// Hashes a password with the current parameters. A password that the current rules refuse keeps its old hash.
 async fn rehash(core: &Core, password: &str) -> Result<Option<PasswordHash>> {
     match NewPassword::parse(password) {
         Ok(password) => core.parts.passwords.hash(&password).await.map(Some),
@@ -163,7 +163,7 @@ async fn end_session(core: &Core, mut tx: EventTx<Main>, id: SessionId, user_id:
     commit_access_change(core, tx, id).await
 }
 
-/// A session's tokens. The refresh token is made of what is stored, so a retry gets the very same one.
+/// Issues a session's tokens. The refresh token is derived from stored values, so a retry gets an identical one.
 fn issue_tokens(core: &Core, session: &Session) -> Result<TokenPair> {
     let tokens = &core.parts.tokens;
     let access_id = TokenId::generate(core.clock());

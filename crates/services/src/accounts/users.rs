@@ -10,12 +10,12 @@ use crate::{
     events::events::{audit_event, begin_main},
 };
 
-/// What it takes to have an account.
+/// The data of a new account.
 #[derive(Clone, Debug)]
 pub struct Registration {
     /// Unique among all users.
     pub email: Email,
-    /// What the user logs in with.
+    /// The password to log in with.
     pub password: NewPassword,
     /// First name.
     pub first_name: PersonName,
@@ -24,10 +24,10 @@ pub struct Registration {
 }
 
 impl UserServices {
-    /// Makes an account.
+    /// Registers an account.
     ///
     /// # Errors
-    /// [`Conflict::EmailTaken`] when somebody has the address.
+    /// [`Conflict::EmailTaken`] when another account has the address.
     pub async fn register_user(&self, registration: Registration) -> Result<User> {
         register(&self.core, registration).await
     }
@@ -41,7 +41,7 @@ impl UserServices {
         found.ok_or(Error::NotFound(Noun::User))
     }
 
-    /// Changes the names that are given in the caller's profile.
+    /// Changes the given names in the caller's profile.
     ///
     /// # Errors
     /// When the main database is down.
@@ -53,7 +53,7 @@ impl UserServices {
         Ok(user)
     }
 
-    /// The active tenants that the caller belongs to, newest membership first.
+    /// The caller's active tenants, newest membership first.
     ///
     /// # Errors
     /// When the main database is down.
@@ -79,7 +79,8 @@ impl OperatorServices {
         Ok(users::find_by_email(&mut self.core.main().read().await?, email).await?)
     }
 
-    /// Lets a user log in again, or no longer: everywhere, when this returns. All the user's sessions end then.
+    /// Activates or deactivates a user. The change is effective in every instance when this returns. Deactivation ends all the
+    /// user's sessions.
     ///
     /// # Errors
     /// [`Error::NotFound`] when there is no such user.
@@ -102,7 +103,7 @@ impl OperatorServices {
 
 async fn register(core: &Core, registration: Registration) -> Result<User> {
     if users::find_by_email(&mut core.main().read().await?, &registration.email).await?.is_some() {
-        // Not worth a hash. Two at once are told apart by the unique index below.
+        // A taken address costs no password hash. The unique index below decides between two concurrent registrations.
         return Err(Error::Conflict(Conflict::EmailTaken));
     }
     let password = core.parts.passwords.hash(&registration.password).await?;

@@ -1,4 +1,4 @@
-//! The content of documents: what a new document has, what replaces it, and how many former contents are kept.
+//! The content of documents: adding it, replacing it, and pruning old versions.
 
 use domain::{Document, DocumentId, Error, EventKind, File, FileId, Filename, MimeType, Result, Role, dyn_error, failpoint};
 use models::{Tenant, TenantTx, documents, files, versions};
@@ -10,12 +10,12 @@ use crate::{
     events::events::{EventTx, event},
 };
 
-/// A document that was uploaded, or got another content.
+/// A document that was uploaded or got new content.
 #[derive(Clone, Debug)]
 pub struct Uploaded {
     /// The document.
     pub document: Document,
-    /// Whether its content was already there.
+    /// Whether the content existed already.
     pub deduplicated: bool,
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn insert_document(
     document
 }
 
-/// Gives a document, which is locked, another content, unless it is the one that it has.
+/// Replaces a locked document's content, unless it has this content already.
 pub(crate) async fn replace_content(
     core: &Core,
     tx: &mut EventTx<Tenant>,
@@ -81,8 +81,8 @@ fn emit_uploaded(core: &Core, tx: &mut EventTx<Tenant>, tenant: &TenantCaller, d
     tx.emit(&event(core, EventKind::DocumentUploaded, Some(tenant.tenant_id()), Some(tenant.user_id()), &event_payload(document)));
 }
 
-/// Forgets a document's oldest contents when it has more than are kept. What fails here, the next new version does. In a
-/// transaction of its own, since it locks several files.
+/// Prunes a document's oldest versions beyond the retained number. It uses a transaction of its own, since it locks several
+/// files. If it fails, the next new version prunes them.
 pub(crate) async fn prune_versions(core: &Core, tenant: &TenantCaller, document: &Document) {
     let Some(up_to) = document.version.checked_sub(core.settings().versions_kept).filter(|up_to| *up_to > 0) else { return };
     let prune = async {
@@ -103,11 +103,11 @@ pub(crate) async fn prune_versions(core: &Core, tenant: &TenantCaller, document:
         Ok::<_, Error>(())
     };
     if let Err(error) = prune.await {
-        tracing::warn!(error = dyn_error(&error), "a document's oldest versions are left to the next one");
+        tracing::warn!(error = dyn_error(&error), "could not prune a document's oldest versions; its next version will");
     }
 }
 
-/// Locks several files, in one order for all, so that two who do can't wait for each other.
+/// Locks several files, always in one order, so that concurrent transactions can't deadlock.
 pub(crate) async fn lock_files(tx: &mut TenantTx, mut files: Vec<FileId>) -> Result<()> {
     files.sort_unstable();
     for file in files {

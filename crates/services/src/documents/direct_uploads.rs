@@ -1,5 +1,4 @@
-//! Direct uploads: the parts go to URLs of their own, at the storage where that can sign them, so that the bytes need not pass
-//! through the API.
+//! Direct uploads: clients send the parts to signed URLs, at the storage if it can sign them, so that the bytes bypass the API.
 
 use std::time::Duration;
 
@@ -22,23 +21,23 @@ use crate::{
     storage::spool,
 };
 
-/// The bytes of a part, where that makes no more than [`MOST_PARTS`] of them.
-const PART: u64 = 16 * 1024 * 1024;
-/// So many URLs are answered at most.
-const MOST_PARTS: u64 = 1_000;
-/// How long a URL may be good for, whatever the upload's life: S3's limit.
-const LONGEST_URL: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The size of a part in bytes; larger where there would be more than [`MAX_PARTS`] of them.
+const PART_SIZE: u64 = 16 * 1024 * 1024;
+/// The maximum number of parts, and so of URLs in a response.
+const MAX_PARTS: u64 = 1_000;
+/// How long a URL may be valid, whatever the upload's lifetime: S3's limit.
+const MAX_URL_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long the request that completes an upload waits for the document.
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a client wants to upload.
+/// An upload as the client declares it.
 #[derive(Clone, Debug)]
 pub struct Announcement {
-    /// The document's name to be.
+    /// The document's future name.
     pub filename: Filename,
     /// Its media type.
     pub mime_type: MimeType,
-    /// The content's bytes.
+    /// The content's size in bytes.
     pub size: u64,
     /// The content's SHA-256.
     pub sha256: [u8; 32],
@@ -46,42 +45,42 @@ pub struct Announcement {
     pub md5: Option<[u8; 16]>,
 }
 
-/// What came of an announcement.
+/// The result of declaring an upload.
 pub enum Begun {
-    /// The content was there, and the caller may read a document of it: it is a document now.
+    /// The content exists, and the caller may read a document that has it. The upload became a document immediately.
     Here(Uploaded),
-    /// The parts may be sent.
+    /// The upload awaits its parts.
     Open(MultipartUpload, Vec<PartUrl>),
 }
 
-/// Where a part is to be sent.
+/// A URL to send a part to.
 #[derive(Clone, Debug)]
 pub struct PartUrl {
-    /// Its number, from 1.
+    /// The part's number, from 1.
     pub number: u32,
-    /// Its first byte's place in the content.
+    /// The offset of its first byte in the content.
     pub offset: u64,
-    /// Its bytes: exactly so many are taken.
+    /// Its exact size in bytes.
     pub size: u64,
-    /// Who takes it.
+    /// Where it is received.
     pub at: PartAt,
 }
 
-/// Who takes a part.
+/// What receives a part.
 #[derive(Clone, Debug)]
 pub enum PartAt {
-    /// The storage, at this URL.
+    /// The object storage, at this URL.
     Storage(String),
-    /// This API, for whoever presents the signature.
+    /// This API, for a request with the signature.
     Here {
-        /// What may be sent.
+        /// The claim that the signature covers.
         part: SignedPart,
-        /// The signature of it.
+        /// The claim's signature.
         signature: String,
     },
 }
 
-/// A part on its way.
+/// A part in flight.
 pub struct PartUpload {
     part: SignedPart,
     tenant: TenantCaller,
@@ -89,7 +88,7 @@ pub struct PartUpload {
 }
 
 impl PartUpload {
-    /// Takes the next bytes.
+    /// Receives the next bytes.
     ///
     /// # Errors
     /// [`Error::TooLarge`] with the first byte past the part's size.
@@ -99,18 +98,18 @@ impl PartUpload {
 }
 
 impl UserServices {
-    /// Begins an upload whose parts are sent to URLs of their own. Content that is there already, in a document that the caller may
-    /// read, becomes a document at once; whether other content is there nobody learns.
+    /// Begins an upload whose parts are sent to signed URLs. If the caller may already read a document with the same content, the
+    /// upload becomes a document at once. Whether other documents have this content is not revealed.
     ///
     /// # Errors
-    /// [`Error::Forbidden`] for viewers and when the quota does not reach; [`Error::TooLarge`].
-    pub async fn begin_direct(&self, caller: &Caller, tenant_id: TenantId, announced: &Announcement) -> Result<Begun> {
+    /// [`Error::Forbidden`] for viewers and when the quota would be exceeded; [`Error::TooLarge`].
+    pub async fn begin_direct(&self, caller: &Caller, tenant_id: TenantId, declared: &Announcement) -> Result<Begun> {
         let tenant = authorize(&self.core, caller, tenant_id, Role::User).await?;
         let limit = self.core.settings().max_upload_bytes;
-        if announced.size > limit {
+        if declared.size > limit {
             return Err(Error::TooLarge { limit });
         }
-        if let Some(uploaded) = refer_to_readable(&self.core, &tenant, announced).await? {
+        if let Some(uploaded) = refer_to_readable(&self.core, &tenant, declared).await? {
             return Ok(Begun::Here(uploaded));
         }
         let id = UploadId::generate(self.core.clock());
@@ -129,15 +128,15 @@ impl UserServices {
             protocol: UploadProtocol::Direct,
             state: UploadState::Open,
             user_id: caller.user_id(),
-            filename: announced.filename.as_str().to_owned(),
-            mime_type: announced.mime_type.as_str().to_owned(),
+            filename: declared.filename.as_str().to_owned(),
+            mime_type: declared.mime_type.as_str().to_owned(),
             metadata: String::new(),
-            size: announced.size,
-            sha256: Some(announced.sha256),
-            md5: announced.md5,
+            size: declared.size,
+            sha256: Some(declared.sha256),
+            md5: declared.md5,
             received: 0,
             gathered,
-            part_size: PART.max(announced.size.div_ceil(MOST_PARTS)),
+            part_size: PART_SIZE.max(declared.size.div_ceil(MAX_PARTS)),
             document: None,
             failure: None,
             created_at: now,
@@ -145,7 +144,7 @@ impl UserServices {
             expires_at: upload_deadline(&self.core),
         };
         if let Err(error) = record_direct(&self.core, &tenant, &upload).await {
-            // Whether or not a commit whose answer was lost happened: nobody was given URLs for it.
+            // The commit may have happened although its response was lost, but no client got URLs for it.
             if let Some(gathered) = &upload.gathered {
                 abort_storage_upload(&self.core, gathered).await;
             }
@@ -156,7 +155,7 @@ impl UserServices {
         Ok(Begun::Open(upload, urls))
     }
 
-    /// Where the parts of an open upload of the caller's are to be sent: fresh URLs, for those that have expired.
+    /// Signs fresh part URLs for an open upload of the caller, for use after the earlier ones expire.
     ///
     /// # Errors
     /// As [`UserServices::get_multipart_upload`].
@@ -167,11 +166,11 @@ impl UserServices {
         sign_part_urls(&self.core, &authorize(&self.core, caller, tenant_id, Role::User).await?, upload).await
     }
 
-    /// Begins to take a part that somebody was given a signature for.
+    /// Begins to receive a part, authorized by its signature.
     ///
     /// # Errors
-    /// [`Error::Forbidden`] when the signature is not of this, its time is over, or who got it may upload no more;
-    /// [`Conflict::UploadClosed`].
+    /// [`Error::Forbidden`] when the signature is invalid or has expired, or when the user that it was issued to may no longer
+    /// upload; [`Conflict::UploadClosed`].
     pub async fn begin_part(&self, part: SignedPart, signature: &str) -> Result<PartUpload> {
         self.core.parts.url_signer.verify_part(&part, signature, self.core.clock().now())?;
         let caller = Caller::of(part.user_id);
@@ -181,10 +180,10 @@ impl UserServices {
         Ok(PartUpload { part, tenant, content })
     }
 
-    /// Ends a part. When this returns, it is durable; one that was sent before is replaced.
+    /// Finishes a part. When this returns, it is durable; it replaces a part that was sent before.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when it has fewer bytes than it should; [`Conflict::UploadClosed`].
+    /// [`Error::Invalid`] when it has fewer bytes than declared; [`Conflict::UploadClosed`].
     pub async fn finish_part(&self, upload: PartUpload) -> Result<ContentHash> {
         let PartUpload { part, tenant, content } = upload;
         let content = content.finish().await?;
@@ -194,7 +193,7 @@ impl UserServices {
         let (hash, id) = (content.hash, part.upload_id);
         let key = store_part(&self.core, &tenant, id, content).await?;
         let part = UploadPart { offset: part.offset, size: part.size, key };
-        match keep_part(&self.core, &tenant, id, &part).await {
+        match insert_part(&self.core, &tenant, id, &part).await {
             Ok(Some(replaced)) => discard_object(&self.core, &tenant, &replaced).await,
             Ok(None) => {}
             Err(error) => {
@@ -205,11 +204,11 @@ impl UserServices {
         Ok(hash)
     }
 
-    /// Completes an upload whose parts were all sent: they are put together, checked, and become a document. Waits for that, but not
-    /// for very long: then the upload is still completing. Doing it again answers the same.
+    /// Completes an upload whose parts were all sent: they are assembled, verified, and become a document. This waits up to a
+    /// timeout, after which the upload is still completing. The call is idempotent.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when parts are missing; [`Conflict::UploadFailed`] when the content is not what was announced.
+    /// [`Error::Invalid`] when parts are missing; [`Conflict::UploadFailed`] when the content differs from the declaration.
     pub async fn complete_direct(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<(MultipartUpload, Option<Document>)> {
         let upload = find_own(&self.core, caller, tenant_id, id).await?;
         if upload.protocol != UploadProtocol::Direct {
@@ -218,7 +217,7 @@ impl UserServices {
         if upload.state == UploadState::Open {
             assemble(&self.core, caller, tenant_id, &upload).await?;
         }
-        complete_and_wait(&self.core, caller, tenant_id, id, PATIENCE).await
+        complete_and_wait(&self.core, caller, tenant_id, id, WAIT_TIMEOUT).await
     }
 }
 
@@ -230,27 +229,27 @@ async fn record_direct(core: &Core, tenant: &TenantCaller, upload: &MultipartUpl
     Ok(tx.commit().await?)
 }
 
-/// Makes a document of content that is there and that the caller may read a document of.
-async fn refer_to_readable(core: &Core, tenant: &TenantCaller, announced: &Announcement) -> Result<Option<Uploaded>> {
-    let hash = ContentHash { md5: announced.md5.unwrap_or_default(), sha256: announced.sha256 };
+/// Creates a document from existing content, if the caller may read a document that has it.
+async fn refer_to_readable(core: &Core, tenant: &TenantCaller, declared: &Announcement) -> Result<Option<Uploaded>> {
+    let hash = ContentHash { md5: declared.md5.unwrap_or_default(), sha256: declared.sha256 };
     let mut tx = reauthorize_and_begin(core, tenant).await?;
     let quota = tenant.quota();
     if !quota.is_unlimited() {
         models::quotas::lock(&mut tx).await?;
     }
-    let Some(file) = files::lock_readable_by_content(&mut tx, &hash, announced.size).await? else { return Ok(None) };
-    // Then it is something else that is announced, or a mistake: the content will tell.
-    if announced.md5.is_some_and(|md5| md5 != file.hash.md5) {
+    let Some(file) = files::lock_readable_by_content(&mut tx, &hash, declared.size).await? else { return Ok(None) };
+    // The client declares other content or made a mistake; the upload will show which.
+    if declared.md5.is_some_and(|md5| md5 != file.hash.md5) {
         return Ok(None);
     }
     reserve(core, &mut tx, quota, 0).await?;
-    let document = insert_document(core, &mut tx, tenant, file, &announced.filename, &announced.mime_type);
+    let document = insert_document(core, &mut tx, tenant, file, &declared.filename, &declared.mime_type);
     tx.commit().await?;
     Ok(Some(Uploaded { document, deduplicated: true }))
 }
 
 async fn sign_part_urls(core: &Core, tenant: &TenantCaller, upload: &MultipartUpload) -> Result<Vec<PartUrl>> {
-    let life = core.settings().upload_life.min(LONGEST_URL);
+    let life = core.settings().upload_life.min(MAX_URL_LIFE);
     let expires = core.clock().now().plus(life).seconds();
     let mut urls = Vec::new();
     let mut offset = 0;
@@ -271,8 +270,8 @@ async fn sign_part_urls(core: &Core, tenant: &TenantCaller, upload: &MultipartUp
     Ok(urls)
 }
 
-/// Makes a stored object a part of an open upload. Answers the key of the one that it replaces, which is condemned.
-async fn keep_part(core: &Core, tenant: &TenantCaller, id: UploadId, part: &UploadPart) -> Result<Option<String>> {
+/// Makes a stored object a part of an open upload. Returns the key of the part that it replaces, which is marked for deletion.
+async fn insert_part(core: &Core, tenant: &TenantCaller, id: UploadId, part: &UploadPart) -> Result<Option<String>> {
     let (now, until) = (core.clock().now(), upload_deadline(core));
     let mut tx = reauthorize_and_begin(core, tenant).await?;
     let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
@@ -292,7 +291,7 @@ async fn keep_part(core: &Core, tenant: &TenantCaller, id: UploadId, part: &Uplo
     Ok(replaced)
 }
 
-/// Sees to it that all parts are there and that none can be changed any more.
+/// Ensures that all parts exist and that none can be changed any more.
 async fn assemble(core: &Core, caller: &Caller, tenant_id: TenantId, upload: &MultipartUpload) -> Result<()> {
     let sizes: Vec<_> = upload.part_sizes().collect();
     if let (Some(Gathered { key, storage_upload_id }), Some(storage)) = (&upload.gathered, core.parts.storage.direct_uploads()) {

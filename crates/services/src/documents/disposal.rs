@@ -1,4 +1,4 @@
-//! Deleting objects that were marked for deletion: the object first, then the row that names it.
+//! Deletion of objects that are marked for deletion: first the object, then the row that names it.
 
 use domain::{Error, FileId, Result, dyn_error, failpoint};
 use models::{TenantDatabase, files, uploads};
@@ -8,16 +8,17 @@ use crate::{
     access::{TenantCaller, reauthorize_and_begin},
 };
 
-/// Whether what is condemned may be forgotten at once, since it can't come to be stored any more.
-pub(crate) fn settles_at_once(core: &Core) -> bool {
-    core.parts.storage.settling_time().is_zero()
+/// Whether the storage has no late-write window, so that the row of a deleted object may be deleted at once.
+pub(crate) fn excludes_late_writes(core: &Core) -> bool {
+    core.parts.storage.late_write_window().is_zero()
 }
 
-/// Deletes a condemned file's object, and then its row, if it is settled: nothing can be stored under its key any more.
-pub(crate) async fn delete_marked_file(core: &Core, database: &TenantDatabase, id: FileId, key: &str, is_settled: bool) -> Result<()> {
+/// Deletes the object of a file that is marked for deletion, and then its row if the storage's late-write window has
+/// passed: no late write can store the object.
+pub(crate) async fn delete_marked_file(core: &Core, database: &TenantDatabase, id: FileId, key: &str, window_passed: bool) -> Result<()> {
     core.parts.storage.delete(key).await?;
     failpoint!("garbage.object_deleted");
-    if !is_settled {
+    if !window_passed {
         return Ok(());
     }
     let mut tx = database.begin().await?;
@@ -27,11 +28,11 @@ pub(crate) async fn delete_marked_file(core: &Core, database: &TenantDatabase, i
     Ok(())
 }
 
-/// The same for a condemned upload.
-pub(crate) async fn delete_marked_upload(core: &Core, database: &TenantDatabase, key: &str, is_settled: bool) -> Result<()> {
+/// Like [`delete_marked_file`], for an upload that is marked for deletion.
+pub(crate) async fn delete_marked_upload(core: &Core, database: &TenantDatabase, key: &str, window_passed: bool) -> Result<()> {
     core.parts.storage.delete(key).await?;
     failpoint!("garbage.upload_object_deleted");
-    if !is_settled {
+    if !window_passed {
         return Ok(());
     }
     let mut tx = database.begin().await?;
@@ -41,22 +42,22 @@ pub(crate) async fn delete_marked_upload(core: &Core, database: &TenantDatabase,
     Ok(())
 }
 
-/// Gives up an upload whose object may be there. What fails here, the collector does.
+/// Aborts an upload whose object may exist. The collector removes what fails here.
 pub(crate) async fn abort_upload(core: &Core, tenant: &TenantCaller, key: &str) {
-    let condemn = async {
+    let mark = async {
         let mut tx = reauthorize_and_begin(core, tenant).await?;
         uploads::condemn(&mut tx, key, core.clock().now()).await?;
         Ok::<_, Error>(tx.commit().await?)
     };
-    match condemn.await {
+    match mark.await {
         Ok(()) => discard_object(core, tenant, key).await,
-        Err(error) => tracing::warn!(error = dyn_error(&error), "an upload that was given up is left to the collector"),
+        Err(error) => tracing::warn!(error = dyn_error(&error), "could not abort an upload; the collector will"),
     }
 }
 
-/// Removes an object that no file refers to. What fails here, the collector does.
+/// Removes an object that no file refers to. The collector removes it if this fails.
 pub(crate) async fn discard_object(core: &Core, tenant: &TenantCaller, key: &str) {
-    if let Err(error) = delete_marked_upload(core, tenant.database(), key, settles_at_once(core)).await {
-        tracing::warn!(error = dyn_error(&error), "an object that nobody needs is left to the collector");
+    if let Err(error) = delete_marked_upload(core, tenant.database(), key, excludes_late_writes(core)).await {
+        tracing::warn!(error = dyn_error(&error), "could not delete an unreferenced object; the collector will");
     }
 }

@@ -1,4 +1,4 @@
-//! Documents: list, look at, download, rename. How they come and go: `uploads.rs`, `versions.rs`, `trash.rs`.
+//! Listing, reading, downloading and renaming documents. `uploads.rs`, `versions.rs` and `trash.rs` add, change and delete them.
 
 use std::{ops::Range, sync::Arc};
 
@@ -15,33 +15,33 @@ use crate::{
     Caller, Core, SignedDownload, UserServices,
     access::{TenantCaller, authorize, begin, record},
     events::events::audit_event,
-    storage::{DownloadUrl, ObjectStorage, Presentation},
+    storage::{ContentHeaders, DownloadUrl, ObjectStorage},
 };
 
-/// Where a document's content can be had.
+/// A URL for a document's content.
 #[derive(Clone, Debug)]
 pub struct Download {
-    /// At the storage, or at this API.
+    /// Where the content is served.
     pub at: DownloadAt,
-    /// Until when.
+    /// When the URL expires.
     pub expires_at: Timestamp,
 }
 
-/// Who serves a download.
+/// What serves a download.
 #[derive(Clone, Debug)]
 pub enum DownloadAt {
-    /// The storage, at this URL.
+    /// The object storage, at this URL.
     Storage(String),
-    /// This API, for whoever presents the signature.
+    /// This API, for a request with the signature.
     Here {
-        /// What may be downloaded.
+        /// The claim that the signature covers.
         download: SignedDownload,
-        /// The signature of it.
+        /// The claim's signature.
         signature: String,
     },
 }
 
-/// An object that a signed claim opened.
+/// An object opened by a signed claim.
 pub struct OpenDownload {
     storage: Arc<dyn ObjectStorage>,
     key: String,
@@ -55,7 +55,7 @@ impl OpenDownload {
         self.size
     }
 
-    /// Its bytes in this range, as they arrive from the storage.
+    /// Streams this range of its bytes from the storage.
     ///
     /// # Errors
     /// When the storage is down or the object is gone.
@@ -65,7 +65,7 @@ impl OpenDownload {
 }
 
 impl UserServices {
-    /// The documents of a tenant that meet a filter, newest first.
+    /// A tenant's documents that match a filter, newest first.
     ///
     /// # Errors
     /// [`Error::NotFound`] unless the caller is a member.
@@ -89,7 +89,7 @@ impl UserServices {
         documents::find(&mut tenant.read().await?, id).await?.ok_or(Error::NotFound(Noun::Document))
     }
 
-    /// A URL at which whoever has it can download the document for a time.
+    /// A temporary URL that lets anyone who has it download the document.
     ///
     /// # Errors
     /// [`Error::NotFound`] when the tenant has no such document.
@@ -101,7 +101,7 @@ impl UserServices {
         Ok(download)
     }
 
-    /// Opens the object that a signed claim names. Nothing else opens an object.
+    /// Opens the object that a signed claim names. Handlers have no other way to open an object.
     ///
     /// # Errors
     /// [`Denial::BadSignature`] when the claim was changed or has expired; [`Error::NotFound`] when the object is gone.
@@ -111,7 +111,7 @@ impl UserServices {
         Ok(OpenDownload { size: storage.head(&claim.key).await?, key: claim.key.clone(), storage })
     }
 
-    /// Changes what is given of a document.
+    /// Changes the given properties of a document.
     ///
     /// # Errors
     /// [`Error::Forbidden`] unless the caller owns it or is an admin; [`Error::PreconditionFailed`].
@@ -134,22 +134,22 @@ impl UserServices {
     }
 }
 
-/// A URL at which whoever has it can download a file for a time.
+/// A temporary URL that lets anyone who has it download the file.
 pub(crate) async fn sign_download(core: &Core, file: &File, filename: &str, mime_type: &str) -> Result<Download> {
-    let presentation = presentation(filename, mime_type)?;
+    let headers = content_headers(filename, mime_type)?;
     let life = core.settings().download_url_life;
     let expires_at = Timestamp::from_seconds(core.clock().now().plus(life).seconds());
-    let at = match core.parts.storage.signed_url(&file.object_key, life, &presentation).await? {
+    let at = match core.parts.storage.signed_url(&file.object_key, life, &headers).await? {
         DownloadUrl::Store(url) => DownloadAt::Storage(url),
         DownloadUrl::Api => {
-            let download = SignedDownload { key: file.object_key.clone(), presentation, expires: expires_at.seconds() };
+            let download = SignedDownload { key: file.object_key.clone(), headers, expires: expires_at.seconds() };
             DownloadAt::Here { signature: core.parts.url_signer.sign(&download), download }
         }
     };
     Ok(Download { at, expires_at })
 }
 
-/// A document that the caller may change, locked: an admin any, a user its own, a viewer none.
+/// A locked document that the caller may change: any document for an admin, an own one for a user, none for a viewer.
 pub(crate) async fn lock_own(tx: &mut TenantTx, tenant: &TenantCaller, id: DocumentId) -> Result<Document> {
     let document = documents::lock(tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
     require_own(tenant, &document)?;
@@ -166,20 +166,20 @@ pub(crate) fn require_own(tenant: &TenantCaller, document: &Document) -> Result<
     }
 }
 
-/// What a change expects of the document, as it is before the change.
+/// A condition on the document as it is before the change.
 pub type Precondition<'a> = &'a (dyn Fn(&Document) -> bool + Sync);
 
-/// Fails unless the document is as the caller expects.
+/// Fails unless the document meets the caller's precondition.
 pub(crate) fn require_precondition(document: &Document, precondition: Precondition<'_>) -> Result<()> {
     if precondition(document) { Ok(()) } else { Err(Error::PreconditionFailed) }
 }
 
-fn presentation(filename: &str, mime_type: &str) -> Result<Presentation> {
+fn content_headers(filename: &str, mime_type: &str) -> Result<ContentHeaders> {
     let damaged = |problem| Error::internal(format!("a stored document {problem}"));
-    Ok(Presentation::of(&Filename::parse(filename).map_err(damaged)?, &MimeType::parse(mime_type).map_err(damaged)?))
+    Ok(ContentHeaders::of(&Filename::parse(filename).map_err(damaged)?, &MimeType::parse(mime_type).map_err(damaged)?))
 }
 
-/// What events tell of a document.
+/// The payload of a document's events.
 pub(crate) fn event_payload(document: &Document) -> serde_json::Value {
     json!({
         "document_id": document.id.to_string(),

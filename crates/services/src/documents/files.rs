@@ -1,4 +1,4 @@
-//! Files: what a tenant stores, and getting rid of what nobody refers to.
+//! Files: what a tenant stores, and the deletion of unreferenced files.
 
 use domain::{
     Conflict, Document, Error, File, FileId, FileUsage, Noun, Page, PageRequest, Quota, Result, Role, StorageUse, TenantId, dyn_error,
@@ -10,13 +10,13 @@ use serde_json::json;
 use crate::{
     Caller, UserServices,
     access::{authorize, begin},
-    documents::disposal::{delete_marked_file, settles_at_once},
+    documents::disposal::{delete_marked_file, excludes_late_writes},
     events::events::audit_event,
     tenants::moves::has_move,
 };
 
 impl UserServices {
-    /// The files of a tenant, newest first, each with the number of documents' contents that it is.
+    /// A tenant's files, newest first, each with the number of document contents that refer to it.
     ///
     /// # Errors
     /// [`Error::NotFound`] unless the caller is a member.
@@ -25,7 +25,7 @@ impl UserServices {
         Ok(files::list(&mut tenant.read().await?, request).await?)
     }
 
-    /// What a tenant stores, and how much it may.
+    /// A tenant's storage use and its quota.
     ///
     /// # Errors
     /// [`Error::NotFound`] unless the caller is a member.
@@ -62,12 +62,13 @@ impl UserServices {
         failpoint!("file.deleting");
         tx.commit().await?;
         failpoint!("file.deleted");
-        // It is gone for everybody. What of the object's removal fails now, or may not be yet, the collector does.
+        // The file is gone for every caller. If its object can't be deleted now, or not yet, the collector deletes it.
         if has_move(&self.core, tenant_id).await? {
             return Ok(());
         }
-        if let Err(error) = delete_marked_file(&self.core, tenant.database(), id, &file.object_key, settles_at_once(&self.core)).await {
-            tracing::warn!(error = dyn_error(&error), "a deleted file's object is left to the collector");
+        if let Err(error) = delete_marked_file(&self.core, tenant.database(), id, &file.object_key, excludes_late_writes(&self.core)).await
+        {
+            tracing::warn!(error = dyn_error(&error), "could not delete the object of a deleted file; the collector will");
         }
         Ok(())
     }

@@ -1,10 +1,10 @@
-//! The collector: removes what nothing refers to, and never anything else.
+//! The collector: it removes unreferenced files and objects, and never anything else.
 //!
-//! A file is condemned in a transaction that has locked it and seen that no document refers to it; from then on none can.
-//! Only after that commit is the object deleted, and only after the object the row. Abandoned uploads go the same way. Keys are
-//! never used twice, so an object that was found to be nobody's stays nobody's. Where a store may still put an object after it was
-//! deleted ([`settling_time`](crate::ObjectStorage::settling_time)), the row stays until it can't, and the object is deleted again
-//! (`tests/interleavings.rs` shows why).
+//! A file is marked for deletion in a transaction that has locked it and seen that no document refers to it; from then on no
+//! document can. The object is deleted only after that commit, and the row only after the object. Abandoned uploads are removed
+//! in the same order. Keys are never reused, so an unreferenced object stays unreferenced. A store may still put an object
+//! after its deletion, within its [`late_write_window`](crate::ObjectStorage::late_write_window). There the row stays until the
+//! window has passed, and the object is deleted again (`tests/interleavings.rs` shows why).
 
 use std::{ops::Add, time::Duration};
 
@@ -26,21 +26,21 @@ use crate::{
     tenants::{fleet::open_for_operator, moves::has_move},
 };
 
-/// How much is looked at in one go.
+/// How many rows are read per query.
 const BATCH: u32 = 100;
-/// Which instance collects in the background, for how long at least, and what rest it takes after each tenant.
+/// The lease on background collection, how long it is held at least, and the delay after each tenant.
 const LEASE: &str = "collector";
 const LEASE_TIME: Duration = Duration::from_secs(600);
-const REST: Duration = Duration::from_millis(20);
+const THROTTLE_DELAY: Duration = Duration::from_millis(20);
 
-/// What a collection removed.
+/// The result of a collection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Documents whose time in the trash was over.
+    /// Documents whose retention in the trash was over.
     pub documents: u64,
     /// Files that no document referred to.
     pub files: u64,
-    /// Their bytes.
+    /// Their size in bytes.
     pub bytes: u64,
     /// Objects of uploads that never became a document.
     pub uploads: u64,
@@ -60,12 +60,12 @@ impl Add for Collected {
 }
 
 impl OperatorServices {
-    /// Collects a tenant's garbage: documents whose time in the trash is over, files that nobody has referred to for the grace,
-    /// and abandoned uploads. While a former database of the tenant's is kept, nothing: whoever returns to that finds its
-    /// documents whole.
+    /// Collects a tenant's garbage: documents whose retention in the trash is over, files unreferenced for the grace period, and
+    /// abandoned uploads. It collects nothing while the tenant's source database is kept: a rollback must find its documents
+    /// intact.
     ///
     /// # Errors
-    /// When the database or the storage is down. What was collected until then stays collected.
+    /// When the database or the storage is down. What was collected before that stays collected.
     pub async fn collect_garbage(&self, tenant: &Tenant) -> Result<Collected> {
         let mut collected = Collected::default();
         let database = open_for_operator(&self.core, tenant)?;
@@ -80,7 +80,7 @@ impl OperatorServices {
         tx.commit().await?;
         collect_multipart_uploads(&self.core, &database).await?;
         collect_unfinished(&self.core, tenant.id).await?;
-        let (grace, settling) = (self.core.settings().garbage_grace, self.core.parts.storage.settling_time());
+        let (grace, late_window) = (self.core.settings().garbage_grace, self.core.parts.storage.late_write_window());
         loop {
             let now = self.core.clock().now();
             let before = now.minus(grace);
@@ -88,10 +88,10 @@ impl OperatorServices {
             for id in &orphaned {
                 mark_if_orphaned(&database, *id, now).await?;
             }
-            let condemned = files::list_condemned(&mut database.read().await?, now.minus(grace.max(settling)), BATCH).await?;
-            for (id, key, bytes) in &condemned {
+            let marked = files::list_condemned(&mut database.read().await?, now.minus(grace.max(late_window)), BATCH).await?;
+            for (id, key, bytes) in &marked {
                 delete_marked_file(&self.core, &database, *id, key, true).await?;
-                if grace >= settling {
+                if grace >= late_window {
                     collected.files += 1;
                     collected.bytes += bytes;
                 }
@@ -101,20 +101,20 @@ impl OperatorServices {
             tx.commit().await?;
             failpoint!("garbage.uploads_condemned");
             collected.uploads += expired;
-            let abandoned = uploads::list_condemned(&mut database.read().await?, now.minus(settling), BATCH).await?;
+            let abandoned = uploads::list_condemned(&mut database.read().await?, now.minus(late_window), BATCH).await?;
             for key in &abandoned {
                 delete_marked_upload(&self.core, &database, key, true).await?;
             }
-            if orphaned.is_empty() && condemned.is_empty() && abandoned.is_empty() {
+            if orphaned.is_empty() && marked.is_empty() && abandoned.is_empty() {
                 break;
             }
         }
-        let unsettled = delete_again(&self.core, &database, now, grace, settling).await?;
-        Ok(collected + unsettled)
+        let in_window = delete_again(&self.core, &database, now, grace, late_window).await?;
+        Ok(collected + in_window)
     }
 
-    /// What [`OperatorServices::collect_garbage`] would remove now. Files of documents whose time in the trash is over are not among
-    /// them: their grace begins when the documents go.
+    /// What [`OperatorServices::collect_garbage`] would remove now. It excludes the files of documents whose retention in the
+    /// trash is over: their grace period begins when the documents are deleted.
     ///
     /// # Errors
     /// When the database is down.
@@ -134,8 +134,8 @@ impl OperatorServices {
         })
     }
 
-    /// Collects the garbage of all tenants, and of those that were deleted, if no other instance does. Answers what was
-    /// removed. A tenant whose database is down is logged and left for the next time.
+    /// Collects the garbage of all tenants, and of deleted tenants, unless another instance does. Returns what was removed. A
+    /// tenant whose database is down is logged and retried the next time.
     ///
     /// # Errors
     /// When the main database is down.
@@ -148,40 +148,45 @@ impl OperatorServices {
             match self.collect_garbage(&tenant).await {
                 Ok(more) => collected = collected + more,
                 Err(error) => {
-                    tracing::warn!(tenant_id = %tenant.id, error = dyn_error(&error), "a tenant's garbage could not be collected");
+                    tracing::warn!(tenant_id = %tenant.id, error = dyn_error(&error), "could not collect the garbage of a tenant");
                 }
             }
-            tokio::time::sleep(REST).await;
+            tokio::time::sleep(THROTTLE_DELAY).await;
         }
         self.collect_late_objects().await?;
         Ok(collected)
     }
 }
 
-/// Deletes the objects of what is condemned and may still come to be stored: its rows stay for them to be deleted once more.
-/// Answers which files have been condemned since the collection began.
-async fn delete_again(core: &Core, database: &TenantDatabase, began: Timestamp, grace: Duration, settling: Duration) -> Result<Collected> {
+/// Deletes the objects of files and uploads that are marked for deletion but may still be stored late. Their rows stay, so that
+/// the objects are deleted again. Counts the files that were marked since the collection began.
+async fn delete_again(
+    core: &Core,
+    database: &TenantDatabase,
+    began: Timestamp,
+    grace: Duration,
+    late_window: Duration,
+) -> Result<Collected> {
     let (mut collected, now) = (Collected::default(), core.clock().now());
-    if grace < settling {
-        let unsettled = files::list_condemned_between(&mut database.read().await?, now.minus(settling), now.minus(grace)).await?;
-        for (key, bytes, condemned_at) in unsettled {
+    if grace < late_window {
+        let in_window = files::list_condemned_between(&mut database.read().await?, now.minus(late_window), now.minus(grace)).await?;
+        for (key, bytes, marked_at) in in_window {
             core.parts.storage.delete(&key).await?;
-            if condemned_at >= began {
+            if marked_at >= began {
                 collected.files += 1;
                 collected.bytes += bytes;
             }
         }
     }
-    if !settling.is_zero() {
-        for key in uploads::list_condemned_since(&mut database.read().await?, now.minus(settling)).await? {
+    if !late_window.is_zero() {
+        for key in uploads::list_condemned_since(&mut database.read().await?, now.minus(late_window)).await? {
             core.parts.storage.delete(&key).await?;
         }
     }
     Ok(collected)
 }
 
-/// Has the storage throw away what uploads left of which it got some parts and never the end: those that are too old to be
-/// under way still.
+/// Has the storage discard its unfinished multipart uploads that are too old to be in flight.
 async fn collect_unfinished(core: &Core, tenant_id: TenantId) -> Result<()> {
     let storage = &core.parts.storage;
     let before = core.clock().now().minus(UPLOAD_LIFE.max(core.settings().upload_life));
@@ -195,10 +200,10 @@ async fn collect_unfinished(core: &Core, tenant_id: TenantId) -> Result<()> {
     Ok(())
 }
 
-/// Condemns a file as of the collection's beginning, so that the same collection goes on to delete it.
+/// Marks an unreferenced file for deletion as of the collection's beginning, so that the same collection deletes it.
 async fn mark_if_orphaned(database: &TenantDatabase, id: FileId, now: Timestamp) -> Result<()> {
     let mut tx = database.begin().await?;
-    // Looked at again under the lock: since the list was read, an upload may have found the file useful.
+    // Checked again under the lock: an upload may have referred to the file since the list was read.
     if files::lock(&mut tx, id).await?.is_some() && documents::count_by_file(&mut tx, id).await? == 0 {
         files::condemn(&mut tx, id, now).await?;
         failpoint!("garbage.condemning");
@@ -208,7 +213,7 @@ async fn mark_if_orphaned(database: &TenantDatabase, id: FileId, now: Timestamp)
     Ok(())
 }
 
-/// Collects a file, if nobody refers to it.
+/// Collects a file, if no document refers to it.
 pub(crate) async fn collect_file(core: &Core, database: &TenantDatabase, id: FileId) -> Result<()> {
     let now = core.clock().now();
     mark_if_orphaned(database, id, now).await?;

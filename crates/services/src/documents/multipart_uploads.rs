@@ -1,8 +1,8 @@
-//! Uploads that come in parts, over more than one request: what both protocols have in common.
+//! Multipart uploads, which span several requests: what the direct and the tus protocol have in common.
 //!
-//! Parts are gathered by the storage itself, or are objects of their own under keys that were noted before, as those of all uploads
-//! are. When all are here, the upload is `completing`, and from then on it becomes a document, however often that is
-//! interrupted: the content is read and hashed, and stored as that of any other upload is.
+//! Parts are held by the storage's own multipart upload, or are objects of their own whose keys were recorded before, like those
+//! of all uploads. Once all parts are received, the upload is `completing`. From then on it becomes a document, however often
+//! that is interrupted: its content is read, hashed and stored like that of any other upload.
 
 use std::{
     collections::HashSet,
@@ -28,11 +28,11 @@ use crate::{
     storage::{blocking, spool::Hasher},
 };
 
-/// How often somebody who waits for the end of an upload looks.
-const GLANCE: Duration = Duration::from_millis(100);
-/// An upload that has been completing for so long without anybody at it was left by a crash.
+/// How often a caller that waits for an upload's completion polls.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// An upload that has been completing for this long without a process working on it was left by a crash.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
-/// How many expired uploads are looked for in one go.
+/// How many expired uploads are read per query.
 const BATCH: u32 = 100;
 
 /// The uploads that this process is completing.
@@ -40,7 +40,7 @@ const BATCH: u32 = 100;
 pub(crate) struct Completions(Mutex<HashSet<UploadId>>);
 
 impl Completions {
-    /// Begins one, unless it is under way.
+    /// Registers a completion. Returns false if it is already in progress.
     fn begin(&self, id: UploadId) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id)
     }
@@ -54,7 +54,7 @@ impl Completions {
     }
 }
 
-/// Ends a completion in whatever way it ends.
+/// Deregisters a completion when dropped, whatever its outcome.
 struct Completing(Core, UploadId);
 
 impl Drop for Completing {
@@ -64,10 +64,10 @@ impl Drop for Completing {
 }
 
 impl UserServices {
-    /// An upload in parts, of the caller's own. One whose parts are all here and that nobody is completing is completed now.
+    /// A multipart upload of the caller. If all its parts are received and no task is completing it, its completion starts now.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when the caller has none with this id, or its time is over.
+    /// [`Error::NotFound`] when the caller has no such upload, or it has expired.
     pub async fn get_multipart_upload(
         &self,
         caller: &Caller,
@@ -81,10 +81,10 @@ impl UserServices {
         with_document(&self.core, caller, tenant_id, upload).await
     }
 
-    /// Gives up an upload in parts. What is here of it goes.
+    /// Aborts a multipart upload and discards its received parts.
     ///
     /// # Errors
-    /// As [`UserServices::get_multipart_upload`]; [`Conflict::UploadClosed`] when it is becoming a document, or has become one.
+    /// As [`UserServices::get_multipart_upload`]; [`Conflict::UploadClosed`] when it is completing or completed.
     pub async fn abort_multipart_upload(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<()> {
         find_own(&self.core, caller, tenant_id, id).await?;
         let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::User).await?;
@@ -104,12 +104,12 @@ impl UserServices {
 pub(crate) async fn find_own(core: &Core, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<MultipartUpload> {
     let tenant = authorize(core, caller, tenant_id, Role::User).await?;
     let found = multipart_uploads::find(&mut tenant.read().await?, id).await?;
-    // Others don't learn that it is there.
+    // To other callers the upload does not exist.
     let own = found.filter(|upload| upload.user_id == caller.user_id() && upload.expires_at > core.clock().now());
     own.ok_or(Error::NotFound(Noun::Upload))
 }
 
-/// With the document that an upload became, if that is still there.
+/// Adds the document that an upload became, if that still exists.
 async fn with_document(
     core: &Core,
     caller: &Caller,
@@ -122,7 +122,7 @@ async fn with_document(
     Ok((upload, document))
 }
 
-/// Reserves what an upload may come to store, in the transaction that notes it.
+/// Checks that the quota allows an upload's declared size, in the transaction that records the upload.
 pub(crate) async fn reserve(core: &Core, tx: &mut TenantTx, quota: Quota, bytes: u64) -> Result<()> {
     if quota.is_unlimited() {
         return Ok(());
@@ -131,8 +131,8 @@ pub(crate) async fn reserve(core: &Core, tx: &mut TenantTx, quota: Quota, bytes:
     refuse(quotas::find_use(tx, core.clock().now()).await?.shortage(quota, bytes, 1))
 }
 
-/// Stores a part as an object of its own under a new key, and answers that. It is noted as an upload under way until a
-/// transaction makes it a part.
+/// Stores a part as an object under a new key, and returns the key. It is recorded as an upload intent until a transaction makes
+/// it a part.
 pub(crate) async fn store_part(core: &Core, tenant: &TenantCaller, id: UploadId, content: SpooledContent) -> Result<String> {
     let key = format!("{}/{}", staged_key(tenant.tenant_id(), id), core.clock().new_uuid().simple());
     let mut tx = reauthorize_and_begin(core, tenant).await?;
@@ -144,23 +144,23 @@ pub(crate) async fn store_part(core: &Core, tenant: &TenantCaller, id: UploadId,
     Ok(key)
 }
 
-/// Waits for an upload whose parts are all here to become a document, at most for a time: then it is still completing.
+/// Waits until a completing upload becomes a document, up to a timeout, after which it is still completing.
 ///
 /// # Errors
-/// [`Conflict::UploadFailed`] when it became none; [`Error::Unavailable`] when something is down, and it is tried again.
+/// [`Conflict::UploadFailed`] when it could not become one; [`Error::Unavailable`] when a dependency is down, and it is retried.
 pub(crate) async fn complete_and_wait(
     core: &Core,
     caller: &Caller,
     tenant_id: TenantId,
     id: UploadId,
-    patience: Duration,
+    wait_timeout: Duration,
 ) -> Result<(MultipartUpload, Option<Document>)> {
-    let waited = tokio::time::timeout(patience, async {
+    let waited = tokio::time::timeout(wait_timeout, async {
         loop {
             if let Some(task) = complete_in_background(core, *caller, tenant_id, id) {
                 return task.await.map_err(Error::internal)?;
             }
-            tokio::time::sleep(GLANCE).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     });
     if let Ok(result) = waited.await {
@@ -173,7 +173,7 @@ pub(crate) async fn complete_and_wait(
     }
 }
 
-/// Begins to complete an upload, unless this process is doing that. Goes on when nobody waits for it any more.
+/// Starts to complete an upload, unless this process already does. The task continues when no caller waits for it any more.
 fn complete_in_background(core: &Core, caller: Caller, tenant_id: TenantId, id: UploadId) -> Option<tokio::task::JoinHandle<Result<()>>> {
     if !core.completions.begin(id) {
         return None;
@@ -182,7 +182,7 @@ fn complete_in_background(core: &Core, caller: Caller, tenant_id: TenantId, id: 
     Some(tokio::spawn(async move {
         let result = Box::pin(complete(&completing.0, &caller, tenant_id, id)).await;
         if let Err(error) = &result {
-            tracing::warn!(upload_id = %id, error = dyn_error(error), "an upload could not be completed yet");
+            tracing::warn!(upload_id = %id, error = dyn_error(error), "could not complete an upload yet");
         }
         result
     }))
@@ -208,11 +208,11 @@ async fn complete(core: &Core, caller: &Caller, tenant_id: TenantId, id: UploadI
         Err(error) => Err(error),
     };
     match outcome {
-        // All bytes are here, and were acknowledged: what may be over the next time ends nothing.
+        // All bytes were received and acknowledged: a temporary problem must not end the upload.
         Err(error @ (Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. } | Error::Internal(_))) => {
             return Err(error);
         }
-        // It will never become a document.
+        // A permanent problem: it can never become a document.
         Err(error) => {
             let reason = match &error {
                 Error::Conflict(Conflict::UploadFailed { reason }) => reason.clone(),
@@ -235,7 +235,7 @@ async fn store_staged(core: &Core, tenant: &TenantCaller, upload: &MultipartUplo
     store(core, tenant, content, &target).await.map(drop)
 }
 
-/// Reads an upload's content and computes what it is.
+/// Reads an upload's content and computes its hash.
 async fn assemble_content(core: &Core, upload: &MultipartUpload, parts: &[UploadPart]) -> Result<Content> {
     if let Some(Gathered { key, .. }) = &upload.gathered {
         let object = core.parts.storage.get(key, None).await?;
@@ -277,7 +277,7 @@ async fn record_failed(core: &Core, tenant: &TenantCaller, id: UploadId, reason:
     Ok(tx.commit().await?)
 }
 
-/// Forgets an upload, which is locked, and answers the keys of its parts, which are condemned.
+/// Deletes the record of a locked upload. Returns the keys of its parts, which are marked for deletion.
 async fn purge_upload(core: &Core, tx: &mut TenantTx, upload: &MultipartUpload) -> Result<Vec<String>> {
     let parts = multipart_uploads::list_parts(tx, upload.id).await?;
     multipart_uploads::condemn_objects(tx, upload.id, core.clock().now()).await?;
@@ -285,7 +285,7 @@ async fn purge_upload(core: &Core, tx: &mut TenantTx, upload: &MultipartUpload) 
     Ok(parts.into_iter().map(|part| part.key).collect())
 }
 
-/// Removes what an upload that has ended leaves. What fails here, the collector does.
+/// Removes the objects of an ended upload. The collector removes what fails here.
 async fn discard_parts(core: &Core, tenant: &TenantCaller, gathered: Option<&Gathered>, keys: &[String]) {
     if let Some(gathered) = gathered {
         abort_storage_upload(core, gathered).await;
@@ -296,15 +296,15 @@ async fn discard_parts(core: &Core, tenant: &TenantCaller, gathered: Option<&Gat
     }
 }
 
-/// Has the storage throw away the parts that it gathers, if it still does.
+/// Has the storage discard the parts of its multipart upload, if it still has them.
 pub(crate) async fn abort_storage_upload(core: &Core, Gathered { key, storage_upload_id }: &Gathered) {
     let Some(storage) = core.parts.storage.direct_uploads() else { return };
     if let Err(error) = storage.abort(key, storage_upload_id).await {
-        tracing::warn!(error = dyn_error(&error), "the parts of an upload are left to the collector");
+        tracing::warn!(error = dyn_error(&error), "could not discard the parts of an upload; the collector will");
     }
 }
 
-/// Completes uploads that a crash left, and gives up those whose time is over. Answers how many it gave up.
+/// Completes uploads that a crash interrupted, and aborts expired ones. Returns how many it aborted.
 pub(crate) async fn collect_multipart_uploads(core: &Core, database: &TenantDatabase) -> Result<u64> {
     let now = core.clock().now();
     let stuck = multipart_uploads::list_stuck(&mut database.read().await?, now.minus(STUCK_AFTER)).await?;
@@ -313,9 +313,9 @@ pub(crate) async fn collect_multipart_uploads(core: &Core, database: &TenantData
         let outcome = task.await.map_err(Error::internal).flatten();
         let is_over = match outcome {
             Ok(()) | Err(Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. }) => false,
-            // A tenant may become active again, a fault of ours be repaired: as long as the upload lives.
+            // The tenant may become active again, or an internal fault be fixed, until the upload expires.
             Err(Error::Forbidden(Denial::TenantInactive) | Error::Internal(_)) => upload.expires_at <= now,
-            // Who uploaded may not any more: nobody else will.
+            // The user may no longer upload, and no other user can complete this upload.
             Err(_) => true,
         };
         if is_over {
@@ -335,9 +335,9 @@ pub(crate) async fn collect_multipart_uploads(core: &Core, database: &TenantData
     }
 }
 
-/// Gives up an upload, unless something happened to it since it was looked at.
+/// Aborts an upload, unless it changed since it was read.
 async fn expire(core: &Core, database: &TenantDatabase, seen: &MultipartUpload, now: Timestamp) -> Result<()> {
-    // Before the row that knows of it goes.
+    // Before the row goes: only the row names the storage's upload.
     if let (Some(storage), Some(gathered)) = (core.parts.storage.direct_uploads(), &seen.gathered) {
         storage.abort(&gathered.key, &gathered.storage_upload_id).await?;
     }
@@ -352,7 +352,7 @@ async fn expire(core: &Core, database: &TenantDatabase, seen: &MultipartUpload, 
     Ok(())
 }
 
-/// What the keys of an upload's objects begin with.
+/// The key prefix of an upload's objects.
 pub(crate) fn staged_key(tenant_id: TenantId, id: UploadId) -> String {
     format!("{}/uploads/{id}", object_prefix(tenant_id))
 }
@@ -361,13 +361,13 @@ fn missing(offset: u64) -> Error {
     Error::invalid("parts", format!("the part at byte {offset} is missing"))
 }
 
-/// In what a content differs from what it was said to be.
+/// How a content differs from its declaration.
 fn mismatch(upload: &MultipartUpload, hash: ContentHash, size: u64) -> Option<String> {
     if size != upload.size {
         return Some(format!("it has {size} bytes instead of {}", upload.size));
     }
-    if upload.sha256.is_some_and(|said| said != hash.sha256) {
+    if upload.sha256.is_some_and(|declared| declared != hash.sha256) {
         return Some(format!("its SHA-256 is {}", hash.sha256_hex()));
     }
-    upload.md5.is_some_and(|said| said != hash.md5).then(|| format!("its MD5 is {}", hash.md5_hex()))
+    upload.md5.is_some_and(|declared| declared != hash.md5).then(|| format!("its MD5 is {}", hash.md5_hex()))
 }

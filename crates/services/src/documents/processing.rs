@@ -1,4 +1,4 @@
-//! What follows of a document's events: looking into new files, and collecting those that nobody refers to any more.
+//! Event handlers for documents: they process new files, and collect unreferenced ones.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::{
     Core, EventServices, OrderingKey,
     documents::{
         detection::{HEAD, detect},
-        disposal::settles_at_once,
+        disposal::excludes_late_writes,
         garbage::collect_file,
     },
     events::{
@@ -21,11 +21,11 @@ use crate::{
     tenants::moves::has_move,
 };
 
-/// How many files are looked into at once.
-const READ_AT_ONCE: usize = 4;
+/// How many files are read concurrently.
+const READ_CONCURRENCY: usize = 4;
 
 impl EventServices {
-    /// Asks for files of documents that were uploaded to be processed, for each event once.
+    /// Emits a processing request for the files of uploaded documents, once per event.
     ///
     /// # Errors
     /// When an event names no file, or a database is down.
@@ -33,14 +33,14 @@ impl EventServices {
         let Some((tenant_id, database)) = open_tenant_of(&self.core, key).await? else { return Ok(()) };
         let about = events.iter().map(file_id).collect::<Result<Vec<_>>>()?;
         let files: BTreeSet<_> = about.iter().copied().collect();
-        // As after most uploads, which find out by themselves: nothing follows, so there is nothing to remember either.
+        // The usual case, since most uploads detect the type themselves: no request follows, so no event has to be remembered.
         if files::list_unprocessed(&mut database.read().await?, &files).await?.is_empty() {
             return Ok(());
         }
         let mut tx = begin_in(&self.core, &database).await?;
         let new = handled_events::insert_all(&mut tx, events.iter().map(|event| event.id), self.core.clock().now()).await?;
         let unprocessed = files::list_unprocessed(&mut tx, &files).await?;
-        // Several documents of one content ask once.
+        // Several documents with one content emit one request.
         let mut wanted: BTreeSet<_> = unprocessed.into_iter().map(|(id, ..)| id).collect();
         for ((cause, id), is_new) in events.iter().zip(about).zip(new) {
             if is_new && wanted.remove(&id) {
@@ -53,7 +53,7 @@ impl EventServices {
         Ok(tx.commit().await?)
     }
 
-    /// Finds out what files are by their first bytes, whatever they were said to be.
+    /// Detects the media types of files from their first bytes, whatever the client declared.
     ///
     /// # Errors
     /// When an event names no file, or the database or the storage is down. Then none of them is processed.
@@ -67,8 +67,8 @@ impl EventServices {
                 head => head.map(|head| (id, Ok(head))),
             }
         });
-        // A storage that is down is not asked for each of them.
-        let heads: Vec<_> = stream::iter(heads).buffered(READ_AT_ONCE).try_collect().await?;
+        // The first error ends this, so that a storage that is down is not read once per file.
+        let heads: Vec<_> = stream::iter(heads).buffered(READ_CONCURRENCY).try_collect().await?;
         let mut tx = database.begin().await?;
         for (id, head) in heads {
             match head {
@@ -82,12 +82,12 @@ impl EventServices {
         Ok(tx.commit().await?)
     }
 
-    /// Collects files of documents that were deleted, where they need not be kept for a time.
+    /// Collects the files of deleted documents, if there is no grace period.
     ///
     /// # Errors
     /// When an event names no file, or the database or the storage is down.
     pub async fn collect_files_of(&self, key: OrderingKey, events: &[Event]) -> Result<()> {
-        if !self.core.settings().garbage_grace.is_zero() || !settles_at_once(&self.core) {
+        if !self.core.settings().garbage_grace.is_zero() || !excludes_late_writes(&self.core) {
             return Ok(());
         }
         let Some((tenant_id, database)) = open_tenant_of(&self.core, key).await? else { return Ok(()) };
@@ -108,13 +108,13 @@ async fn read_head(core: &Core, key: &str, size: u64) -> Result<Vec<u8>> {
 }
 
 async fn open_tenant_of(core: &Core, key: OrderingKey) -> Result<Option<(TenantId, TenantDatabase)>> {
-    let Some(tenant_id) = key else { return Err(Error::internal("an event of a document names no tenant")) };
+    let Some(tenant_id) = key else { return Err(Error::internal("a document's event names no tenant")) };
     Ok(open_tenant(core, tenant_id).await?.map(|database| (tenant_id, database)))
 }
 
 /// The file that an event is about.
 fn file_id(event: &Event) -> Result<FileId> {
     let data: Value = serde_json::from_str(&event.data).map_err(Error::internal)?;
-    let id = data["file_id"].as_str().ok_or_else(|| Error::internal("an event of a document names no file"))?;
+    let id = data["file_id"].as_str().ok_or_else(|| Error::internal("a document's event names no file"))?;
     id.parse().map_err(Error::internal)
 }

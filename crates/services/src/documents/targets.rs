@@ -1,4 +1,4 @@
-//! What an upload's content becomes: a document of its own, or the next version of one.
+//! Upload targets: an upload's content becomes a new document or a document's next version.
 
 use std::convert::Infallible;
 
@@ -16,29 +16,29 @@ use crate::{
     idempotency::{find_past_request, record_request},
 };
 
-/// What an upload's content becomes, and what else its transaction does.
+/// What an upload's content becomes, and the rest of its transaction.
 pub(crate) trait UploadTarget {
-    /// The answer to an earlier upload of the same trigger.
+    /// The response to an earlier upload with the same trigger.
     type Replay;
-    /// What has to be locked before the content.
+    /// What must be locked before the content.
     type Locked;
 
-    /// How many documents more there will be.
+    /// How many documents the upload adds.
     fn new_documents(&self) -> u64;
 
     /// Whether the upload reserves its share of the quota itself.
     fn reserves(&self) -> bool;
 
-    /// The name and type of a new document for which the transaction has nothing to decide.
+    /// The name and type of a new document whose transaction needs no decision.
     fn as_plain(&self) -> Option<(&Filename, &MimeType)>;
 
-    /// The answer, if the same trigger was handled before.
+    /// The earlier response, if the same trigger was handled before.
     async fn find_replay(&self, core: &Core, tx: &mut TenantTx, tenant: &TenantCaller) -> Result<Option<Self::Replay>>;
 
-    /// Locks what the content goes into, if the caller may change that.
+    /// Locks the document that gets the content, if the caller may change it.
     async fn lock(&self, tx: &mut TenantTx, tenant: &TenantCaller) -> Result<Self::Locked>;
 
-    /// Makes a file, which is locked or new, the content.
+    /// Makes a file, which is locked or new, the target's content.
     async fn apply(
         &self,
         core: &Core,
@@ -48,11 +48,11 @@ pub(crate) trait UploadTarget {
         file: File,
     ) -> Result<Document>;
 
-    /// Records that the trigger is handled. Returns whether this upload is the first to do so; else it must not commit.
+    /// Records that the trigger was handled. Returns whether this upload is the first to do so; if not, it must not commit.
     async fn record(&self, core: &Core, tx: &mut TenantTx, tenant: &TenantCaller, uploaded: &Uploaded) -> Result<bool>;
 }
 
-/// A document of its own.
+/// A new document.
 pub(crate) struct NewDocument<'a> {
     pub(crate) filename: &'a Filename,
     pub(crate) mime_type: &'a MimeType,
@@ -62,11 +62,11 @@ pub(crate) struct NewDocument<'a> {
 /// What triggers the upload of a new document.
 #[derive(Clone, Copy)]
 pub(crate) enum UploadTrigger<'a> {
-    /// A request; sent again, it makes another document.
+    /// A request; a repetition creates another document.
     Request,
-    /// A request with an idempotency key, and the fingerprint of what it asks for.
+    /// A request with an idempotency key, and the request's fingerprint.
     Idempotent(&'a IdempotentRequest<'a, Uploaded>, [u8; 32]),
-    /// A multipart upload that is complete. It has reserved its share of the quota.
+    /// A complete multipart upload, which has reserved its share of the quota.
     Multipart(UploadId),
 }
 
@@ -172,14 +172,14 @@ impl UploadTarget for NewVersion<'_> {
     }
 }
 
-/// Records that a multipart upload became a document, in the transaction of that.
+/// Records that a multipart upload became a document, in the document's transaction.
 async fn record_completed(core: &Core, tx: &mut TenantTx, id: UploadId, uploaded: &Uploaded) -> Result<()> {
     let (now, document) = (core.clock().now(), Some((uploaded.document.id, uploaded.deduplicated)));
     multipart_uploads::condemn_objects(tx, id, now).await?;
     Ok(multipart_uploads::set_state(tx, id, UploadState::Completed, document, None, now, upload_deadline(core)).await?)
 }
 
-/// When a multipart upload to which something happens now will expire, or its outcome be purged.
+/// When a multipart upload that changes now expires, or its outcome is purged.
 pub(crate) fn upload_deadline(core: &Core) -> Timestamp {
     core.clock().now().plus(core.settings().upload_life)
 }

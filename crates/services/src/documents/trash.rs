@@ -1,4 +1,4 @@
-//! The trash: deleted documents can be brought back for a time, then they go for good.
+//! The trash: deleted documents can be restored for a time, and are then deleted permanently.
 
 use domain::{Document, DocumentId, Error, EventKind, Noun, Page, PageRequest, Result, Role, TenantId, Timestamp, UserId, failpoint};
 use models::{TenantDatabase, TenantTx, documents, files, trash, versions};
@@ -13,12 +13,12 @@ use crate::{
     events::events::{EventTx, audit_event, begin_in, event},
 };
 
-/// How many documents are looked for in one go.
+/// How many documents are read per query.
 const BATCH: u32 = 100;
 
 impl UserServices {
-    /// Deletes a document: puts it into the trash, or, where none is kept, removes it for good. When nothing refers to its files
-    /// any more, they are collected after a grace.
+    /// Deletes a document: moves it to the trash or, where the trash is disabled, deletes it permanently. Files that are no
+    /// longer referenced are collected after a grace period.
     ///
     /// # Errors
     /// [`Error::Forbidden`] unless the caller owns it or is an admin; [`Error::PreconditionFailed`].
@@ -46,7 +46,7 @@ impl UserServices {
         Ok(())
     }
 
-    /// The documents in the trash, those deleted last first: an admin sees all, a user its own.
+    /// The documents in the trash, the last deleted first: all for an admin, only own ones for a user.
     ///
     /// # Errors
     /// [`Error::Forbidden`] for viewers.
@@ -56,7 +56,7 @@ impl UserServices {
         Ok(trash::list(&mut tenant.read().await?, owner, request).await?)
     }
 
-    /// Takes a document out of the trash, with all its versions.
+    /// Restores a document from the trash, with all its versions.
     ///
     /// # Errors
     /// [`Error::NotFound`] when it is not in the trash; [`Error::Forbidden`] unless the caller owns it or is an admin.
@@ -73,7 +73,7 @@ impl UserServices {
         Ok(document)
     }
 
-    /// Removes a document in the trash for good.
+    /// Deletes a document in the trash permanently.
     ///
     /// # Errors
     /// As [`UserServices::restore_document`].
@@ -84,15 +84,15 @@ impl UserServices {
         purge(&self.core, tx, &document, Some(caller.user_id()), tenant_id).await
     }
 
-    /// Removes everything in the trash for good. Answers how many documents.
+    /// Deletes everything in the trash permanently. Returns the number of documents.
     ///
     /// # Errors
-    /// [`Error::Forbidden`] unless the caller is an admin. What was removed until then stays removed.
+    /// [`Error::Forbidden`] unless the caller is an admin. Documents deleted before an error stay deleted.
     pub async fn empty_trash(&self, caller: &Caller, tenant_id: TenantId) -> Result<u64> {
         let now = self.core.clock().now();
         let mut removed = 0;
         loop {
-            // Entered again each time: it may take long, and the caller may be put out meanwhile.
+            // Authorized again per batch: this may take long, and the caller may lose the permission meanwhile.
             let tenant = authorize(&self.core, caller, tenant_id, Role::Admin).await?;
             let found = trash::list_before(&mut tenant.read().await?, now, BATCH).await?;
             for id in &found {
@@ -109,14 +109,14 @@ impl UserServices {
     }
 }
 
-/// Removes for good what has been in the trash since `before`. Answers how many documents.
+/// Permanently deletes the documents that have been in the trash since `before`. Returns their number.
 pub(crate) async fn purge_expired(core: &Core, database: &TenantDatabase, before: Timestamp) -> Result<u64> {
     let mut removed = 0;
     loop {
         let found = trash::list_before(&mut database.read().await?, before, BATCH).await?;
         for id in &found {
             let mut tx = begin_in(core, database).await?;
-            // Looked at again under the lock: somebody may have brought it back, and deleted it again just now.
+            // Checked again under the lock: the document may have been restored, and deleted again just now.
             if let Some(document) = trash::lock(&mut tx, *id).await?.filter(|found| found.deleted_at <= Some(before)) {
                 purge(core, tx, &document, None, database.tenant_id()).await?;
                 removed += 1;
@@ -137,12 +137,12 @@ async fn purge(core: &Core, mut tx: EventTx<models::Tenant>, document: &Document
     Ok(())
 }
 
-/// Removes a document, which is locked, with all its versions.
+/// Deletes a locked document with all its versions.
 async fn remove(core: &Core, tx: &mut TenantTx, document: &Document) -> Result<()> {
     let mut files = versions::list_files(tx, document.id, document.version).await?;
     files.push(document.file.id);
     files.dedup();
-    // Before the document goes: an upload of the same content either sees it, or waits until it is gone.
+    // Before the document is deleted: an upload of the same content either sees it, or waits until it is gone.
     lock_files(tx, files.clone()).await?;
     documents::delete(tx, document.id).await?;
     let now = core.clock().now();

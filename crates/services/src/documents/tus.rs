@@ -1,7 +1,7 @@
-//! Resumable uploads: tus 1.0 (<https://tus.io/protocols/resumable-upload>), as far as it is not HTTP.
+//! Resumable uploads with tus 1.0 (<https://tus.io/protocols/resumable-upload>), except for its HTTP side.
 //!
-//! What arrives becomes durable in parts: objects of their own, noted before and counted in one transaction. So an upload goes on
-//! after any crash where the last part ended, at whichever instance.
+//! Received bytes become durable in parts. Each part is an object of its own, recorded before it is stored and counted in one
+//! transaction. So after any crash an upload continues at the end of its last part, at any instance.
 
 use std::time::Duration;
 
@@ -24,17 +24,17 @@ use crate::{
     storage::spool,
 };
 
-/// The bytes after which what arrives is made durable, at the latest: more where that would make too many parts.
-const PART: u64 = 8 * 1024 * 1024;
-/// The most parts of an upload: a client that sends less at a time than it should is stopped before it costs too much.
+/// The number of bytes after which they are made durable, at the latest; larger where there would be too many parts.
+const PART_SIZE: u64 = 8 * 1024 * 1024;
+/// The maximum number of parts of an upload: it stops a client that sends too little at a time before it costs too much.
 const MAX_PARTS: u64 = 10_000;
 /// How long the last request of an upload waits for the document.
-const PATIENCE: Duration = Duration::from_secs(300);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// What a client says the bytes of a request have for a checksum.
+/// The checksum that a client declares for a request's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Checksum {
-    /// SHA-1 (FIPS 180-4), which every server has to know.
+    /// SHA-1 (FIPS 180-4), which every server must support.
     Sha1([u8; 20]),
     /// MD5 (RFC 1321).
     Md5([u8; 16]),
@@ -42,12 +42,12 @@ pub enum Checksum {
     Sha256([u8; 32]),
 }
 
-/// Bytes on their way to the end of an upload.
+/// Bytes being appended to an upload.
 pub struct Append {
     core: Core,
     tenant: TenantCaller,
     upload: MultipartUpload,
-    /// Where the next part goes.
+    /// The offset of the next part.
     offset: u64,
     piece: spool::Upload,
     held: u64,
@@ -55,10 +55,10 @@ pub struct Append {
 }
 
 impl UserServices {
-    /// Begins an upload of so many bytes, and reserves them.
+    /// Begins an upload of a declared size, and reserves that size in the quota.
     ///
     /// # Errors
-    /// [`Error::Forbidden`] for viewers and when the quota does not reach; [`Error::TooLarge`].
+    /// [`Error::Forbidden`] for viewers and when the quota would be exceeded; [`Error::TooLarge`].
     pub async fn begin_tus(
         &self,
         caller: &Caller,
@@ -102,10 +102,10 @@ impl UserServices {
         Ok(upload)
     }
 
-    /// Begins to take bytes from this place of an upload on.
+    /// Begins to append bytes to an upload at this offset.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when the caller has no such upload; [`Conflict::UploadOffset`] when it is at another place.
+    /// [`Error::NotFound`] when the caller has no such upload; [`Conflict::UploadOffset`] when its offset differs.
     pub async fn append_tus(
         &self,
         caller: &Caller,
@@ -123,20 +123,19 @@ impl UserServices {
         }
         let tenant = authorize(&self.core, caller, tenant_id, Role::User).await?;
         if multipart_uploads::count_parts(&mut tenant.read().await?, id).await? >= MAX_PARTS {
-            return Err(Error::invalid("Upload-Length", format!("came in more than {MAX_PARTS} parts; send more at a time")));
+            return Err(Error::invalid("Upload-Length", format!("exceeds {MAX_PARTS} parts; send more bytes at a time")));
         }
         let piece = self.core.parts.spool.begin(upload.size - offset);
         let checksum = checksum.map(|checksum| (checksum, Sha1::new()));
         Ok(Append { core: self.core.clone(), tenant, upload, offset, piece, held: 0, checksum })
     }
 
-    /// Ends the request that brought the last bytes of an upload: waits for the document. When something that it needs is down, the
-    /// document comes later.
+    /// Waits for the document after an upload's last bytes. When a dependency is down, the document is created later.
     ///
     /// # Errors
-    /// [`Conflict::UploadFailed`] when it can't become one.
+    /// [`Conflict::UploadFailed`] when the upload can't become a document.
     pub async fn finish_tus(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<Option<Document>> {
-        match complete_and_wait(&self.core, caller, tenant_id, id, PATIENCE).await {
+        match complete_and_wait(&self.core, caller, tenant_id, id, WAIT_TIMEOUT).await {
             Ok((_, document)) => Ok(document),
             Err(Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -144,7 +143,7 @@ impl UserServices {
     }
 }
 
-/// Makes a stored object the next part of an upload, if that is still at this place.
+/// Makes a stored object the next part of an upload, if the upload is still at this offset.
 async fn count_part(core: &Core, tenant: &TenantCaller, id: UploadId, part: &UploadPart) -> Result<()> {
     let mut tx = reauthorize_and_begin(core, tenant).await?;
     let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
@@ -165,39 +164,39 @@ async fn count_part(core: &Core, tenant: &TenantCaller, id: UploadId, part: &Upl
 }
 
 impl Append {
-    /// Takes the next bytes. What makes a part is durable when this returns, unless there is a checksum to be checked at the end.
+    /// Receives the next bytes. A complete part is durable when this returns, unless a checksum has to be verified at the end.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] when they are more than the upload's size; as [`Append::finish`].
+    /// [`Error::TooLarge`] when they exceed the upload's size; as [`Append::finish`].
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<()> {
         if self.offset + self.held + bytes.len() as u64 > self.upload.size {
             return Err(Error::TooLarge { limit: self.upload.size });
         }
-        let most = if let Some((checksum, sha1)) = &mut self.checksum {
+        let flush_at = if let Some((checksum, sha1)) = &mut self.checksum {
             if matches!(checksum, Checksum::Sha1(_)) {
                 sha1.update(&bytes);
             }
             u64::MAX
         } else {
-            // Half of the parts are for what breaks off.
-            PART.max(self.upload.size.div_ceil(MAX_PARTS / 2))
+            // Half of the parts are reserved for interrupted requests.
+            PART_SIZE.max(self.upload.size.div_ceil(MAX_PARTS / 2))
         };
         while !bytes.is_empty() {
-            let fitting = usize::try_from(most - self.held).unwrap_or(usize::MAX).min(bytes.len());
+            let fitting = usize::try_from(flush_at - self.held).unwrap_or(usize::MAX).min(bytes.len());
             self.piece.write(bytes.split_to(fitting)).await?;
             self.held += fitting as u64;
-            if self.held == most {
+            if self.held == flush_at {
                 self.flush().await?;
             }
         }
         Ok(())
     }
 
-    /// Ends the request's bytes, as many as came, and makes them durable. Answers where the upload is then.
+    /// Finishes a request: makes the received bytes durable. Returns the upload's new offset.
     ///
     /// # Errors
-    /// [`Error::ChecksumMismatch`] when they are not what was sent, and then none is kept; [`Conflict::UploadOffset`] when somebody
-    /// else was faster.
+    /// [`Error::ChecksumMismatch`] when the checksum differs, and then no bytes are kept; [`Conflict::UploadOffset`] when a
+    /// concurrent request appended first.
     pub async fn finish(mut self) -> Result<u64> {
         if self.held > 0 || self.checksum.is_some() {
             self.flush().await?;
@@ -205,7 +204,7 @@ impl Append {
         Ok(self.offset)
     }
 
-    /// Ends bytes that broke off: keeps what came, unless it can't be checked.
+    /// Finishes an interrupted request: keeps the received bytes, unless they have a checksum, which can't be verified.
     ///
     /// # Errors
     /// As [`Append::finish`].
@@ -218,9 +217,9 @@ impl Append {
         let content = std::mem::replace(&mut self.piece, self.core.parts.spool.begin(rest)).finish().await?;
         if let Some((checksum, sha1)) = self.checksum.take() {
             let holds = match checksum {
-                Checksum::Sha1(said) => sha1.finalize()[..] == said,
-                Checksum::Md5(said) => content.hash.md5 == said,
-                Checksum::Sha256(said) => content.hash.sha256 == said,
+                Checksum::Sha1(declared) => sha1.finalize()[..] == declared,
+                Checksum::Md5(declared) => content.hash.md5 == declared,
+                Checksum::Sha256(declared) => content.hash.sha256 == declared,
             };
             if !holds {
                 return Err(Error::ChecksumMismatch);

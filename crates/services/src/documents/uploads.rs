@@ -1,4 +1,4 @@
-//! Uploads: how content becomes a document, or the next version of one.
+//! Uploads: how content becomes a document or a document's next version.
 
 use std::time::Duration;
 
@@ -22,40 +22,40 @@ use crate::{
     storage::spool,
 };
 
-/// How long an upload may take from its noting to its commit before the collector takes it for abandoned.
+/// How long an upload may take from its upload intent to its commit before the collector treats it as abandoned.
 pub(crate) const UPLOAD_LIFE: Duration = Duration::from_secs(3600);
-/// How long the storage may take for an object: much less.
-const STORE_TIMEOUT: Duration = Duration::from_secs(1200);
-/// How often an upload is tried again that others disturbed.
-const ATTEMPTS: usize = 5;
+/// How long storing an object may take; it usually takes far less.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1200);
+/// How often an upload is attempted when concurrent uploads or deletions interfere.
+const MAX_ATTEMPTS: usize = 5;
 
-/// An upload under way, by somebody who may upload there.
+/// An upload in flight, by an authorized caller.
 pub struct Upload {
     tenant: TenantCaller,
     content: spool::Upload,
 }
 
 impl Upload {
-    /// Takes the next bytes of the content.
+    /// Receives the next bytes of the content.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] as soon as there are too many.
+    /// [`Error::TooLarge`] as soon as the content exceeds the limit.
     pub async fn write(&mut self, bytes: Bytes) -> Result<()> {
         self.content.write(bytes).await
     }
 }
 
-/// Where content waits to become an object.
+/// Received content that is to become an object.
 pub(crate) enum Content {
     /// In the spool.
     Spooled(SpooledContent),
-    /// In an object of its own, which nobody can change any more.
+    /// In an object of its own, which can't be changed any more.
     Staged {
-        /// Its key.
+        /// The object's key.
         key: String,
-        /// Its bytes.
+        /// Its size in bytes.
         size: u64,
-        /// What it was found to contain.
+        /// The hash computed from its bytes.
         hash: ContentHash,
     },
 }
@@ -75,7 +75,7 @@ impl Content {
         }
     }
 
-    /// What it is; nothing where nobody has looked.
+    /// The detected media type, if the content was examined.
     fn detected_mime_type(&self) -> Option<String> {
         match self {
             Self::Spooled(content) => Some(content.detected_mime_type.to_owned()),
@@ -84,39 +84,39 @@ impl Content {
     }
 }
 
-/// What a transaction of an upload came to, when it did not fail.
+/// The outcome of an upload's transaction, when it did not fail.
 enum UploadOutcome<R> {
-    /// The content is a document's.
+    /// A document has the content.
     Done(Box<Uploaded>),
-    /// The same trigger was handled before, with this answer.
+    /// The same trigger was handled before, with this response.
     Replayed(R),
-    /// Another upload of the same trigger has just recorded it.
+    /// A concurrent upload of the same trigger has recorded it.
     Overtaken,
-    /// The object is to be stored next.
+    /// The upload intent is recorded; the object must be stored next.
     Recorded,
-    /// The collector took the upload for abandoned.
+    /// The collector treated the upload as abandoned.
     Expired,
 }
 
 impl UserServices {
-    /// Begins an upload: checks that the caller may, before the first byte is taken. `announced` is how many bytes the client
-    /// says there will be, if it does.
+    /// Begins an upload. Authorizes the caller before the first byte is received. `declared` is the size that the client
+    /// declares, if it does.
     ///
     /// # Errors
-    /// [`Error::Forbidden`] for viewers, and when the quota can't reach.
-    pub async fn begin_upload(&self, caller: &Caller, tenant_id: TenantId, announced: Option<u64>) -> Result<Upload> {
+    /// [`Error::Forbidden`] for viewers, and when the upload can't fit the quota.
+    pub async fn begin_upload(&self, caller: &Caller, tenant_id: TenantId, declared: Option<u64>) -> Result<Upload> {
         let tenant = authorize(&self.core, caller, tenant_id, Role::User).await?;
         let quota = tenant.quota();
         if !quota.is_unlimited() {
-            // Only what can't fit even as a copy of what is there; the rest is decided when the content is known.
+            // Only refuses what exceeds the quota even if deduplicated; the rest is decided when the content is known.
             let used = quotas::find_use(&mut tenant.read().await?, self.core.clock().now()).await?;
-            let whole = quota.bytes.filter(|most| announced.is_some_and(|bytes| bytes > *most)).and(announced);
+            let whole = quota.bytes.filter(|most| declared.is_some_and(|bytes| bytes > *most)).and(declared);
             refuse(used.shortage(quota, whole.unwrap_or(0), 0))?;
         }
         Ok(Upload { tenant, content: self.core.parts.spool.begin(self.core.settings().max_upload_bytes) })
     }
 
-    /// Begins an upload of new content for a document: checks that the caller may give it one, before the first byte is taken.
+    /// Begins an upload of new content for a document. Authorizes the caller before the first byte is received.
     ///
     /// # Errors
     /// As [`UserServices::begin_upload`] and [`UserServices::finish_version`].
@@ -125,21 +125,21 @@ impl UserServices {
         caller: &Caller,
         tenant_id: TenantId,
         id: DocumentId,
-        announced: Option<u64>,
+        declared: Option<u64>,
         precondition: Precondition<'_>,
     ) -> Result<Upload> {
-        let upload = self.begin_upload(caller, tenant_id, announced).await?;
+        let upload = self.begin_upload(caller, tenant_id, declared).await?;
         let document = documents::find(&mut upload.tenant.read().await?, id).await?.ok_or(Error::NotFound(Noun::Document))?;
         require_own(&upload.tenant, &document)?;
         require_precondition(&document, precondition)?;
         Ok(upload)
     }
 
-    /// Ends an upload: the content becomes a document. When this returns, both are durable.
+    /// Finishes an upload: its content becomes a document. When this returns, document and object are durable.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the content is empty; [`Error::Forbidden`] when the quota does not reach; [`Error::Unavailable`]
-    /// when database or storage are down; as [`UserServices::begin_upload`] when the caller may no longer.
+    /// [`Error::Invalid`] when the content is empty; [`Error::Forbidden`] when it exceeds the quota; [`Error::Unavailable`] when
+    /// a database or the storage is down; as [`UserServices::begin_upload`] when the caller has lost the permission.
     pub async fn finish_upload(
         &self,
         upload: Upload,
@@ -156,8 +156,8 @@ impl UserServices {
         store(&self.core, &tenant, &Content::Spooled(content), &NewDocument { filename, mime_type, trigger }).await
     }
 
-    /// Ends an upload: the content becomes the next version of a document; when it is what the document has already, nothing
-    /// changes. When this returns, it is durable.
+    /// Finishes an upload: its content becomes the document's next version. If the document already has this content, nothing
+    /// changes. When this returns, the version is durable.
     ///
     /// # Errors
     /// As [`UserServices::finish_upload`]; [`Error::Forbidden`] unless the caller owns the document or is an admin;
@@ -181,19 +181,19 @@ impl UserServices {
     }
 }
 
-/// Makes content a document's.
+/// Turns content into a document or a version.
 ///
-/// The steps, of which a crash may interrupt any: (a) record the upload intent, with the object's key, unless the content is already
-/// there; (b) store the object under that key, which was never used before; (c) in one transaction: refer to the same content if
-/// another upload stored it meanwhile, else add the file; add the document or version and its event; delete the upload intent. What
-/// (b) left without (c), the collector finds by (a).
+/// A crash may interrupt any of these steps. (a) Record the upload intent, with the object's key, unless the content already
+/// exists. (b) Store the object under that key, which was never used before. (c) In one transaction: refer to identical content
+/// if another upload stored it meanwhile, otherwise add the file; add the document or version and its event; delete the upload
+/// intent. If (c) does not follow, the collector uses (a) to find what (b) stored.
 pub(crate) async fn store<T: UploadTarget>(
     core: &Core,
     tenant: &TenantCaller,
     content: &Content,
     target: &T,
 ) -> Result<IdempotentOutcome<Uploaded, T::Replay>> {
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MAX_ATTEMPTS {
         let file = new_file(core, tenant, content);
         match refer_or_record(core, tenant, &file, target).await? {
             UploadOutcome::Done(uploaded) => {
@@ -214,9 +214,9 @@ pub(crate) async fn store<T: UploadTarget>(
                 }
                 return Ok(IdempotentOutcome::Fresh(*uploaded));
             }
-            // Its key is spent: the object may be gone, or may not have been there when it was deleted.
+            // The key must not be used again: the object may be deleted, or may have been stored after its deletion.
             Ok(_) => abort_upload(core, tenant, &file.object_key).await,
-            // The database or the storage may work again when the client retries; the collector cleans up.
+            // A retry by the client may succeed once the database or the storage is up; the collector cleans up.
             Err(error @ (Error::Unavailable { .. } | Error::Internal(_))) => return Err(error),
             Err(refusal) => {
                 abort_upload(core, tenant, &file.object_key).await;
@@ -224,7 +224,10 @@ pub(crate) async fn store<T: UploadTarget>(
             }
         }
     }
-    Err(Error::Unavailable { dependency: Dependency::ObjectStorage, source: "the upload was disturbed too often".into() })
+    Err(Error::Unavailable {
+        dependency: Dependency::ObjectStorage,
+        source: "concurrent changes interfered with the upload too often".into(),
+    })
 }
 
 /// Step (b).
@@ -236,8 +239,8 @@ pub(crate) async fn put(core: &Core, key: &str, content: &Content) -> Result<()>
             Content::Staged { key: staged, .. } => storage.copy(staged, key).await,
         }
     };
-    let too_slow = || Error::Unavailable { dependency: Dependency::ObjectStorage, source: "storing took too long".into() };
-    tokio::time::timeout(STORE_TIMEOUT, stored).await.map_err(|_| too_slow())?
+    let too_slow = || Error::Unavailable { dependency: Dependency::ObjectStorage, source: "storing the object took too long".into() };
+    tokio::time::timeout(TRANSFER_TIMEOUT, stored).await.map_err(|_| too_slow())?
 }
 
 fn new_file(core: &Core, tenant: &TenantCaller, content: &Content) -> File {
@@ -254,10 +257,10 @@ fn new_file(core: &Core, tenant: &TenantCaller, content: &Content) -> File {
     }
 }
 
-/// Step (a). The order of locks, here and everywhere: multipart upload, document, quota, files.
+/// Step (a). Locks are taken in this order everywhere: multipart upload, document, quota, files.
 async fn refer_or_record<T: UploadTarget>(core: &Core, tenant: &TenantCaller, file: &File, target: &T) -> Result<UploadOutcome<T::Replay>> {
     let quota = if target.reserves() { tenant.quota() } else { Quota::default() };
-    // Most uploads are of new content and leave nothing else to decide: then only the intent needs the writer. Step (c) looks again.
+    // Most uploads have new content and need no further decision: then only the intent needs the writer. Step (c) checks again.
     let is_plain = quota.is_unlimited() && target.as_plain().is_some();
     let is_new = is_plain && {
         // Receiving the content may have taken long, see `reauthorize_and_begin`.
@@ -299,7 +302,7 @@ async fn add<T: UploadTarget>(core: &Core, tenant: &TenantCaller, file: &File, t
     {
         return Ok(UploadOutcome::Done(Box::new(uploaded)));
     }
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MAX_ATTEMPTS {
         let mut tx = reauthorize_and_begin(core, tenant).await?;
         if let Some(replay) = target.find_replay(core, &mut tx, tenant).await? {
             return Ok(UploadOutcome::Replayed(replay));
@@ -319,7 +322,7 @@ async fn add<T: UploadTarget>(core: &Core, tenant: &TenantCaller, file: &File, t
             }
             InsertOutcome::AlreadyThere => {}
         }
-        // Absent when it was marked for deletion between the two statements: then the content may be added after all.
+        // Absent when it was marked for deletion between the two statements: then the next attempt may add the content after all.
         if let Some(there) = files::lock_by_content(&mut tx, &file.hash, file.size).await? {
             let uploaded = Uploaded { document: target.apply(core, &mut tx, tenant, locked, there).await?, deduplicated: true };
             if !target.record(core, &mut tx, tenant, &uploaded).await? {
@@ -332,11 +335,13 @@ async fn add<T: UploadTarget>(core: &Core, tenant: &TenantCaller, file: &File, t
             return Ok(UploadOutcome::Done(Box::new(uploaded)));
         }
     }
-    Err(Error::Unavailable { dependency: Dependency::Database, source: "the same content comes and goes too fast".into() })
+    Err(Error::Unavailable {
+        dependency: Dependency::Database,
+        source: "the same content was added and deleted too often meanwhile".into(),
+    })
 }
 
-/// Step (c) of a new document for which there is nothing to decide. `None` when the content is there already, or the upload has
-/// expired.
+/// Step (c) of a new document that needs no decision. `None` when the content already exists, or the upload has expired.
 async fn add_plain(core: &Core, tenant: &TenantCaller, file: &File, filename: &Filename, mime_type: &MimeType) -> Result<Option<Uploaded>> {
     let mut tx = reauthorize_and_begin(core, tenant).await?;
     files::add_or_fail(&mut tx, file);
@@ -361,7 +366,7 @@ async fn finish(content: spool::Upload) -> Result<SpooledContent> {
     Ok(content)
 }
 
-/// Fails when something is short.
+/// Fails when a quota would be exceeded.
 pub(crate) fn refuse(shortage: Option<domain::Shortage>) -> Result<()> {
     shortage.map_or(Ok(()), |shortage| Err(Error::Forbidden(domain::Denial::QuotaExceeded(shortage))))
 }

@@ -1,4 +1,4 @@
-//! The comparison of what a tenant's database says with what the storage holds.
+//! Verification: compares a tenant's database with the storage.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,49 +9,49 @@ use sha2::{Digest, Sha256};
 
 use crate::{Core, OperatorServices, tenants::fleet::open_for_operator};
 
-/// What was compared, and what is wrong.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verification {
-    /// Files of the database.
+    /// Files in the database.
     pub files: u64,
-    /// Their bytes.
+    /// Their size in bytes.
     pub bytes: u64,
-    /// Objects of the storage.
+    /// Objects in the storage.
     pub objects: u64,
-    /// What is wrong, in the order of the keys.
+    /// The problems, in the order of the keys.
     pub findings: Vec<Finding>,
 }
 
-/// An object that is not as it should be.
+/// An object with a problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Its key.
     pub key: String,
-    /// What is wrong with it.
+    /// The problem.
     pub problem: ObjectProblem,
 }
 
-/// What can be wrong with an object.
+/// A problem of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ObjectProblem {
-    /// A file's object is not there.
+    /// A file's object is missing.
     Missing,
-    /// Nothing in the database knows of it.
+    /// The database does not know the object.
     Unknown,
-    /// It has another size than its file.
+    /// Its size differs from its file's.
     WrongSize {
-        /// Bytes that it should have.
+        /// The file's size in bytes.
         expected: u64,
-        /// Bytes that it has.
+        /// The object's size in bytes.
         found: u64,
     },
-    /// Its content is not what its file's SHA-256 says.
+    /// Its content does not match its file's SHA-256.
     WrongHash,
 }
 
 impl OperatorServices {
-    /// Compares a tenant's files with its objects; `deep` reads every object and computes its hash. What comes and goes meanwhile
-    /// is no finding. Holds the names of one 256th of the tenant's files in memory.
+    /// Compares a tenant's files with its objects; `deep` reads every object and computes its hash. Objects added or removed
+    /// meanwhile are no findings. Holds the keys of one 256th of the tenant's files in memory.
     ///
     /// # Errors
     /// When the database or the storage is down.
@@ -69,15 +69,15 @@ impl OperatorServices {
 }
 
 async fn verify_prefix(core: &Core, database: &TenantDatabase, prefix: &str, deep: bool, verification: &mut Verification) -> Result<()> {
-    // The objects first: whatever is stored has been noted before.
+    // The objects first: every stored object was recorded before.
     let mut objects: HashMap<String, u64> =
         core.parts.storage.list(prefix).map_ok(|object| (object.key, object.size)).try_collect().await?;
     verification.objects += objects.len() as u64;
     let mut connection = database.read().await?;
     let start = format!("{prefix}/");
     let known = files::list_by_prefix(&mut connection, &start).await?;
-    let mut noted: HashSet<String> = uploads::list_by_prefix(&mut connection, &start).await?.into_iter().collect();
-    noted.extend(multipart_uploads::list_keys(&mut connection, &start).await?);
+    let mut recorded: HashSet<String> = uploads::list_by_prefix(&mut connection, &start).await?.into_iter().collect();
+    recorded.extend(multipart_uploads::list_keys(&mut connection, &start).await?);
     drop(connection);
     let mut findings = Vec::new();
     for (file, is_living) in known {
@@ -91,9 +91,9 @@ async fn verify_prefix(core: &Core, database: &TenantDatabase, prefix: &str, dee
             findings.push(Finding { key: file.object_key, problem });
         }
     }
-    objects.retain(|key, _| !noted.contains(key));
+    objects.retain(|key, _| !recorded.contains(key));
     for (key, _) in objects {
-        // Its row may have gone since the objects were listed, and the object with it.
+        // Its row, and the object with it, may have been deleted since the objects were listed.
         match core.parts.storage.head(&key).await {
             Ok(_) => findings.push(Finding { key, problem: ObjectProblem::Unknown }),
             Err(Error::NotFound(Noun::Object)) => verification.objects -= 1,
@@ -125,7 +125,7 @@ async fn verify_file(core: &Core, database: &TenantDatabase, file: &File, found:
         },
         Some(_) => None,
     };
-    // A file that was condemned meanwhile has lost its object by right.
+    // A file that was marked for deletion meanwhile may have lost its object.
     let lives = problem.is_none() || files::find(&mut database.read().await?, file.id).await?.is_some();
     Ok(problem.filter(|_| lives))
 }

@@ -1,4 +1,4 @@
-//! Versions: the contents that a document has and had.
+//! Versions: a document's current and earlier contents.
 
 use domain::{Document, DocumentId, DocumentVersion, Error, Noun, Page, PageRequest, Result, Role, TenantId, failpoint};
 use models::{documents, files, versions};
@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl UserServices {
-    /// The contents that a document has and had, newest first.
+    /// A document's versions, newest first.
     ///
     /// # Errors
     /// [`Error::NotFound`] when the tenant has no such document.
@@ -30,8 +30,7 @@ impl UserServices {
         Ok(versions::list(&mut connection, id, request).await?)
     }
 
-    /// A URL at which whoever has it can download a content that a document has or had, for a time. It bears the document's
-    /// name of today.
+    /// A temporary URL that lets anyone who has it download one version of a document, under the document's current name.
     ///
     /// # Errors
     /// [`Error::NotFound`] when the tenant has no such document, or the document no such version (any more).
@@ -49,7 +48,7 @@ impl UserServices {
         Ok(download)
     }
 
-    /// Gives a document a content that it had before: as its next version, so that nothing is lost.
+    /// Restores an earlier version's content as the document's next version, so that no version is lost.
     ///
     /// # Errors
     /// As [`UserServices::get_version_download`]; [`Error::Forbidden`] unless the caller owns the document or is an admin;
@@ -66,8 +65,9 @@ impl UserServices {
         let document = lock_own(&mut tx, &tenant, id).await?;
         require_precondition(&document, precondition)?;
         let version = versions::find(&mut tx, id, number).await?.ok_or(Error::NotFound(Noun::Version))?;
-        // The document's lock keeps its former contents from being pruned, so the file lives.
-        let file = files::lock(&mut tx, version.file.id).await?.ok_or_else(|| Error::internal("a version's file was condemned"))?;
+        // The document's lock keeps its versions from being pruned, so the file exists.
+        let file =
+            files::lock(&mut tx, version.file.id).await?.ok_or_else(|| Error::internal("a version's file was marked for deletion"))?;
         let document = replace_content(&self.core, &mut tx, &tenant, document, file, version.mime_type).await?;
         failpoint!("version.restoring");
         tx.commit().await?;

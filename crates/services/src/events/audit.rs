@@ -1,4 +1,4 @@
-//! The audit log: what the worker writes into it, and who may read it.
+//! The audit log: the worker writes it, admins and the operator read it.
 
 use std::time::Duration;
 
@@ -16,15 +16,15 @@ use crate::{
     },
 };
 
-/// For how long a denial is not noted again, and how many are remembered for that.
-const DENIALS_EVERY: Duration = Duration::from_secs(10);
-const DENIALS: u64 = 10_000;
+/// How long an identical denial is not recorded again, and how many are remembered for that.
+const DENIAL_INTERVAL: Duration = Duration::from_secs(10);
+const MAX_DENIALS: u64 = 10_000;
 
-/// Who was denied what just now.
+/// Recently recorded denials.
 pub(crate) type Denials = Cache<(UserId, OrderingKey, String), ()>;
 
 pub(crate) fn denials() -> Denials {
-    Cache::builder().max_capacity(DENIALS).time_to_live(DENIALS_EVERY).build()
+    Cache::builder().max_capacity(MAX_DENIALS).time_to_live(DENIAL_INTERVAL).build()
 }
 
 impl UserServices {
@@ -43,8 +43,8 @@ impl UserServices {
         Ok(audit::list(&mut tenant.read().await?, filter, request).await?)
     }
 
-    /// Notes that somebody was denied what they wanted, once in a while. A member's tenant learns of it; a stranger's does not, nor
-    /// whether there is such a tenant.
+    /// Records that a caller was denied access, at most once per interval. A member's denial goes to the tenant's audit log. A
+    /// non-member's does not, so that it does not reveal whether the tenant exists.
     ///
     /// # Errors
     /// When the main database is down.
@@ -60,7 +60,7 @@ impl UserServices {
             },
             None => None,
         };
-        // Whoever tries one tenant after the other does not fill the log with them.
+        // A caller who tries one tenant after another must not fill the log.
         let what = if member_of.is_some() { wanted } else { "" };
         let denial = (caller.user_id(), member_of, what.to_owned());
         if self.core.denials.contains_key(&denial) {
@@ -80,7 +80,8 @@ impl UserServices {
 }
 
 impl OperatorServices {
-    /// The platform's audit log, the latest entries first; only what concerns this tenant, if one is given. For the operator.
+    /// The platform's audit log, the latest entries first; only the entries of one tenant if `tenant_id` is given. For the
+    /// operator.
     ///
     /// # Errors
     /// When the main database is down.
@@ -95,11 +96,11 @@ impl OperatorServices {
 }
 
 impl EventServices {
-    /// Writes events of one key to its audit log: the tenant's, or the platform's, which also has those of tenants that are no
-    /// more. What is there already is left as it is.
+    /// Writes the events of one ordering key to its audit log: the tenant's, or the platform's, which also holds those of deleted
+    /// tenants. Existing entries are left unchanged.
     ///
     /// # Errors
-    /// When one of them says nothing of what was done, or a database is down.
+    /// When an event names no action, or a database is down.
     pub async fn record_audit(&self, key: OrderingKey, events: &[Event]) -> Result<()> {
         let entries = events.iter().map(entry).collect::<Result<Vec<_>>>()?;
         let database = match key {
@@ -121,7 +122,7 @@ impl EventServices {
     }
 }
 
-/// What an event tells an auditor.
+/// The audit entry of an event.
 fn entry(event: &Event) -> Result<AuditEntry> {
     let mut data: Map<String, Value> = serde_json::from_str(&event.data).map_err(Error::internal)?;
     let action = match data.remove("action") {

@@ -1,4 +1,4 @@
-//! Dead letters: events that could not be handled, for the operator.
+//! Dead letters, for the operator: events that could not be handled.
 
 use domain::{DeadLetter, Dependency, Error, Event, EventId, Noun, Page, PageRequest, Result};
 use models::{dead_letters, outbox};
@@ -10,7 +10,7 @@ use crate::{
 };
 
 impl EventServices {
-    /// Parks an event that could not be handled, so that those after it can be.
+    /// Dead-letters an event that could not be handled, so that the events after it can be.
     ///
     /// # Errors
     /// When the main database is down.
@@ -39,18 +39,21 @@ impl OperatorServices {
         dead_letters::find(&mut self.core.main().read().await?, id).await?.ok_or(Error::NotFound(Noun::DeadLetter))
     }
 
-    /// Publishes a dead letter's event once more, as the last of its tenant's.
+    /// Publishes a dead letter's event again, after all other events of its tenant.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is none (any more).
+    /// [`Error::NotFound`] when it does not exist (any more).
     pub async fn replay_dead_letter(&self, id: EventId) -> Result<()> {
         let mut tx = begin_main(&self.core).await?;
         let letter = dead_letters::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::DeadLetter))?;
         dead_letters::delete(&mut tx, id);
-        // Where it came from the main outbox, it is there still. Whoever parked it notes that in a moment: what is published once
-        // more before that would be noted, too, unread.
+        // An event of the main outbox is still there. The relay that dead-lettered it will record it as published in a moment; an
+        // event re-emitted before that would be recorded as published, too, without being published.
         if outbox::lock_unpublished(&mut tx, id).await? {
-            return Err(Error::Unavailable { dependency: Dependency::Outbox, source: "the event was parked just now; try again".into() });
+            return Err(Error::Unavailable {
+                dependency: Dependency::Outbox,
+                source: "the event was dead-lettered just now; try again".into(),
+            });
         }
         outbox::delete(&mut tx, id);
         tx.emit(&letter.event);
@@ -58,10 +61,10 @@ impl OperatorServices {
         Ok(tx.commit().await?)
     }
 
-    /// Gives a dead letter up for good.
+    /// Discards a dead letter permanently.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is none (any more).
+    /// [`Error::NotFound`] when it does not exist (any more).
     pub async fn drop_dead_letter(&self, id: EventId) -> Result<()> {
         let mut tx = begin_main(&self.core).await?;
         let letter = dead_letters::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::DeadLetter))?;
@@ -71,7 +74,7 @@ impl OperatorServices {
     }
 }
 
-/// What the audit log is told of an event.
+/// What the audit log records of an event.
 fn event_payload(event: &Event) -> Value {
     json!({
         "event_id": event.id.to_string(),

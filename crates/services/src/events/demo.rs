@@ -1,4 +1,5 @@
-//! A demonstration of the bus, for those who try the system: messages to topics of their own, and a consumer that receives them.
+//! A demonstration of the event bus for people who try Tenantry: messages on topics of their own, and a consumer that receives
+//! them.
 
 use std::{
     collections::VecDeque,
@@ -8,56 +9,56 @@ use std::{
 use domain::{Clock, EventId, Result, Timestamp};
 use futures_util::{FutureExt, future::BoxFuture};
 
-/// What the name of every topic of the demonstration begins with.
+/// The prefix of every demo topic.
 pub const DEMO_PREFIX: &str = "demo.";
-/// How many messages the demonstration's consumer keeps.
+/// How many messages the demo consumer keeps.
 pub const DEMO_KEPT: usize = 50;
-/// How many topics the demonstration may have.
+/// The maximum number of demo topics.
 pub const DEMO_TOPICS: usize = 20;
 
-/// A message of the demonstration.
+/// A demo message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DemoMessage {
-    /// Its own.
+    /// Its id.
     pub id: EventId,
     /// The topic, which begins with [`DEMO_PREFIX`].
     pub topic: String,
-    /// Messages with the same key follow each other.
+    /// Messages with the same key are delivered in order.
     pub key: Option<String>,
-    /// Its content, JSON.
+    /// Its content in JSON.
     pub message: String,
     /// When it was sent.
     pub at: Timestamp,
 }
 
 impl DemoMessage {
-    /// A message that is sent now.
+    /// A message sent now.
     pub fn new(clock: &dyn Clock, topic: String, key: Option<String>, message: String) -> Self {
         Self { id: EventId::generate(clock), topic, key, message, at: clock.now() }
     }
 }
 
-/// The bus that events are published on, as far as the demonstration uses it.
+/// The event bus, as far as the demo uses it.
 pub trait DemoBus: Send + Sync {
-    /// What it is, as operators call it.
+    /// The name that operators know it by.
     fn name(&self) -> &'static str;
 
-    /// Publishes a message. It is there when this returns.
+    /// Publishes a message. It is published when this returns.
     fn produce<'a>(&'a self, message: &'a DemoMessage) -> BoxFuture<'a, Result<()>>;
 
-    /// What the consumer received last, the latest first.
+    /// The messages that the consumer received last, the latest first.
     fn received(&self, limit: usize) -> Vec<DemoMessage>;
 
-    /// Asks it whether it is there.
+    /// Checks that the bus is reachable.
     fn check(&self) -> BoxFuture<'_, Result<()>>;
 }
 
-/// What a consumer of the demonstration received last.
+/// The last messages that a demo consumer received.
 #[derive(Clone, Default)]
 pub struct DemoReceived(Arc<Mutex<VecDeque<DemoMessage>>>);
 
 impl DemoReceived {
-    /// Adds what came just now.
+    /// Adds a message that was just received.
     pub fn push(&self, message: DemoMessage) {
         let mut received = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         received.push_front(message);
@@ -71,7 +72,7 @@ impl DemoReceived {
     }
 }
 
-/// A message is received where it is published.
+/// A demo bus that delivers within the process.
 #[derive(Default)]
 pub struct DemoInProcess(DemoReceived);
 

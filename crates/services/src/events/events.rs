@@ -1,7 +1,7 @@
-//! Events: what happened, recorded in the outbox by the transaction in which it happens.
+//! Events. Each is recorded in the outbox by the transaction of the change that it describes.
 //!
-//! Only an [`EventTx`] can emit an event, and its tenant's dirty flag was set before it began. The commit notifies the relay; a crash
-//! between the two leaves the flag, and the relay looks into the outbox of every flagged tenant.
+//! Only an [`EventTx`] can emit an event, and its tenant's dirty flag was set before it began. The commit notifies the relay; a
+//! crash between the two leaves the flag, and the relay checks the outbox of every flagged tenant.
 
 use std::{
     collections::HashSet,
@@ -21,22 +21,22 @@ use crate::{Core, EventServices};
 /// How long an instance relies on a dirty flag that it set. A transaction that began within this time has to end before the relay
 /// may [clear the flag](crate::events::outbox).
 const FLAG_LIFE: Duration = Duration::from_secs(10);
-/// How many flags an instance remembers. One that it forgot costs one more statement.
+/// How many flags an instance remembers. An evicted one costs one more statement.
 const MAX_FLAGS: u64 = 50_000;
 
-/// Whose events are published in order, one after the other: a tenant's, or those that concern no tenant.
+/// The scope within which events are published in order: a tenant, or none for events that concern no tenant.
 pub type OrderingKey = Option<TenantId>;
 
 tokio::task_local! {
     static TRACEPARENT: String;
 }
 
-/// Runs a request as part of a trace (W3C Trace Context's `traceparent`): the events that it emits carry it, too.
+/// Runs a request as part of a trace (W3C Trace Context's `traceparent`), which the events that it emits carry, too.
 pub fn traced<F: Future>(traceparent: String, request: F) -> impl Future<Output = F::Output> {
     TRACEPARENT.scope(traceparent, request)
 }
 
-/// Which keys have new events to publish.
+/// The ordering keys with new events to publish.
 #[derive(Default)]
 pub(crate) struct Notified {
     keys: Mutex<HashSet<OrderingKey>>,
@@ -50,7 +50,7 @@ impl Notified {
     }
 }
 
-/// The tenants whose dirty flag this instance set just now.
+/// The tenants whose dirty flag this instance set recently.
 pub(crate) fn dirty_flags() -> Cache<TenantId, ()> {
     Cache::builder().max_capacity(MAX_FLAGS).time_to_live(FLAG_LIFE).build()
 }
@@ -94,7 +94,6 @@ impl<S: Scope> EventTx<S> {
         Ok(self.commit().await?)
     }
 
-    /// Commits.
     pub(crate) async fn commit(self) -> models::Result<()> {
         self.tx.commit().await
     }
@@ -135,14 +134,14 @@ async fn set_dirty(core: &Core, tenant_id: TenantId) -> Result<()> {
     flagged.map_err(|error| domain::Error::from(error.duplicate()))
 }
 
-/// An event that happens now.
+/// Creates an event that happens now.
 pub(crate) fn event(core: &Core, kind: EventKind, tenant_id: Option<TenantId>, user_id: Option<UserId>, data: &Value) -> Event {
     let (id, at) = (EventId::generate(core.clock()), core.clock().now());
     let traceparent = TRACEPARENT.try_with(Clone::clone).ok();
     Event { id, kind, tenant_id, user_id, at, data: data.to_string(), traceparent }
 }
 
-/// An event for the audit log.
+/// Creates an event for the audit log.
 pub(crate) fn audit_event(core: &Core, action: &str, tenant_id: Option<TenantId>, user_id: Option<UserId>, mut data: Value) -> Event {
     data["action"] = action.into();
     event(core, EventKind::AuditLog, tenant_id, user_id, &data)

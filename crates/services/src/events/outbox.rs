@@ -1,8 +1,8 @@
-//! The outboxes, for whoever publishes what is in them: the relay.
+//! The outboxes, as the relay uses them.
 //!
-//! Events of one key (a tenant's, or those that concern none) are published by one instance at a time, which holds a lease, in
-//! their order: first what the main database has of a tenant, since that tells of its making, then what the tenant's own has.
-//! Where there is something to publish is told by the transaction that wrote it; what a crash left untold is found by the marks.
+//! One instance at a time publishes the events of an ordering key, in their order; it holds the key's lease. A tenant's events in
+//! the main database come first, since they include its creation; those in its own database follow. The transaction that writes
+//! an event notifies the relay; after a crash, the dirty flags lead the relay to the events that it missed.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -14,22 +14,22 @@ use models::{Mark, Scope, TenantDatabase, Tx, dirty_tenants, handled_events, lea
 
 use crate::{Core, EventServices, OperatorServices, OrderingKey, tenants::migrations::closure};
 
-/// How long a lease of a key is held without being prolonged.
+/// How long the lease of an ordering key is held without being prolonged.
 pub const OUTBOX_LEASE: Duration = Duration::from_secs(10);
-/// When a mark is old: nobody who went by it can still be writing. Only then may it be cleared.
-const OLD: Duration = Duration::from_secs(60);
+/// When a dirty flag is old: no transaction that relied on it can still be writing. Only then may it be cleared.
+const OLD_AFTER: Duration = Duration::from_secs(60);
 /// Longer than any clock is ahead of another.
-const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How many marks are looked at in one go.
-const MARKS_AT_ONCE: u32 = 1_000;
-/// How many events of a tenant that is being deleted are taken over in one go.
-const TAKEN_OVER: u32 = 500;
-/// How many old ones are forgotten in one go.
-const FORGOTTEN_AT_ONCE: u32 = 1_000;
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How many dirty flags are read per query.
+const FLAG_BATCH: u32 = 1_000;
+/// How many events of a tenant that is being deleted are drained per batch.
+const DRAIN_BATCH: u32 = 500;
+/// How many expired events are purged per batch.
+const PURGE_BATCH: u32 = 1_000;
 
-/// The first events of a key that are not published yet.
+/// The first unpublished events of an ordering key.
 pub struct Unpublished {
-    /// In the order in which they are to be published; empty when there are none.
+    /// In publishing order; empty when there are none.
     pub events: Vec<Event>,
     /// Whether there were no more when they were read.
     pub are_all: bool,
@@ -41,39 +41,39 @@ enum Outbox {
     Tenant(TenantDatabase),
 }
 
-/// Tenants that may have unpublished events of which nobody was told.
+/// Tenants that may have unpublished events for which the relay was not notified.
 #[derive(Debug, Default)]
 pub struct Unnotified {
-    /// Whose events.
+    /// The ordering keys of those events.
     pub keys: Vec<OrderingKey>,
-    /// Marks that may be cleared once the tenant's outbox was found empty.
+    /// Dirty flags that may be cleared once the tenant's outbox was found empty.
     pub marks: Vec<Mark>,
-    /// After which mark to go on, when there are more.
+    /// The flag after which to continue, when there are more.
     pub next: Option<Mark>,
 }
 
-/// Events of a key that wait to be published.
+/// Unpublished events of an ordering key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backlog {
-    /// Whose.
+    /// The ordering key.
     pub key: OrderingKey,
-    /// How many.
+    /// Their number.
     pub events: u64,
-    /// When the first of them happened.
+    /// When the oldest of them happened.
     pub oldest: Option<Timestamp>,
 }
 
-/// What waits in the outboxes.
+/// The state of the outboxes.
 #[derive(Debug, Default)]
 pub struct OutboxStatus {
-    /// Where there is something, what is oldest first.
+    /// The keys with unpublished events, the oldest first.
     pub backlogs: Vec<Backlog>,
-    /// Tenants whose database could not be asked, and why.
+    /// Tenants whose database could not be read, and why.
     pub unknown: Vec<(TenantId, Error)>,
 }
 
 impl OperatorServices {
-    /// What waits to be published, in the main database and in those of tenants that are marked.
+    /// The unpublished events in the main database and in the databases of dirty tenants.
     ///
     /// # Errors
     /// When the main database is down.
@@ -92,7 +92,7 @@ impl OperatorServices {
         }
         let (mut unknown, mut after) = (Vec::new(), None);
         loop {
-            let marks = dirty_tenants::list_before(&mut main, self.core.clock().now().plus(FOREVER), after, MARKS_AT_ONCE).await?;
+            let marks = dirty_tenants::list_before(&mut main, self.core.clock().now().plus(MAX_CLOCK_SKEW), after, FLAG_BATCH).await?;
             for Mark { tenant_id, .. } in &marks {
                 let counted = async {
                     let Some(database) = open_tenant(&self.core, *tenant_id).await? else { return Ok((0, None)) };
@@ -104,7 +104,7 @@ impl OperatorServices {
                 }
             }
             after = marks.last().copied();
-            if marks.len() < MARKS_AT_ONCE as usize {
+            if marks.len() < FLAG_BATCH as usize {
                 break;
             }
         }
@@ -113,10 +113,10 @@ impl OperatorServices {
         Ok(OutboxStatus { backlogs, unknown })
     }
 
-    /// The events of a tenant's database, or of the main one, published or not, the latest first.
+    /// The events of a tenant's database, or of the main database, published or not, the latest first.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is no such tenant (any more), or a database is down.
+    /// [`Error::NotFound`] when the tenant does not exist (any more), or when a database is down.
     pub async fn list_events(&self, key: OrderingKey, limit: u32) -> Result<Vec<Event>> {
         match key {
             None => Ok(outbox::list(&mut self.core.main().read().await?, limit).await?),
@@ -127,26 +127,26 @@ impl OperatorServices {
         }
     }
 
-    /// Forgets events of the main database that were published or handled long ago.
+    /// Purges events of the main database whose retention is over.
     ///
     /// # Errors
-    /// When it is down.
+    /// When the main database is down.
     pub async fn purge_platform_events(&self) -> Result<()> {
         let before = self.core.clock().now().minus(self.core.settings().event_retention);
-        while forget_some(self.core.main().begin().await?, before).await? {}
+        while purge_batch(self.core.main().begin().await?, before).await? {}
         Ok(())
     }
 }
 
 impl EventServices {
-    /// Takes the leases of keys, or prolongs them. Answers for each whether this instance has it.
+    /// Takes or prolongs the leases of ordering keys. Returns for each whether this instance holds it.
     ///
     /// # Errors
     /// When the main database is down.
     pub async fn hold_outboxes(&self, keys: &[OrderingKey]) -> Result<Vec<bool>> {
         let now = self.core.clock().now();
         let names: Vec<_> = keys.iter().map(lease).collect();
-        // In one order everywhere: else two instances could wait for each other.
+        // Always in one order: otherwise two instances could deadlock.
         let mut order: Vec<_> = (0..names.len()).collect();
         order.sort_by_key(|place| &names[*place]);
         let sorted: Vec<_> = order.iter().map(|place| names[*place].clone()).collect();
@@ -158,7 +158,7 @@ impl EventServices {
         Ok(by_key)
     }
 
-    /// Gives leases of keys up, and clears marks whose tenants' outboxes were found empty after they were [old](Unnotified::marks).
+    /// Releases leases, and clears dirty flags whose tenants' outboxes were found empty after they were [old](Unnotified::marks).
     ///
     /// # Errors
     /// When the main database is down.
@@ -173,15 +173,16 @@ impl EventServices {
         Ok(tx.commit().await?)
     }
 
-    /// The first events of a key that are not published yet; none when the tenant is gone.
+    /// The first unpublished events of an ordering key; none when the tenant is gone.
     ///
     /// # Errors
-    /// [`Error::Closed`] while the tenant's database can't be used; or when a database is down.
+    /// [`Error::Closed`] while the tenant's database is unavailable; or when a database is down.
     pub async fn unpublished(&self, key: OrderingKey, limit: u32) -> Result<Unpublished> {
         let mut main = self.core.main().read().await?;
         let mut events = outbox::list_unpublished_of(&mut main, key, limit).await?;
         if let Some(tenant_id) = key.filter(|_| events.iter().any(|event| event.kind == EventKind::TenantDeleted)) {
-            // What a tenant that is being deleted still has to tell comes here before it goes, and before that.
+            // The remaining events of a tenant that is being deleted are drained to the main database first, and are published
+            // before that.
             let tenant = tenants::find(&mut main, tenant_id).await?;
             if tenant.is_some_and(|tenant| tenant.provisioning == Provisioning::Deleting) {
                 events = outbox::list_taken_over(&mut main, tenant_id, limit).await?;
@@ -192,34 +193,34 @@ impl EventServices {
         let is_short = |events: &Vec<Event>| events.len() < limit as usize;
         let of_main = |events: Vec<Event>| Unpublished { are_all: key.is_none() && is_short(&events), events, outbox: Outbox::Main };
         let Some(tenant_id) = key.filter(|_| events.is_empty()) else { return Ok(of_main(events)) };
-        // What is being deleted is taken over by the main database.
+        // The events of a tenant that is being deleted are drained to the main database.
         let Some(database) = open_tenant(&self.core, tenant_id).await? else { return Ok(of_main(events)) };
         let events = outbox::list_unpublished(&mut database.read().await?, limit).await?;
         Ok(Unpublished { are_all: is_short(&events), events, outbox: Outbox::Tenant(database) })
     }
 
-    /// Notes that the first so many of these events are published.
+    /// Records that the first `count` of these events are published.
     ///
     /// # Errors
-    /// When the database is down, or the tenant has moved to another server meanwhile. Then they will be published again.
+    /// When the database is down, or the tenant has moved to another server meanwhile. Then the events are published again.
     pub async fn record_published(&self, unpublished: &Unpublished, count: usize) -> Result<()> {
         record_published(&self.core, unpublished, count).await
     }
 
-    /// Finds what a crash left unpublished: at the start whatever is marked, else only what was marked long ago, since whoever
-    /// writes marks again.
+    /// Finds events that a crash left unpublished. At the start it returns every dirty tenant, later only those flagged long ago,
+    /// since a tenant that is written to is flagged again.
     ///
     /// # Errors
     /// When the main database is down.
     pub async fn find_unnotified(&self, at_start: bool, after: Option<Mark>) -> Result<Unnotified> {
         let now = self.core.clock().now();
-        let old = now.minus(OLD);
-        // At the start, even what a clock that is ahead of ours has marked.
-        let before = if at_start { now.plus(FOREVER) } else { old };
+        let old = now.minus(OLD_AFTER);
+        // At the start, even the flags that an instance with a fast clock has set.
+        let before = if at_start { now.plus(MAX_CLOCK_SKEW) } else { old };
         let mut main = self.core.main().read().await?;
         let keys = outbox::list_unpublished_tenants(&mut main).await?;
-        let marks = dirty_tenants::list_before(&mut main, before, after, MARKS_AT_ONCE).await?;
-        let next = marks.last().copied().filter(|_| marks.len() == MARKS_AT_ONCE as usize);
+        let marks = dirty_tenants::list_before(&mut main, before, after, FLAG_BATCH).await?;
+        let next = marks.last().copied().filter(|_| marks.len() == FLAG_BATCH as usize);
         let keys = keys.into_iter().chain(marks.iter().map(|mark| Some(mark.tenant_id))).collect();
         Ok(Unnotified { keys, marks: marks.into_iter().filter(|mark| mark.marked_at < old).collect(), next })
     }
@@ -229,21 +230,21 @@ async fn record_published(core: &Core, unpublished: &Unpublished, count: usize) 
     let (now, published) = (core.clock().now(), &unpublished.events[..count.min(unpublished.events.len())]);
     failpoint!("outbox.noting");
     match &unpublished.outbox {
-        Outbox::Main => note_in(core.main().begin().await?, published, now).await?,
-        Outbox::Tenant(database) => note_in(database.begin().await?, published, now).await?,
+        Outbox::Main => record_published_in(core.main().begin().await?, published, now).await?,
+        Outbox::Tenant(database) => record_published_in(database.begin().await?, published, now).await?,
     }
     failpoint!("outbox.noted");
     Ok(())
 }
 
-/// Brings the events of a tenant that is being deleted, that nobody was told of, to the main database, before its own goes.
+/// Drains the unpublished events of a tenant that is being deleted to the main database, before the tenant's own is dropped.
 pub(crate) async fn drain_events(core: &Core, tenant: &Tenant) -> Result<()> {
     if !core.parts.tenant_databases.exists(&tenant.place).await? {
         return Ok(());
     }
     let database = open_outbox(core, tenant)?;
     loop {
-        let events = outbox::list_unpublished(&mut database.read().await?, TAKEN_OVER).await?;
+        let events = outbox::list_unpublished(&mut database.read().await?, DRAIN_BATCH).await?;
         if events.is_empty() {
             return Ok(());
         }
@@ -256,17 +257,17 @@ pub(crate) async fn drain_events(core: &Core, tenant: &Tenant) -> Result<()> {
     }
 }
 
-/// Forgets events of a tenant's database that were published or handled long ago.
+/// Purges events of a tenant's database whose retention is over.
 pub(crate) async fn purge_events(core: &Core, database: &TenantDatabase) -> Result<()> {
     let before = core.clock().now().minus(core.settings().event_retention);
-    while forget_some(database.begin().await?, before).await? {}
+    while purge_batch(database.begin().await?, before).await? {}
     Ok(())
 }
 
-/// The database of a tenant, for what follows of its events. Nothing when the tenant is gone, or going.
+/// A tenant's database, for its event handlers. None when the tenant is deleted or being deleted.
 ///
 /// # Errors
-/// [`Error::Closed`] while it can't be used.
+/// [`Error::Closed`] while it is unavailable.
 pub(crate) async fn open_tenant(core: &Core, tenant_id: TenantId) -> Result<Option<TenantDatabase>> {
     let tenant = tenants::find(&mut core.main().read().await?, tenant_id).await?;
     match tenant.filter(|tenant| tenant.provisioning == Provisioning::Active) {
@@ -277,28 +278,28 @@ pub(crate) async fn open_tenant(core: &Core, tenant_id: TenantId) -> Result<Opti
 }
 
 fn open_outbox(core: &Core, tenant: &Tenant) -> Result<TenantDatabase> {
-    // Whoever publishes does not migrate: the operator does that in waves, or the first request.
+    // The relay does not migrate: the operator does, in waves, or the first request.
     match closure(tenant) {
         None => Ok(core.parts.tenant_databases.open(&tenant.place)?),
         Some(closure) => Err(Error::Closed(closure)),
     }
 }
 
-/// Notes events of an outbox as published.
-async fn note_in<S: Scope>(mut tx: Tx<S>, published: &[Event], now: Timestamp) -> Result<()> {
+/// Records events of an outbox as published.
+async fn record_published_in<S: Scope>(mut tx: Tx<S>, published: &[Event], now: Timestamp) -> Result<()> {
     outbox::mark_published(&mut tx, published, now);
     Ok(tx.commit().await?)
 }
 
-/// Answers whether there may be more.
-async fn forget_some<S: Scope>(mut tx: Tx<S>, before: Timestamp) -> Result<bool> {
-    let published = outbox::delete_published_before(&mut tx, before, FORGOTTEN_AT_ONCE).await?;
-    let handled = handled_events::delete_before(&mut tx, before, FORGOTTEN_AT_ONCE).await?;
+/// Returns whether there may be more.
+async fn purge_batch<S: Scope>(mut tx: Tx<S>, before: Timestamp) -> Result<bool> {
+    let published = outbox::delete_published_before(&mut tx, before, PURGE_BATCH).await?;
+    let handled = handled_events::delete_before(&mut tx, before, PURGE_BATCH).await?;
     tx.commit().await?;
-    Ok(published.max(handled) == u64::from(FORGOTTEN_AT_ONCE))
+    Ok(published.max(handled) == u64::from(PURGE_BATCH))
 }
 
-/// A key's lease: who publishes its events.
+/// The name of the lease on publishing a key's events.
 fn lease(key: &OrderingKey) -> String {
     key.map_or_else(|| "outbox".to_owned(), |tenant_id: TenantId| format!("outbox of {tenant_id}"))
 }

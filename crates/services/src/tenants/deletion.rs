@@ -1,8 +1,8 @@
-//! The deletion of tenants for good, and what stays of them.
+//! The permanent deletion of tenants.
 //!
-//! First the mark, from which on the tenant is nobody's to enter and nobody completes, collects or migrates it; then, once
-//! every instance goes by the mark, its database, its objects, and at last its row, which leaves a tombstone. Every step can
-//! be repeated, so whoever finds the mark can go on from wherever a crash left it.
+//! First the tenant is marked for deletion: from then on no caller is authorized in it, and no process completes, collects or
+//! migrates it. Once every instance applies the mark, its database and its objects are deleted, and at last its row, which leaves
+//! a tombstone. Every step can be repeated, so any process can resume a marked deletion wherever a crash interrupted it.
 
 use std::time::Duration;
 
@@ -21,26 +21,26 @@ use crate::{
     tenants::moves::drop_databases_of,
 };
 
-/// Objects that are deleted at once.
-const AT_ONCE: usize = 8;
-/// How long after a deletion an upload that was under way then may still leave an object: much less.
-const LATE: Duration = Duration::from_secs(24 * 3600);
+/// How many objects are deleted concurrently.
+const DELETE_CONCURRENCY: usize = 8;
+/// How long after a deletion its late objects are collected. An upload that was in flight then leaves its object much earlier.
+const LATE_UPLOAD_WINDOW: Duration = Duration::from_secs(24 * 3600);
 
-/// A deletion, with what was found of the tenant after it.
+/// A deletion, and what is left of the tenant.
 #[derive(Clone, Debug)]
 pub struct Deletion {
-    /// What is to stay.
+    /// What stays of the tenant.
     pub tombstone: Tombstone,
     /// Whether its server still holds the database.
     pub database_is_there: bool,
-    /// How many objects there are under its prefix.
+    /// How many objects are left under its prefix.
     pub objects: u64,
     /// Whether the tenant still has a row.
     pub row_is_there: bool,
 }
 
 impl Deletion {
-    /// Whether nothing but the tombstone is left.
+    /// Whether only the tombstone is left.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         !self.database_is_there && self.objects == 0 && !self.row_is_there
@@ -50,14 +50,14 @@ impl Deletion {
 fn being_moved() -> Error {
     Error::Unavailable {
         dependency: Dependency::TenantDatabase,
-        source: "it is being moved to another server, or was until just now; try again when that has ended".into(),
+        source: "it is being moved to another server, or was until just now; try again when the move has ended".into(),
     }
 }
 
 impl OperatorServices {
-    /// Deletes a tenant for good: its database, its objects, its row with the memberships. Goes on with a deletion that was
-    /// begun before. When this fails, the tenant is still there as it was, or marked; then a repetition goes on, or
-    /// [`OperatorServices::resume_deletions`].
+    /// Deletes a tenant permanently: its database, its objects, its row with the memberships. Resumes a deletion that was begun
+    /// before. When this fails, the tenant is unchanged or marked for deletion; then a repetition or
+    /// [`OperatorServices::resume_deletions`] resumes it.
     ///
     /// # Errors
     /// When a database or the storage is down.
@@ -78,7 +78,7 @@ impl OperatorServices {
         Ok(tombstones::find(&mut self.core.main().read().await?, tenant_id).await?)
     }
 
-    /// Looks for what is left of a tenant beside its tombstone.
+    /// Checks what is left of a tenant beside its tombstone.
     ///
     /// # Errors
     /// When a database or the storage is down.
@@ -93,14 +93,14 @@ impl OperatorServices {
         })
     }
 
-    /// Completes deletions that a crash interrupted. Answers how many; one that fails is logged and left for the next time.
+    /// Completes deletions that a crash interrupted. Returns how many; one that fails is logged and retried the next time.
     ///
     /// # Errors
     /// When the main database is down.
     pub async fn resume_deletions(&self) -> Result<usize> {
         let abandoned = tenants::list_deleting(&mut self.core.main().read().await?, self.core.abandoned_before()).await?;
         if !abandoned.is_empty() {
-            // Whoever made the mark may have died right after it.
+            // The process that set a mark may have died right after it.
             tokio::time::sleep(NOTICED_AFTER).await;
         }
         let mut completed = 0;
@@ -108,19 +108,19 @@ impl OperatorServices {
             match complete_deletion(&self.core, &tenant).await {
                 Ok(()) => completed += 1,
                 Err(error) => {
-                    tracing::warn!(tenant_id = %tenant.id, error = dyn_error(&error), "a tenant's deletion could not be completed");
+                    tracing::warn!(tenant_id = %tenant.id, error = dyn_error(&error), "could not complete the deletion of a tenant");
                 }
             }
         }
         Ok(completed)
     }
 
-    /// Deletes what uploads that were under way when their tenant was deleted have left since. Answers how many objects.
+    /// Deletes the objects that uploads left which were in flight when their tenant was deleted. Returns how many.
     ///
     /// # Errors
     /// When the main database or the storage is down.
     pub async fn collect_late_objects(&self) -> Result<u64> {
-        let since = self.core.clock().now().minus(LATE);
+        let since = self.core.clock().now().minus(LATE_UPLOAD_WINDOW);
         let recent = tombstones::list_since(&mut self.core.main().read().await?, since).await?;
         let mut collected = 0;
         for tombstone in recent {
@@ -134,7 +134,7 @@ async fn mark_deleting(core: &Core, tenant_id: TenantId) -> Result<()> {
     let now = core.clock().now();
     let mut tx = begin_main(core).await?;
     let Some(tenant) = tenants::mark_deleting(&mut tx, tenant_id, now).await? else { return Ok(()) };
-    // One that began just now.
+    // A move that began just now.
     if moves::find(&mut tx, tenant_id).await?.is_some_and(|the_move| the_move.state != MoveState::Kept) {
         return Err(being_moved());
     }
@@ -147,14 +147,14 @@ async fn mark_deleting(core: &Core, tenant_id: TenantId) -> Result<()> {
     Ok(())
 }
 
-/// What follows the mark, once every instance has noticed it.
+/// The steps after the mark, once every instance applies it.
 async fn complete_deletion(core: &Core, tenant: &Tenant) -> Result<()> {
-    // It may have moved or been migrated since it was found. Completed by somebody else, it has nothing left to tell.
+    // It may have been moved or migrated since it was read. If another process completed the deletion, no event is left to drain.
     if let Some(now) = tenants::find(&mut core.main().read().await?, tenant.id).await? {
         match drain_events(core, &now).await {
             Err(error @ (Error::Closed(_) | Error::Internal(_))) => {
                 let error = dyn_error(&error);
-                tracing::error!(tenant_id = %tenant.id, error, "its database can't be read: events that nobody was told of go with it");
+                tracing::error!(tenant_id = %tenant.id, error, "cannot read a deleted tenant's database: its unpublished events are lost");
             }
             taken => taken?,
         }
@@ -163,10 +163,10 @@ async fn complete_deletion(core: &Core, tenant: &Tenant) -> Result<()> {
     failpoint!("tenant.database_dropped");
     delete_objects(core, tenant.id).await?;
     failpoint!("tenant.objects_deleted");
-    bury(core, tenant.id).await
+    delete_row(core, tenant.id).await
 }
 
-/// Deletes all objects of a tenant, and answers how many there were.
+/// Deletes all objects of a tenant and returns their number.
 pub(crate) async fn delete_objects(core: &Core, tenant_id: TenantId) -> Result<u64> {
     let (storage, prefix) = (&core.parts.storage, object_prefix(tenant_id));
     let mut deleted = 0;
@@ -176,19 +176,19 @@ pub(crate) async fn delete_objects(core: &Core, tenant_id: TenantId) -> Result<u
             failpoint!("tenant.object_deleted");
             Ok(1)
         });
-        let found: u64 = deleting.try_buffer_unordered(AT_ONCE).try_fold(0, async |sum, one| Ok(sum + one)).await?;
+        let found: u64 = deleting.try_buffer_unordered(DELETE_CONCURRENCY).try_fold(0, async |sum, one| Ok(sum + one)).await?;
         deleted += found;
-        // Looked at again: what was put meanwhile may not have been in the list.
+        // Listed again: the list may lack an object that was stored meanwhile.
         if found == 0 {
             return Ok(deleted);
         }
     }
 }
 
-/// Exchanges a tenant's row for a tombstone. Events that nobody was told of yet stay.
-async fn bury(core: &Core, tenant_id: TenantId) -> Result<()> {
+/// Replaces a tenant's row with a tombstone. Its unpublished events stay.
+async fn delete_row(core: &Core, tenant_id: TenantId) -> Result<()> {
     let mut tx = core.main().begin().await?;
-    // Absent when somebody else completed the deletion at the same time.
+    // Absent when another process completed the deletion at the same time.
     let Some(tenant) = tenants::delete_marked(&mut tx, tenant_id).await? else { return Ok(()) };
     outbox::delete_published_of(&mut tx, tenant_id).await?;
     dirty_tenants::remove(&mut tx, tenant_id);

@@ -27,18 +27,18 @@ pub struct TenantSummary {
 pub struct TenantReport {
     /// All members, in the order in which they joined.
     pub members: Vec<Member<User>>,
-    /// What its database holds, or what is wrong with that.
+    /// What its database holds, or why that can't be read.
     pub contents: Result<StorageUse>,
-    /// A move of its database that is under way or has left a former one behind.
+    /// A move of its database that is in progress, or has left a source database.
     pub on_the_move: Option<Move>,
 }
 
 impl OperatorServices {
-    /// Makes a tenant inactive, or active again, for the operator: everywhere, when this returns. Answers whether it was not so
-    /// already.
+    /// Activates or deactivates a tenant, for the operator. The change is effective everywhere when this returns. Returns whether
+    /// it changed anything.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when it is gone or being deleted.
+    /// [`Error::NotFound`] when the tenant is deleted or being deleted.
     pub async fn set_tenant_active(&self, tenant_id: TenantId, is_active: bool) -> Result<bool> {
         let known = tenants::find(&mut self.core.main().read().await?, tenant_id).await?;
         let known = known.filter(|tenant| tenant.provisioning != Provisioning::Deleting).ok_or(Error::NotFound(Noun::Tenant))?;
@@ -58,7 +58,7 @@ impl OperatorServices {
         Ok(tenants::list(&mut self.core.main().read().await?).await?)
     }
 
-    /// All tenants but those that are being deleted, for what is done in every tenant's database.
+    /// All tenants except those being deleted, for work in every tenant's database.
     ///
     /// # Errors
     /// When the main database is down.
@@ -68,7 +68,7 @@ impl OperatorServices {
         Ok(tenants)
     }
 
-    /// All tenants with the numbers of their members, in the order of their making, for the operator.
+    /// All tenants with their member counts, in the order of creation, for the operator.
     ///
     /// # Errors
     /// When the main database is down.
@@ -80,8 +80,7 @@ impl OperatorServices {
         Ok(tenants.into_iter().map(summary).collect())
     }
 
-    /// The tenants that an operator may mean: the one with this id, else the one whose database has this name, else all that
-    /// are called so.
+    /// Finds tenants by id, else by database name, else all with this name.
     ///
     /// # Errors
     /// When the main database is down.
@@ -101,7 +100,7 @@ impl OperatorServices {
     /// A tenant's members and what its database holds, for the operator.
     ///
     /// # Errors
-    /// When the main database is down. A tenant's database that is down is part of the answer.
+    /// When the main database is down. A tenant's database that is down is part of the report.
     pub async fn report_tenant(&self, tenant: &Tenant) -> Result<TenantReport> {
         let mut connection = self.core.main().read().await?;
         let members = members::list_users(&mut connection, tenant.id).await?;
@@ -110,11 +109,11 @@ impl OperatorServices {
         Ok(TenantReport { members, contents: count_contents(&self.core, tenant).await, on_the_move })
     }
 
-    /// Sets how much a tenant may store, for the operator: in force everywhere when this returns. What is stored stays, even if it
-    /// is more.
+    /// Sets a tenant's storage quota, for the operator. It is in force everywhere when this returns. Stored data stays, even
+    /// above the quota.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when it is gone or being deleted.
+    /// [`Error::NotFound`] when the tenant is deleted or being deleted.
     pub async fn set_limits(&self, tenant_id: TenantId, limits: QuotaLimits) -> Result<Tenant> {
         let mut tx = begin_main(&self.core).await?;
         let tenant =
@@ -132,12 +131,12 @@ pub(crate) async fn count_contents(core: &Core, tenant: &Tenant) -> Result<Stora
     Ok(quotas::find_use(&mut connection, core.clock().now()).await?)
 }
 
-/// A tenant's database, for what an operator does with it, if it has a schema that this program understands.
+/// A tenant's database, for the operator, if this program supports its schema.
 pub(crate) fn open_for_operator(core: &Core, tenant: &Tenant) -> Result<TenantDatabase> {
     if tenant.schema_version < tenant_schema_version() - 1 {
         return Err(Error::Unavailable {
             dependency: Dependency::TenantDatabase,
-            source: format!("its schema is of version {}; run tenantry migrate first", tenant.schema_version).into(),
+            source: format!("its schema has version {}; first run `tenantry migrate`", tenant.schema_version).into(),
         });
     }
     Ok(core.parts.tenant_databases.open(&tenant.place)?)

@@ -11,20 +11,20 @@ use crate::{
     events::events::{EventTx, audit_event, begin_main},
 };
 
-/// How somebody who is to become a member is named.
+/// Identifies the user to add as a member.
 #[derive(Clone, Debug)]
 pub enum Candidate {
-    /// By id.
+    /// By user id.
     Id(UserId),
-    /// By address.
+    /// By email address.
     Email(Email),
 }
 
 impl UserServices {
-    /// Makes a user a member of the caller's tenant.
+    /// Adds a user to the caller's tenant.
     ///
     /// # Errors
-    /// [`Conflict::AlreadyMember`]; [`Error::NotFound`] when there is no such user who can log in.
+    /// [`Conflict::AlreadyMember`]; [`Error::NotFound`] when there is no such active user.
     pub async fn add_member(&self, caller: &Caller, tenant_id: TenantId, who: Candidate, role: Role) -> Result<(Membership, User)> {
         authorize(&self.core, caller, tenant_id, Role::Admin).await?;
         let now = self.core.clock().now();
@@ -64,7 +64,7 @@ impl UserServices {
         Ok((Membership { role, ..before }, user))
     }
 
-    /// Removes a member: an admin anybody, everybody themselves.
+    /// Removes a member: an admin may remove any member, other members only themselves.
     ///
     /// # Errors
     /// [`Conflict::LastAdmin`] when the tenant would be left without an admin.
@@ -81,7 +81,7 @@ impl UserServices {
     }
 }
 
-/// Commits a change of what a member is, with what it was and is from now on.
+/// Commits a membership change with its audit event; `role` is the new role, none after a removal.
 async fn commit_member_change(
     core: &Core,
     mut tx: EventTx<models::Main>,
@@ -98,13 +98,13 @@ async fn commit_member_change(
     commit_access_change(core, tx, member.user_id).await
 }
 
-/// A member, with the tenant locked: nobody else changes its members until the transaction ends.
+/// A member, with the tenant locked: no other transaction changes its members until this one ends.
 async fn lock_member(tx: &mut MainTx, tenant_id: TenantId, user_id: UserId) -> Result<Membership> {
     tenants::lock(tx, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
     members::find(tx, tenant_id, user_id).await?.ok_or(Error::NotFound(Noun::Member))
 }
 
-/// Fails when nobody else is an admin of the member's tenant.
+/// Fails when the member is the tenant's only admin.
 async fn keep_an_admin(tx: &mut MainTx, member: &Membership) -> Result<()> {
     let is_needed = member.role == Role::Admin && members::count_other_admins(tx, member).await? == 0;
     if is_needed { Err(Error::Conflict(Conflict::LastAdmin)) } else { Ok(()) }

@@ -1,8 +1,8 @@
-//! Migrations of tenants' databases: of the fleet, in waves, and of one that was missed, at its first request.
+//! Migrations of tenant databases: of the fleet, in waves, and of a missed one at its first request.
 //!
-//! A program serves databases of its own schema, of the one before and of the one after, so that a deploy needs no stop: first
-//! the new program, instance by instance, then the migration. Each migration only adds what the program before can ignore, and
-//! what a program stops using goes with the migration after that (expand and contract).
+//! A program serves databases of its own schema version, of the one before and of the one after. So a deploy needs no downtime:
+//! first the new program is rolled out instance by instance, then the databases are migrated. Each migration only adds what the
+//! previous program can ignore; what a program stops using is dropped by the migration after that (expand and contract).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -27,88 +27,88 @@ use tokio::{
 
 use crate::{Core, OperatorServices, access_cache::commit_access_change, events::events::begin_main};
 
-/// How often databases that were down or held by others are tried again within a wave, and after what pause.
-const FURTHER_ATTEMPTS: usize = 2;
-const PAUSE: Duration = Duration::from_secs(1);
-/// How many databases of each server are migrated at once because of requests. They are what a server can do beside its work.
-const MISSED_AT_ONCE: usize = 4;
-/// How long a request waits for the migration of its tenant's database, which goes on without it.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The longest error that is kept, in characters.
-const LONGEST_ERROR: usize = 1_000;
+/// How often databases that were down or locked are retried within a wave, and after what delay.
+const MAX_RETRIES: usize = 2;
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// How many databases of each server are migrated at once because of requests. A server can do this much beside its regular load.
+const MISSED_CONCURRENCY: usize = 4;
+/// How long a request waits for the migration of its tenant's database, which continues without it.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The maximum length of a recorded error, in characters.
+const MAX_ERROR_LENGTH: usize = 1_000;
 
-/// How the fleet is migrated.
+/// How to migrate the fleet.
 #[derive(Clone, Debug)]
 pub struct MigrationPlan {
-    /// One wave after the other; what the last one does not reach is left for another time.
+    /// The waves in order. Tenants beyond the last wave are left for a later run.
     pub waves: Vec<Wave>,
-    /// After how many failures no further migration is begun.
+    /// The number of failures after which no further migration begins.
     pub halt_on: Option<usize>,
     /// How many databases are migrated at once on each server.
     pub at_once: usize,
 }
 
-/// Something that happened while the fleet was migrated.
+/// A step of the fleet's migration, for its observer.
 #[derive(Clone, Copy, Debug)]
 pub enum MigrationStep<'a> {
     /// A wave begins.
     Wave {
-        /// Which one, from 1.
+        /// Its number, from 1.
         number: usize,
-        /// Of how many.
+        /// The number of waves.
         of: usize,
-        /// How many tenants it has.
+        /// The number of its tenants.
         tenants: usize,
     },
-    /// So many databases, which were down or held by others, are tried again.
+    /// This many databases, which were down or locked, are retried.
     Again(usize),
-    /// A tenant's turn is over: with an error, unless its database is migrated.
+    /// A tenant is finished: with an error, unless its database was migrated.
     Settled(&'a Tenant, Option<&'a Error>),
 }
 
-/// What was done to the fleet.
+/// The result of a fleet migration.
 #[derive(Debug, Default)]
 pub struct FleetMigration {
-    /// The schema's version that every tenant's database is to have.
+    /// The schema version that every tenant's database should have.
     pub wanted_version: i64,
-    /// How many tenants are in use, of those that are meant.
+    /// How many of the selected tenants are in use.
     pub total: u64,
-    /// How many of them have it, or a later one, already.
+    /// How many of them already have that version or a later one.
     pub up_to_date: u64,
-    /// The tenants that were to be migrated.
+    /// The tenants to migrate.
     pub outdated: Vec<Tenant>,
-    /// How many of them were.
+    /// How many of them were migrated.
     pub migrated: usize,
-    /// Those on which the migration does not work, and why. They are closed.
+    /// Tenants whose migration failed, and why. They are quarantined.
     pub failed: Vec<(Tenant, Error)>,
-    /// Those that were down or held by others, and why. They are in use as before.
+    /// Tenants whose database was down or locked, and why. They stay in use.
     pub postponed: Vec<(Tenant, Error)>,
     /// How many were deleted meanwhile.
     pub gone: usize,
-    /// Whether it was stopped because of too many failures.
+    /// Whether the migration stopped because of too many failures.
     pub halted: bool,
 }
 
 impl FleetMigration {
-    /// How many tenants' turn did not come.
+    /// How many tenants were not reached.
     #[must_use]
     pub fn left(&self) -> usize {
         self.outdated.len() - self.migrated - self.failed.len() - self.postponed.len() - self.gone
     }
 }
 
-/// How far the fleet is migrated.
+/// The migration status of the fleet.
 #[derive(Debug)]
 pub struct MigrationStatus {
-    /// The schema's version that every tenant's database is to have.
+    /// The schema version that every tenant's database should have.
     pub wanted_version: i64,
     /// How many tenants have each version.
     pub versions: Vec<(i64, u64)>,
-    /// Tenants whose last migration did not end well.
+    /// Tenants whose last migration failed or was postponed.
     pub unsettled: Vec<(Tenant, MigrationAttempt)>,
 }
 
-/// What an error of a migration means.
+/// Classifies the error of a migration.
 fn migration_outcome(error: Option<&Error>) -> MigrationOutcome {
     match error {
         None => MigrationOutcome::Migrated,
@@ -117,28 +117,28 @@ fn migration_outcome(error: Option<&Error>) -> MigrationOutcome {
     }
 }
 
-/// A migration that many may wait for.
+/// A migration that several requests may wait for.
 type AwaitedMigration = Shared<BoxFuture<'static, Result<(), Arc<Error>>>>;
 
 /// The migrations that requests wait for.
 #[derive(Default)]
 pub(crate) struct Awaited {
     by_tenant: HashMap<TenantId, AwaitedMigration>,
-    /// As many at once as each server may have.
+    /// Each server's concurrency limit.
     turns: HashMap<String, Arc<Semaphore>>,
 }
 
-/// A tenant's turn in the migration of the fleet.
+/// The result for one tenant in the migration of the fleet.
 enum Turn {
     Migrated,
-    /// The tenant was deleted since the list was made.
+    /// The tenant was deleted since the list was read.
     Gone,
-    /// Its database is not migrated.
+    /// Its database was not migrated.
     Problem(Error),
 }
 
 impl OperatorServices {
-    /// What [`OperatorServices::migrate_fleet`] is to do, for these tenants or for all: nothing is migrated yet.
+    /// Plans [`OperatorServices::migrate_fleet`] for these tenants or for all. Nothing is migrated yet.
     ///
     /// # Errors
     /// When the main database is down.
@@ -156,11 +156,11 @@ impl OperatorServices {
         Ok(FleetMigration { wanted_version, total, up_to_date, outdated, ..FleetMigration::default() })
     }
 
-    /// Brings the outdated databases of a fleet to this program's schema, and tells `watch` of each. What is wrong with single
-    /// databases is part of the answer. Stopped anywhere, it goes on where it was when it is planned and done again.
+    /// Migrates the fleet's outdated databases to this program's schema, and reports each to `watch`. Problems of single
+    /// databases are part of the result. If interrupted anywhere, planning and migrating again resumes it.
     ///
     /// # Errors
-    /// When the main database is down; what was done until then is noted there.
+    /// When the main database is down; results up to then are recorded there.
     pub async fn migrate_fleet(
         &self,
         mut fleet: FleetMigration,
@@ -177,8 +177,8 @@ impl OperatorServices {
                 continue;
             }
             watch(MigrationStep::Wave { number: n + 1, of: plan.waves.len(), tenants: turns.len() });
-            for attempt in 0..=FURTHER_ATTEMPTS {
-                let is_last = attempt == FURTHER_ATTEMPTS;
+            for attempt in 0..=MAX_RETRIES {
+                let is_last = attempt == MAX_RETRIES;
                 let allowed = limit - fleet.failed.len();
                 let mut again = Vec::new();
                 for (tenant, turn) in migrate_all(&self.core, turns, plan.at_once, allowed, is_last, watch).await? {
@@ -195,7 +195,7 @@ impl OperatorServices {
                     break;
                 }
                 watch(MigrationStep::Again(turns.len()));
-                sleep(PAUSE).await;
+                sleep(RETRY_DELAY).await;
             }
             if fleet.failed.len() >= limit {
                 break;
@@ -205,7 +205,7 @@ impl OperatorServices {
         Ok(fleet)
     }
 
-    /// Lets people into a tenant's database again after a migration of it failed. Answers whether they were kept out.
+    /// Lifts a tenant's quarantine after a failed migration. Returns whether it was quarantined.
     ///
     /// # Errors
     /// When the main database is down.
@@ -216,7 +216,7 @@ impl OperatorServices {
         Ok(released)
     }
 
-    /// How far the fleet is migrated.
+    /// The migration status of the fleet.
     ///
     /// # Errors
     /// When the main database is down.
@@ -232,7 +232,7 @@ impl OperatorServices {
     }
 }
 
-/// Migrates these, until so many have failed.
+/// Migrates these tenants until `allowed` of them have failed.
 async fn migrate_all(
     core: &Core,
     turns: Vec<Tenant>,
@@ -248,7 +248,7 @@ async fn migrate_all(
     let failures = AtomicUsize::new(0);
     let on_server = async |(server, tenants): (String, Vec<Tenant>)| -> Result<Vec<_>> {
         let is_down = AtomicBool::new(false);
-        // Those under way are finished; no other is begun.
+        // Migrations in flight are finished; no other begins.
         let goes_on = |_: &Tenant| std::future::ready(failures.load(Ordering::Relaxed) < allowed);
         let turns = stream::iter(tenants).take_while(goes_on).map(async |tenant| {
             let turn = migrate_next(core, &tenant, &server, &is_down).await?;
@@ -267,13 +267,13 @@ async fn migrate_all(
     Ok(try_join_all(by_server.into_iter().map(on_server)).await?.into_iter().flatten().collect())
 }
 
-/// Migrates a tenant's database, unless its server is down: then nobody waits for it tenant by tenant.
+/// Migrates a tenant's database, unless its server is known to be down: a down server is waited for only once.
 async fn migrate_next(core: &Core, tenant: &Tenant, server: &str, is_down: &AtomicBool) -> Result<Turn> {
-    // As it is now: the list may be hours old.
+    // Read again: the list may be hours old.
     let found = tenants::find(&mut core.main().read().await?, tenant.id).await?;
     let Some(tenant) = found.filter(|tenant| tenant.provisioning == Provisioning::Active) else { return Ok(Turn::Gone) };
     if is_down.load(Ordering::Relaxed) {
-        let source = format!("the server {server} does not answer").into();
+        let source = format!("the server {server} is unreachable").into();
         return Ok(Turn::Problem(Error::Unavailable { dependency: Dependency::TenantDatabase, source }));
     }
     match migrate_tenant(core, &tenant).await? {
@@ -287,8 +287,8 @@ async fn migrate_next(core: &Core, tenant: &Tenant, server: &str, is_down: &Atom
     }
 }
 
-/// Brings one tenant's database to this program's schema, and notes how that went. When the migration does not work on it,
-/// nobody is let in any more; the database stays as it was then, and what was wrong is the inner error.
+/// Migrates one tenant's database to this program's schema, and records the outcome. A failure quarantines the tenant; the
+/// database stays as it was then, and the inner error is the cause.
 ///
 /// # Errors
 /// When the main database is down.
@@ -303,13 +303,13 @@ async fn migrate_tenant(core: &Core, tenant: &Tenant) -> Result<Result<models::M
         wanted_version: tenant_schema_version(),
         from_version: migrated.as_ref().map_or(tenant.schema_version, |migrated| migrated.from),
         outcome,
-        error: migrated.as_ref().err().map(|error| error.with_causes().chars().take(LONGEST_ERROR).collect()),
+        error: migrated.as_ref().err().map(|error| error.with_causes().chars().take(MAX_ERROR_LENGTH).collect()),
         began_at,
         ended_at,
     };
     let mut tx = begin_main(core).await?;
     migrations::note(&mut tx, &attempt).await?;
-    // What older programs told there, they left unmarked.
+    // Older programs set no dirty flag for events that they recorded there.
     dirty_tenants::mark(&mut tx, tenant.id, ended_at);
     match &migrated {
         Ok(migrated) => tenants::set_schema_version(&mut tx, &tenant.place, migrated.to).await?,
@@ -320,7 +320,7 @@ async fn migrate_tenant(core: &Core, tenant: &Tenant) -> Result<Result<models::M
     }
     failpoint!("migration.noting");
     match outcome {
-        // Nothing that anybody is to be told of.
+        // Access does not change, so no instance needs to know.
         MigrationOutcome::Postponed => tx.commit().await?,
         _ => commit_access_change(core, tx, tenant.id).await?,
     }
@@ -328,10 +328,10 @@ async fn migrate_tenant(core: &Core, tenant: &Tenant) -> Result<Result<models::M
     Ok(migrated)
 }
 
-/// Sees to it that a tenant's database has a schema that this program understands. One that was missed is migrated now.
+/// Ensures that a tenant's database has a schema that this program supports. A missed database is migrated now.
 ///
 /// # Errors
-/// [`Error::Closed`] when it has not, or not yet.
+/// [`Error::Closed`] when it does not, or does not yet.
 pub(crate) async fn ensure_schema(core: &Core, tenant: &Tenant) -> Result<()> {
     match closure(tenant) {
         None => Ok(()),
@@ -340,7 +340,7 @@ pub(crate) async fn ensure_schema(core: &Core, tenant: &Tenant) -> Result<()> {
     }
 }
 
-/// Migrates a tenant's database once for all who wait for it. It goes on when they go away.
+/// Migrates a tenant's database once for all requests that wait for it. The migration continues when they are cancelled.
 async fn migrate_missed(core: &Core, tenant: &Tenant) -> Result<()> {
     let migration = {
         let mut awaited = awaited_migrations(core);
@@ -348,15 +348,15 @@ async fn migrate_missed(core: &Core, tenant: &Tenant) -> Result<()> {
             Some(migration) => migration.clone(),
             None => {
                 let turns = awaited.turns.entry(tenant.place.server.clone());
-                let turns = Arc::clone(turns.or_insert_with(|| Arc::new(Semaphore::new(MISSED_AT_ONCE))));
+                let turns = Arc::clone(turns.or_insert_with(|| Arc::new(Semaphore::new(MISSED_CONCURRENCY))));
                 let migration = migrate_in_turn(core.clone(), tenant.clone(), turns).boxed().shared();
                 awaited.by_tenant.insert(tenant.id, migration.clone());
-                tokio::spawn(Forgotten(core.clone(), tenant.id).after(migration.clone()));
+                tokio::spawn(RemoveAwaited(core.clone(), tenant.id).after(migration.clone()));
                 migration
             }
         }
     };
-    match timeout(PATIENCE, migration).await {
+    match timeout(WAIT_TIMEOUT, migration).await {
         Ok(Ok(())) => Ok(()),
         Err(_) => Err(Error::Closed(Closure::Migrating)),
         Ok(Err(problem)) => match migration_outcome(Some(&problem)) {
@@ -375,8 +375,7 @@ fn awaited_migrations(core: &Core) -> std::sync::MutexGuard<'_, Awaited> {
     core.awaited_migrations.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Why a tenant's database can't be used as it is, if so: it failed to be migrated, is of a newer program, or has to be migrated
-/// first.
+/// Why a tenant is unavailable, if it is: its migration failed, its schema is too new, or it has to be migrated first.
 pub(crate) fn closure(tenant: &Tenant) -> Option<Closure> {
     match tenant_schema_version() - tenant.schema_version {
         _ if tenant.quarantined_at.is_some() => Some(Closure::Quarantined),
@@ -386,19 +385,20 @@ pub(crate) fn closure(tenant: &Tenant) -> Option<Closure> {
     }
 }
 
-/// Forgets a migration that requests waited for, whatever became of it.
-struct Forgotten(Core, TenantId);
+/// Removes a migration that requests waited for when dropped, whatever its outcome.
+struct RemoveAwaited(Core, TenantId);
 
-impl Forgotten {
-    /// After its end; after a failure not at once, so that who comes next is told the same and does not try it again.
+impl RemoveAwaited {
+    /// Waits for its end. After a failure it also waits for a delay, so that the next requests get the same error without a
+    /// retry.
     async fn after<E>(self, migration: impl Future<Output = Result<(), E>>) {
         if migration.await.is_err() {
-            sleep(PAUSE).await;
+            sleep(RETRY_DELAY).await;
         }
     }
 }
 
-impl Drop for Forgotten {
+impl Drop for RemoveAwaited {
     fn drop(&mut self) {
         awaited_migrations(&self.0).by_tenant.remove(&self.1);
     }

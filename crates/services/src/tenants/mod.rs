@@ -1,4 +1,4 @@
-//! Tenants: their members, and the databases that they live in.
+//! Tenants, their members and their databases.
 
 pub(crate) mod deletion;
 pub(crate) mod fleet;

@@ -1,13 +1,13 @@
-//! Moves of tenants' databases to other servers, also from one engine to the other.
+//! Moves tenant databases to other servers, also between engines.
 //!
-//! The new database is made and filled while work in the old one goes on. Then writes pause: once every instance knows it,
-//! the old database is closed, the last changes are copied, and the two are compared. A seal in the old one refuses whoever
-//! would still write there. One transaction of the main database moves the tenant; writes go on when every instance knows
-//! that. Nobody is refused meanwhile: reads go on, writes wait.
+//! The target database is created and filled while the source stays in use. Then writes pause. Once every instance applies the
+//! pause, the source is locked, the last changes are copied, and the two databases are compared. A write-block in the source
+//! refuses any later write there. One transaction of the main database relocates the tenant; writes resume once every instance
+//! applies that. No request is refused meanwhile: reads continue, writes wait.
 //!
-//! A lease tells whether somebody still works on a move. Whoever finds it expired ends the move, back or forth by its state.
-//! Somebody who was only slow may wake up at any time: what he notes is refused by the state, what he would seal is locked,
-//! and what he would drop is looked at again first.
+//! A lease shows whether a process still works on a move. A process that finds it expired ends the move, forward or back
+//! depending on its state. A process that was merely slow may continue at any time. So the move's state refuses its updates, a
+//! lock guards the source that it would write-block, and a database that it would drop is checked again first.
 
 use std::time::{Duration, Instant};
 
@@ -27,110 +27,111 @@ use crate::{
 /// How long a move's lease is held without being prolonged, and how often it is prolonged.
 const LEASE_TIME: Duration = Duration::from_secs(15);
 const PROLONG_INTERVAL: Duration = Duration::from_secs(3);
-/// How often a lease is asked for that somebody has only in passing; whoever died with it has it no longer than [`LEASE_TIME`].
-const GLANCE: Duration = Duration::from_millis(50);
-/// Before writes pause, changes are copied until so few came meanwhile, but not more often than this.
+/// How often to poll for a lease that another process holds only briefly. A process that dies holds it for [`LEASE_TIME`] at
+/// most.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Before writes pause, changes are copied until a round has at most this many, but in no more than this many rounds.
 const FEW_CHANGES: u64 = 1_000;
-const ROUNDS: usize = 5;
+const MAX_ROUNDS: usize = 5;
 
 /// A tenant's database after its move.
 #[derive(Debug)]
 pub struct Moved {
-    /// The tenant in its new place.
+    /// The tenant in its new location.
     pub tenant: Tenant,
-    /// Where its former database is kept.
+    /// The location of its source database, which is kept.
     pub former: TenantPlace,
-    /// What was compared: equal on both sides.
+    /// The compared tables, equal on both sides.
     pub tables: Vec<TableSum>,
-    /// How long copying took while work went on.
+    /// How long copying took before writes paused.
     pub copied_in: Duration,
     /// How long writes waited.
     pub paused_for: Duration,
 }
 
-/// Something that happened while a tenant's database was moved.
+/// A step of a move, for its observer.
 #[derive(Clone, Copy, Debug)]
 pub enum MoveStep {
-    /// The new database is there, empty.
+    /// The target database was created, empty.
     Made,
-    /// So many rows are copied, in this round.
+    /// This many rows were copied in this round.
     Copied(u64),
     /// Writes wait from now on.
     Paused,
-    /// So many rows changed since were copied, and everything was compared.
+    /// This many rows, changed since, were copied, and everything was compared.
     Compared(u64),
-    /// The tenant is in its new database; writes go on as soon as every instance knows.
+    /// The tenant uses its target database; writes resume as soon as every instance applies that.
     Switched,
 }
 
 /// Why a tenant's database was not moved.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
-    /// It is where it is to go.
-    #[error("its database is on server {0} already")]
+    /// It is already on the target server.
+    #[error("its database is already on server {0}")]
     ThereAlready(String),
-    /// The configuration names no such server.
-    #[error("TENANT_DATABASE_URLS names no server {wanted:?}; there are: {}", known.join(", "))]
+    /// The configuration has no such server.
+    #[error("no server is named {wanted:?}; known servers: {}", known.join(", "))]
     UnknownServer {
-        /// The name that was asked for.
+        /// The requested name.
         wanted: String,
-        /// Those that there are.
+        /// The configured names.
         known: Vec<String>,
     },
-    /// Another process works on it.
-    #[error("another process is moving its database (or died within the last half minute: then `tenantry serve` takes that back)")]
+    /// Another process is moving it.
+    #[error("another process is moving its database; if that process has died, `tenantry serve` will undo the move within half a minute")]
     UnderWay,
-    /// It was moved before, and what it left must go first.
-    #[error("its former database is still kept on server {0}; first drop that with --drop-former, or return to it with --back")]
+    /// It was moved before, and its source database must be dropped or returned to first.
+    #[error("its source database is still kept on server {0}")]
     FormerKept(String),
-    /// There is nothing to drop, to return to or to forget.
-    #[error("no former database of it is kept")]
+    /// There is no source database to drop, to return to or to purge from the records.
+    #[error("no source database of it is kept")]
     NoFormer,
-    /// The program knows the tables of its own schema only.
+    /// This program can move only databases of its own schema version; this one is older.
     #[error("its database has schema version {found}: first run `tenantry migrate`, which brings it to {wanted}")]
     Outdated {
-        /// The version that it has.
+        /// The database's version.
         found: i64,
-        /// The version that it needs.
+        /// The version of this program.
         wanted: i64,
     },
-    /// The program knows the tables of its own schema only.
-    #[error("its database has schema version {found}, of a newer program than this one ({wanted}): move it with that")]
+    /// This program can move only databases of its own schema version; this one is newer.
+    #[error("its database has schema version {found}, which is newer than this program's ({wanted}): move it with the newer program")]
     TooNew {
-        /// The version that it has.
+        /// The database's version.
         found: i64,
-        /// The version that this program knows.
+        /// The version of this program.
         wanted: i64,
     },
-    /// It is being made or deleted.
+    /// It is being created or deleted.
     #[error("it is {}", .0.as_str())]
     NotInUse(Provisioning),
-    /// Something is there that is not ours to overwrite.
-    #[error("server {0} has a database of this name already; should an earlier move have left it there, drop it on that server")]
+    /// The server has a database of this name that does not belong to the move.
+    #[error("server {0} already has a database of this name; if an earlier move left it there, drop it on that server")]
     NameTaken(String),
-    /// What is to be forgotten can be dropped.
-    #[error("server {0} answers: use --drop-former, which leaves nothing there")]
+    /// The source database's server is reachable, so the database can be dropped.
+    #[error("server {0} is available, so its database can be dropped")]
     NotGone(String),
-    /// Copying the last changes and comparing would keep writes waiting for longer than allowed.
-    #[error("writes would have to wait for longer than the {} s that they may: see --max-pause", .0.as_secs())]
+    /// Copying the last changes and comparing would take longer than writes may wait.
+    #[error("writes would have to wait for longer than {} s", .0.as_secs())]
     PauseTooLong(Duration),
-    /// An earlier move left something on a server that does not answer.
-    #[error("what an earlier move left on server {server} can't be dropped ({}); if that server is gone for good, use --forget", problem.with_causes())]
+    /// An earlier move left a database on a server that is unavailable.
+    #[error("cannot drop what an earlier move left on server {server}: {}", problem.with_causes())]
     LeftBehind {
         /// The server.
         server: String,
-        /// What it said.
+        /// Why it can't be dropped.
         problem: Error,
     },
-    /// The move is done, but not everything after it.
-    #[error("it IS on server {server} now, but what follows failed, and `tenantry serve` will see to it: {}", problem.with_causes())]
+    /// The tenant was moved, but a later step failed.
+    #[error("it IS on server {server} now, but a later step failed, which `tenantry serve` will retry: {}", problem.with_causes())]
     Unfinished {
         /// The server.
         server: String,
         /// What went wrong.
         problem: Error,
     },
-    /// Something that it needs is down, or a bug.
+    /// A dependency is down, or there is a bug.
     #[error("{}", .0.with_causes())]
     Failed(Error),
 }
@@ -148,9 +149,9 @@ impl From<models::Error> for MoveError {
 }
 
 impl OperatorServices {
-    /// Moves a tenant's database to another server; writes wait for `max_pause` at most, beside the time in which every instance
-    /// learns of the pause. When this fails, the tenant is where it was, or will be as soon as this or
-    /// [`OperatorServices::resume_moves`] can see to it; unless the error says otherwise.
+    /// Moves a tenant's database to another server. Writes wait for `max_pause` at most, plus the time until every instance
+    /// applies the pause. When this fails, the tenant stays where it was, unless the error says otherwise; what the move began is
+    /// undone by this call or, as soon as possible, by [`OperatorServices::resume_moves`].
     ///
     /// # Errors
     /// When it can't be moved, or a database is down.
@@ -166,11 +167,11 @@ impl OperatorServices {
         failpoint!("move.begun");
         let moved = tokio::select! {
             moved = carry_out(&self.core, &tenant, &the_move, max_pause, watch) => moved,
-            lost = keep_lease(&self.core, tenant_id, Some(&the_move)) => Err(lost.into()),
+            lost_lease = keep_lease(&self.core, tenant_id, Some(&the_move)) => Err(lost_lease.into()),
         };
         let settled = settle(&self.core, tenant_id).await;
         if let Err(error) = &settled {
-            tracing::warn!(%tenant_id, error = dyn_error(error), "the end of the move is left to `tenantry serve`");
+            tracing::warn!(%tenant_id, error = dyn_error(error), "could not end the move; `tenantry serve` will end it");
         }
         let problem = match moved {
             Err(MoveError::Failed(problem)) => problem,
@@ -181,12 +182,13 @@ impl OperatorServices {
             return Err(MoveError::Unfinished { server: to_server.to_owned(), problem });
         }
         if let Err(error) = drop_orphan(&self.core, &tenant, &the_move).await {
-            tracing::warn!(%tenant_id, error = dyn_error(&error), "a database may be left on server {to_server}");
+            tracing::warn!(%tenant_id, error = dyn_error(&error), "the target database may be left on server {to_server}");
         }
         Err(problem.into())
     }
 
-    /// Ends a move that nobody else works on, back or forth by how far it has come. Answers whether none is under way now.
+    /// Ends a move that no other process works on, forward or back depending on its progress. Returns whether none is in progress
+    /// now.
     ///
     /// # Errors
     /// When a database that it needs is down.
@@ -194,10 +196,10 @@ impl OperatorServices {
         settle(&self.core, tenant_id).await
     }
 
-    /// Ends the moves that a crash left. Answers how many.
+    /// Ends the moves that a crash interrupted. Returns how many.
     ///
     /// # Errors
-    /// When the main database is down. A move that can't be ended is logged and left for the next time.
+    /// When the main database is down. A move that can't be ended is logged and retried the next time.
     pub async fn resume_moves(&self) -> Result<usize> {
         let moves = moves::list(&mut self.core.main().read().await?).await?;
         let mut settled = 0;
@@ -205,35 +207,35 @@ impl OperatorServices {
             match settle(&self.core, tenant_id).await {
                 Ok(is_settled) => settled += usize::from(is_settled),
                 Err(error) => {
-                    tracing::warn!(%tenant_id, error = dyn_error(&error), "a move that was interrupted could not be ended");
+                    tracing::warn!(%tenant_id, error = dyn_error(&error), "could not end an interrupted move");
                 }
             }
         }
         Ok(settled)
     }
 
-    /// Drops the database that a tenant has left. Answers where it was.
+    /// Drops a moved tenant's source database. Returns where it was.
     ///
     /// # Errors
-    /// When there is none, the tenant's present database does not answer, or the former one's server is down.
+    /// When there is none, the tenant's present database is unreachable, or the source's server is down.
     pub async fn drop_source_database(&self, tenant: &Tenant) -> Result<TenantPlace, MoveError> {
         let (tenant, the_move) = find_kept(&self.core, tenant.id).await?;
-        // Whoever has nothing else would miss it.
+        // The source may be dropped only while the present database is readable.
         count_contents(&self.core, &tenant).await?;
         drop_unused(&self.core, &tenant, &the_move, MoveState::Kept, &the_move.from_server).await?;
         Ok(on(&tenant, &the_move.from_server))
     }
 
-    /// Gives up a tenant's present database with all that was written there since its move, and returns to the former one.
-    /// Answers where the tenant is then.
+    /// Discards a moved tenant's present database with everything written to it since the move, and returns to the source
+    /// database. Returns the tenant's location.
     ///
     /// # Errors
-    /// When there is none, or it does not answer.
+    /// When there is no source database, or it is unreachable.
     pub async fn roll_back_move(&self, tenant: &Tenant) -> Result<TenantPlace, MoveError> {
         let (tenant, the_move) = find_kept(&self.core, tenant.id).await?;
-        let former = on(&tenant, &the_move.from_server);
-        // It was left behind by every migration since.
-        let schema_version = self.core.parts.tenant_databases.schema_version_of(&former).await?;
+        let source = on(&tenant, &the_move.from_server);
+        // Migrations since the move have not reached the source.
+        let schema_version = self.core.parts.tenant_databases.schema_version_of(&source).await?;
         let mut tx = begin_with_lease(&self.core, tenant.id).await?;
         let is_ours = moves::set_state(&mut tx, &the_move, MoveState::Kept, MoveState::Abandoned).await?
             && tenants::relocate(&mut tx, tenant.id, &the_move.to_server, &the_move.from_server, schema_version).await?;
@@ -249,16 +251,17 @@ impl OperatorServices {
         sleep(NOTICED_AFTER).await;
         match end_earlier_move(&self.core, tenant.id).await {
             Err(MoveError::Failed(problem) | MoveError::LeftBehind { problem, .. }) => {
-                Err(MoveError::Unfinished { server: former.server, problem })
+                Err(MoveError::Unfinished { server: source.server, problem })
             }
-            ended => ended.map(|()| former),
+            ended => ended.map(|()| source),
         }
     }
 
-    /// Forgets what a move left on a server, without dropping it. Answers where that may still be.
+    /// Purges the record of a database that a move left on a server, without dropping it. Returns where the database may still
+    /// be.
     ///
     /// # Errors
-    /// When nothing is left, the server answers, or the main database is down.
+    /// When none is left, the server is reachable, or the main database is down.
     pub async fn forget_source_database(&self, tenant: &Tenant) -> Result<TenantPlace, MoveError> {
         let mut tx = self.core.main().begin().await?;
         let found = moves::find(&mut tx, tenant.id).await?;
@@ -277,7 +280,7 @@ impl OperatorServices {
         Ok(on(tenant, &server))
     }
 
-    /// Whether a former database of a tenant's is kept, which it may return to.
+    /// Whether a tenant's source database is kept, so that a rollback is possible.
     ///
     /// # Errors
     /// When the main database is down.
@@ -287,7 +290,7 @@ impl OperatorServices {
     }
 }
 
-/// Ends what an earlier move left to do, unless its maker lives.
+/// Ends an earlier move, unless the process that began it is alive.
 async fn end_earlier_move(core: &Core, tenant_id: TenantId) -> Result<(), MoveError> {
     let found = moves::find(&mut core.main().read().await?, tenant_id).await?;
     if found.is_none_or(|found| found.state == MoveState::Kept) {
@@ -303,14 +306,14 @@ async fn end_earlier_move(core: &Core, tenant_id: TenantId) -> Result<(), MoveEr
     }
 }
 
-/// Notes a move and takes its lease.
+/// Records a move and takes its lease.
 async fn begin_move(core: &Core, tenant_id: TenantId, to_server: &str) -> Result<(Tenant, Move), MoveError> {
     let databases = &core.parts.tenant_databases;
     let known: Vec<_> = databases.servers().map(str::to_owned).collect();
     if !known.iter().any(|server| server == to_server) {
         return Err(MoveError::UnknownServer { wanted: to_server.to_owned(), known });
     }
-    // Before anything is noted: what a noted move finds in the new place is dropped with it.
+    // Checked before the move is recorded: ending a recorded move drops any database in the target location.
     let mut connection = core.main().read().await?;
     let tenant = may_move(tenants::find(&mut connection, tenant_id).await?, to_server)?;
     if let Some(kept) = moves::find(&mut connection, tenant_id).await? {
@@ -337,7 +340,7 @@ async fn begin_move(core: &Core, tenant_id: TenantId, to_server: &str) -> Result
     Ok((tenant, the_move))
 }
 
-/// Everything from the making of the new database to the last step.
+/// Carries out a recorded move, from creating the target database to the last step.
 async fn carry_out(
     core: &Core,
     tenant: &Tenant,
@@ -353,7 +356,7 @@ async fn carry_out(
     watch(MoveStep::Made);
     let began = Instant::now();
     let mut transfer = databases.transfer(from, &to).await?;
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_ROUNDS {
         let round = Instant::now();
         if transfer.copy(&|rows| watch(MoveStep::Copied(rows))).await? <= FEW_CHANGES {
             if round.elapsed() > max_pause {
@@ -382,7 +385,7 @@ async fn carry_out(
     Ok(Moved { tenant: Tenant { place: to, ..tenant.clone() }, former: from.clone(), tables, copied_in, paused_for })
 }
 
-/// Copies the last changes, compares, and seals the original.
+/// Copies the last changes, compares, and write-blocks the source.
 async fn complete_copy(
     core: &Core,
     mut transfer: Transfer,
@@ -391,8 +394,8 @@ async fn complete_copy(
     watch: &(dyn Fn(MoveStep) + Sync),
 ) -> Result<Vec<TableSum>> {
     transfer.lock_source(max_pause).await?;
-    // With the original locked: whoever takes this move for abandoned from now on waits for the lock before the seal is
-    // looked for, and so finds it.
+    // The source is locked: a process that treats this move as abandoned from now on waits for the lock before it checks for the
+    // write-block, and so finds it.
     renew_if_ours(core, the_move).await?;
     let (changed, tables) = transfer.complete().await?;
     failpoint!("move.compared");
@@ -404,7 +407,7 @@ async fn complete_copy(
 async fn pause_writes(core: &Core, the_move: &Move) -> Result<()> {
     let mut tx = begin_main(core).await?;
     if !moves::set_state(&mut tx, the_move, MoveState::Copying, MoveState::Paused).await? {
-        return Err(lost());
+        return Err(lost_lease());
     }
     tenants::set_writes_paused(&mut tx, the_move.tenant_id, Some(core.clock().now())).await?;
     commit_access_change(core, tx, the_move.tenant_id).await
@@ -417,7 +420,7 @@ async fn switch(core: &Core, the_move: &Move) -> Result<()> {
         && moves::set_state(&mut tx, the_move, MoveState::Paused, MoveState::Switched).await?
         && tenants::relocate(&mut tx, *tenant_id, from_server, to_server, tenant_schema_version()).await?;
     if !is_ours {
-        return Err(lost());
+        return Err(lost_lease());
     }
     let data = json!({ "from": from_server, "to": to_server });
     tx.emit(&audit_event(core, "tenant.moved", Some(*tenant_id), None, data));
@@ -425,8 +428,8 @@ async fn switch(core: &Core, the_move: &Move) -> Result<()> {
     commit_access_change(core, tx, *tenant_id).await
 }
 
-/// Lets people write again in the new database, once every instance knows of it: else one could read in the old database
-/// what another has long changed in the new one.
+/// Resumes writes in the target database, once every instance uses it. Earlier, one instance could read stale data in the source
+/// after another changed it in the target.
 async fn resume_writes(core: &Core, the_move: &Move) -> Result<()> {
     sleep(NOTICED_AFTER).await;
     let mut tx = begin_main(core).await?;
@@ -437,12 +440,12 @@ async fn resume_writes(core: &Core, the_move: &Move) -> Result<()> {
     commit_access_change(core, tx, the_move.tenant_id).await
 }
 
-/// Takes back what was done of a move: first the mark, from which on nobody can switch.
+/// Undoes a move. The state changes first, so that no process can switch from then on.
 async fn undo_move(core: &Core, tenant: &Tenant, the_move: &Move) -> Result<()> {
     if the_move.state != MoveState::Abandoned {
         let mut tx = begin_main(core).await?;
         if !moves::set_state(&mut tx, the_move, the_move.state, MoveState::Abandoned).await? {
-            return Err(lost());
+            return Err(lost_lease());
         }
         tx.commit().await?;
         failpoint!("move.abandoned");
@@ -457,14 +460,14 @@ async fn undo_move(core: &Core, tenant: &Tenant, the_move: &Move) -> Result<()> 
     drop_unused(core, tenant, the_move, MoveState::Abandoned, &the_move.to_server).await
 }
 
-/// Drops one of a move's two databases, and forgets the move. The tenant is locked meanwhile, so it can't have moved there
-/// again since it was looked at.
+/// Drops one of a move's two databases, and deletes the move's record. The tenant is locked meanwhile, so it can't have moved
+/// there again since the check.
 async fn drop_unused(core: &Core, tenant: &Tenant, the_move: &Move, state: MoveState, server: &str) -> Result<()> {
     let mut tx = core.main().begin().await?;
     let now = tenants::lock(&mut tx, tenant.id).await?;
     let is_same = moves::find(&mut tx, tenant.id).await?.is_some_and(|found| found == Move { state, ..the_move.clone() });
     if !is_same || now.is_none_or(|now| now.place.server == server) {
-        return Err(lost());
+        return Err(lost_lease());
     }
     core.parts.tenant_databases.drop_database(&on(tenant, server)).await?;
     failpoint!("move.dropped");
@@ -472,7 +475,7 @@ async fn drop_unused(core: &Core, tenant: &Tenant, the_move: &Move, state: MoveS
     Ok(tx.commit().await?)
 }
 
-/// Drops what a move has made after others took it for abandoned and ended it.
+/// Drops the target database of a move that another process treated as abandoned and ended.
 async fn drop_orphan(core: &Core, tenant: &Tenant, the_move: &Move) -> Result<()> {
     let mut tx = core.main().begin().await?;
     let now = tenants::lock(&mut tx, tenant.id).await?;
@@ -488,7 +491,7 @@ async fn settle(core: &Core, tenant_id: TenantId) -> Result<bool> {
     }
     let settled = tokio::select! {
         settled = settle_ours(core, tenant_id) => settled,
-        lost = keep_lease(core, tenant_id, None) => Err(lost),
+        lost_lease = keep_lease(core, tenant_id, None) => Err(lost_lease),
     };
     release_lease(core, &lease(tenant_id)).await?;
     settled.map(|()| true)
@@ -496,7 +499,7 @@ async fn settle(core: &Core, tenant_id: TenantId) -> Result<bool> {
 
 async fn settle_ours(core: &Core, tenant_id: TenantId) -> Result<()> {
     let mut connection = core.main().read().await?;
-    // The move first: a switch between the two would otherwise show the former place with the move's new state.
+    // The move first: a switch between the two reads would otherwise combine the old location with the move's new state.
     let found = moves::find(&mut connection, tenant_id).await?;
     let tenant = tenants::find(&mut connection, tenant_id).await?;
     drop(connection);
@@ -510,7 +513,7 @@ async fn settle_ours(core: &Core, tenant_id: TenantId) -> Result<()> {
     }
 }
 
-/// Whether a tenant's database is moving, or a former one is kept.
+/// Whether a tenant's database is being moved, or its source database is kept.
 pub(crate) async fn has_move(core: &Core, tenant_id: TenantId) -> Result<bool> {
     Ok(moves::find(&mut core.main().read().await?, tenant_id).await?.is_some())
 }
@@ -524,13 +527,13 @@ async fn find_kept(core: &Core, tenant_id: TenantId) -> Result<(Tenant, Move), M
     tenant.zip(kept).ok_or(MoveError::NoFormer)
 }
 
-/// Drops a tenant's database, and what a move left or began of it elsewhere.
+/// Drops a tenant's database, and the databases that moves left or began on other servers.
 pub(crate) async fn drop_databases_of(core: &Core, tenant: &Tenant) -> Result<()> {
     let databases = &core.parts.tenant_databases;
     let mut connection = core.main().read().await?;
     let (found, now) = (moves::find(&mut connection, tenant.id).await?, tenants::find(&mut connection, tenant.id).await?);
     drop(connection);
-    // It may have moved since it was found.
+    // It may have moved since it was read.
     databases.drop_database(&now.as_ref().unwrap_or(tenant).place).await?;
     if let Some(Move { from_server, to_server, .. }) = found {
         databases.drop_database(&on(tenant, &from_server)).await?;
@@ -539,8 +542,8 @@ pub(crate) async fn drop_databases_of(core: &Core, tenant: &Tenant) -> Result<()
     Ok(())
 }
 
-/// Begins a transaction in which this instance takes the lease of a tenant that is not on the move. Waits for another that
-/// has it: who looks for moves to end may find that this one has ended meanwhile, and gives it up at once.
+/// Begins a transaction in which this instance takes a tenant's lease. Waits while another process holds it: a process that
+/// resumes interrupted moves holds it only briefly if the move has ended.
 async fn begin_with_lease(core: &Core, tenant_id: TenantId) -> Result<EventTx<models::Main>, MoveError> {
     let deadline = Instant::now() + LEASE_TIME + PROLONG_INTERVAL;
     loop {
@@ -552,27 +555,27 @@ async fn begin_with_lease(core: &Core, tenant_id: TenantId) -> Result<EventTx<mo
         if Instant::now() > deadline {
             return Err(MoveError::UnderWay);
         }
-        sleep(GLANCE).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Takes a move's lease, or prolongs it.
+/// Takes or prolongs a move's lease.
 async fn hold_move(core: &Core, tx: &mut MainTx, tenant_id: TenantId) -> Result<bool> {
     hold_lease_in(core, tx, &lease(tenant_id), LEASE_TIME).await
 }
 
-/// Prolongs a move's lease, unless another process took the move for abandoned.
+/// Prolongs a move's lease, unless another process treated the move as abandoned.
 async fn renew_if_ours(core: &Core, the_move: &Move) -> Result<()> {
     let mut tx = core.main().begin().await?;
     let found = moves::find(&mut tx, the_move.tenant_id).await?;
     let is_ours = found.is_some_and(|found| found.began_at == the_move.began_at && found.state != MoveState::Abandoned);
     if !is_ours || !hold_move(core, &mut tx, the_move.tenant_id).await? {
-        return Err(lost());
+        return Err(lost_lease());
     }
     Ok(tx.commit().await?)
 }
 
-/// Prolongs a lease until that fails: of a move, or of ending one.
+/// Prolongs a lease, of a move or of ending one, until that fails.
 async fn keep_lease(core: &Core, tenant_id: TenantId, the_move: Option<&Move>) -> Error {
     let mut held_until = Instant::now() + LEASE_TIME;
     loop {
@@ -581,21 +584,21 @@ async fn keep_lease(core: &Core, tenant_id: TenantId, the_move: Option<&Move>) -
         let prolonged = match the_move {
             Some(the_move) => renew_if_ours(core, the_move).await,
             None => match hold_lease(core, &lease(tenant_id), LEASE_TIME).await {
-                Ok(false) => Err(lost()),
+                Ok(false) => Err(lost_lease()),
                 held => held.map(drop),
             },
         };
         match prolonged {
             Ok(()) => held_until = asked_at + LEASE_TIME,
             Err(error @ Error::Unavailable { dependency: Dependency::Database, .. }) if Instant::now() < held_until => {
-                tracing::warn!(error = dyn_error(&error), "a move's lease can't be prolonged; it is tried again");
+                tracing::warn!(error = dyn_error(&error), "could not prolong a move's lease; retrying");
             }
             Err(error) => return error,
         }
     }
 }
 
-/// Fails unless the tenant is there, in use, elsewhere, and of this program's schema.
+/// Fails unless the tenant exists, is in use, is on another server, and has this program's schema.
 fn may_move(tenant: Option<Tenant>, to_server: &str) -> Result<Tenant, MoveError> {
     let tenant = tenant.ok_or(MoveError::NotInUse(Provisioning::Deleting))?;
     let (found, wanted) = (tenant.schema_version, tenant_schema_version());
@@ -608,17 +611,17 @@ fn may_move(tenant: Option<Tenant>, to_server: &str) -> Result<Tenant, MoveError
     }
 }
 
-/// A move's lease: who works on it.
+/// The name of the lease on working on a tenant's move.
 fn lease(tenant_id: TenantId) -> String {
     format!("move of {tenant_id}")
 }
 
-fn lost() -> Error {
-    let source = "another process took the move for abandoned and ended it; are the hosts' clocks seconds apart?".into();
+fn lost_lease() -> Error {
+    let source = "another process treated the move as abandoned and ended it; are the hosts' clocks seconds apart?".into();
     Error::Unavailable { dependency: Dependency::TenantDatabase, source }
 }
 
-/// Where a tenant's database is on a server.
+/// A tenant's location on another server.
 fn on(tenant: &Tenant, server: &str) -> TenantPlace {
     TenantPlace { server: server.to_owned(), ..tenant.place.clone() }
 }

@@ -1,4 +1,5 @@
-//! How a tenant comes to be: a row reserves its name and location, its database is created, and a transaction makes it active.
+//! Provisioning of tenants: a row reserves the name and the location, the database is created, and a transaction activates the
+//! tenant.
 
 use std::{
     collections::HashMap,
@@ -13,10 +14,10 @@ use domain::{
 use models::{idempotency, members, tenant_schema_digest, tenant_schema_version, tenants, users, warm_pool};
 use serde_json::json;
 
-/// How long a server that failed to create a database is tried last.
+/// For how long after a failure to create a database a server is tried last.
 const FAILURE_MEMORY: Duration = Duration::from_secs(30);
 
-/// The key of the request that creates a tenant, with what tells that request from others.
+/// The idempotency key of the request that creates a tenant, with the request's fingerprint.
 pub(crate) type Request<'a> = Option<(&'a IdempotencyKey, [u8; 32])>;
 
 use crate::{
@@ -27,31 +28,32 @@ use crate::{
 };
 
 impl OperatorServices {
-    /// Makes a tenant for the user with this address, who becomes its admin: for the command line.
+    /// Creates a tenant for the user with this address, who becomes its admin. For the command line.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when there is no such user who can log in; else as [`UserServices::create_tenant`].
+    /// [`Error::NotFound`] when there is no such active user; otherwise as
+    /// [`UserServices::create_tenant`](crate::UserServices::create_tenant).
     pub async fn create_tenant_for_address(&self, email: &Email, name: &TenantName) -> Result<Member<Tenant>> {
         let found = users::find_by_email(&mut self.core.main().read().await?, email).await?;
         let user = found.filter(|user| user.is_active).ok_or(Error::NotFound(Noun::User))?;
         self.create_tenant_for(user.id, name).await
     }
 
-    /// Makes a tenant for a user who becomes its admin: for the command line. Its database goes to the server that holds the
-    /// fewest; when that one can't take it, to the next.
+    /// Creates a tenant for a user, who becomes its admin. For the command line. The server with the fewest databases creates the
+    /// tenant's; if it can't, the next one does.
     ///
     /// # Errors
-    /// As [`UserServices::create_tenant`].
+    /// As [`UserServices::create_tenant`](crate::UserServices::create_tenant).
     pub async fn create_tenant_for(&self, user_id: UserId, name: &TenantName) -> Result<Member<Tenant>> {
         create_on_any_server(&self.core, user_id, name, None).await
     }
 
-    /// Takes up tenants whose making was interrupted: completes those that a crash left, removes those that were given up.
-    /// Answers how many it settled. Those from before these services were assembled are taken up at once, for they are not
-    /// of their making; others after a time in which nothing happened to them.
+    /// Resumes provisioning that a crash interrupted, and removes tenants whose creation was aborted. Returns the
+    /// number of both. Creations from before these services were assembled are resumed immediately, since this process did not begin
+    /// them. Others are resumed after they have been inactive for a time.
     ///
     /// # Errors
-    /// When the main database is down. A tenant that can't be settled is logged and left for the next time.
+    /// When the main database is down. A tenant that can't be resumed or removed is logged and retried the next time.
     pub async fn resume_provisioning(&self) -> Result<usize> {
         let unfinished = tenants::list_unfinished(&mut self.core.main().read().await?, self.core.abandoned_before()).await?;
         let mut settled = 0;
@@ -63,7 +65,7 @@ impl OperatorServices {
             match result {
                 Ok(()) => settled += 1,
                 Err(error) => {
-                    tracing::warn!(tenant_id = %tenant.id, error = dyn_error(&error), "a tenant's making could not be completed");
+                    tracing::warn!(tenant_id = %tenant.id, error = dyn_error(&error), "could not complete the provisioning of a tenant");
                 }
             }
         }
@@ -72,7 +74,7 @@ impl OperatorServices {
 }
 
 impl EventServices {
-    /// Makes sure that a tenant that was created has a database.
+    /// Checks that a created tenant has a database.
     ///
     /// # Errors
     /// When it has none, or its server is down.
@@ -92,11 +94,11 @@ impl EventServices {
 
 pub(crate) async fn create_on_any_server(core: &Core, user_id: UserId, name: &TenantName, request: Request<'_>) -> Result<Member<Tenant>> {
     let servers = servers_by_load(core, &tenants::count_by_server(&mut core.main().read().await?).await?);
-    let mut problem = Error::internal("no server for tenants' databases");
+    let mut problem = Error::internal("no tenant database server");
     for server in servers {
         match create_on(core, &server, user_id, name, request).await {
             Err(error @ Error::Unavailable { .. }) => {
-                tracing::warn!(server, error = dyn_error(&error), "a server can't take a tenant's database");
+                tracing::warn!(server, error = dyn_error(&error), "a server could not create a tenant's database");
                 failing_servers(core).insert(server, Instant::now());
                 problem = error;
             }
@@ -106,7 +108,7 @@ pub(crate) async fn create_on_any_server(core: &Core, user_id: UserId, name: &Te
     Err(problem)
 }
 
-/// The servers, those that hold the fewest databases first, and last those that failed just now.
+/// The servers in the order in which to try them: by the number of their databases, those that failed recently last.
 fn servers_by_load(core: &Core, loads: &[(String, u64)]) -> Vec<String> {
     let load = |server: &str| loads.iter().find(|(name, _)| name == server).map_or(0, |(_, load)| *load);
     let mut troubled = failing_servers(core);
@@ -123,8 +125,8 @@ fn failing_servers(core: &Core) -> MutexGuard<'_, HashMap<String, Instant>> {
 async fn create_on(core: &Core, server: &str, user_id: UserId, name: &TenantName, request: Request<'_>) -> Result<Member<Tenant>> {
     let now = core.clock().now();
     let mut tx = core.main().begin().await?;
-    let spare = warm_pool::take(&mut tx, server, &tenant_schema_digest()).await?;
-    let id = spare.unwrap_or_else(|| TenantId::generate(core.clock()));
+    let warm_id = warm_pool::take(&mut tx, server, &tenant_schema_digest()).await?;
+    let id = warm_id.unwrap_or_else(|| TenantId::generate(core.clock()));
     let mut tenant = Tenant {
         id,
         name: name.as_str().to_owned(),
@@ -150,7 +152,7 @@ async fn create_on(core: &Core, server: &str, user_id: UserId, name: &TenantName
     failpoint!("tenant.reserving");
     tx.commit().await?;
     failpoint!("tenant.reserved");
-    if spare.is_some() {
+    if warm_id.is_some() {
         core.warm_database_taken.notify_one();
     }
 
@@ -161,14 +163,14 @@ async fn create_on(core: &Core, server: &str, user_id: UserId, name: &TenantName
         }
         Err(error) => {
             if let Err(error) = undo_creation(core, &tenant).await {
-                tracing::warn!(tenant_id = %id, error = dyn_error(&error), "what was made of a tenant could not be removed yet");
+                tracing::warn!(tenant_id = %id, error = dyn_error(&error), "could not undo the creation of a tenant yet");
             }
             Err(error)
         }
     }
 }
 
-/// Makes a reserved tenant's database, or what is missing of it. Every step can be repeated.
+/// Provisions a reserved tenant's database, or completes it. Every step can be repeated.
 async fn provision(core: &Core, tenant: &Tenant) -> Result<(i64, Timestamp)> {
     let databases = &core.parts.tenant_databases;
     let is_finished = databases.create(&tenant.place).await?;
@@ -182,21 +184,21 @@ async fn provision(core: &Core, tenant: &Tenant) -> Result<(i64, Timestamp)> {
         tx.emit(&event(core, EventKind::TenantCreated, Some(tenant.id), tenant.created_by, &data));
         tx.emit(&audit_event(core, "tenant.created", Some(tenant.id), tenant.created_by, data));
     } else if tenants::find(&mut tx, tenant.id).await?.is_none_or(|settled| settled.provisioning != Provisioning::Active) {
-        // Whoever gave it up may have dropped the database before it was made here again.
+        // The process that aborted the creation may have dropped the database before it was created here again.
         databases.drop_database(&tenant.place).await?;
-        return Err(Error::Unavailable { dependency: Dependency::TenantDatabase, source: "the tenant's making was given up".into() });
+        return Err(Error::Unavailable { dependency: Dependency::TenantDatabase, source: "the tenant's creation was aborted".into() });
     }
-    // Whoever was told that the tenant is still being made is told otherwise at once.
+    // Requests that found the tenant unfinished find it active at once.
     failpoint!("tenant.activating");
     commit_access_change(core, tx, tenant.id).await?;
     failpoint!("tenant.active");
     Ok((schema_version, now))
 }
 
-/// Removes what was made of a tenant that nobody was ever told of.
+/// Removes what was created of a tenant that no response ever named.
 async fn undo_creation(core: &Core, tenant: &Tenant) -> Result<()> {
     let mut tx = core.main().begin().await?;
-    // First the mark, so that nobody completes it meanwhile; the database next; the row last.
+    // First the mark, so that no other process completes it meanwhile; the database next; the row last.
     if !tenants::set_provisioning(&mut tx, tenant.id, Provisioning::Failed, 0, core.clock().now()).await? {
         return Ok(());
     }
@@ -205,7 +207,7 @@ async fn undo_creation(core: &Core, tenant: &Tenant) -> Result<()> {
     core.parts.tenant_databases.drop_database(&tenant.place).await?;
     let mut tx = core.main().begin().await?;
     tenants::delete_failed(&mut tx, tenant.id).await?;
-    // Nobody was told of it, so its request may be made again.
+    // No response named the tenant, so its request may be sent again.
     idempotency::delete_unanswered(&mut tx, tenant.id.uuid()).await?;
     Ok(tx.commit().await?)
 }

@@ -1,4 +1,4 @@
-//! Dropping everything, for an operator who begins anew.
+//! Deletes everything, for an operator who starts over.
 
 use domain::Result;
 
@@ -8,11 +8,11 @@ use crate::{
 };
 
 impl OperatorServices {
-    /// Drops every tenant's database and objects, for an operator who wants to begin anew. Answers how many tenants there were.
-    /// Objects of others, who have their tenants in the same bucket, are not touched.
+    /// Drops every tenant's database and deletes every tenant's objects. Returns the number of tenants. The objects of another
+    /// installation's tenants in the same bucket stay.
     ///
     /// # Errors
-    /// When a server or the storage is down. What was dropped until then is gone.
+    /// When a server or the storage is down. What was dropped before that stays dropped.
     pub async fn drop_everything(&self) -> Result<usize> {
         let tenants = self.list_all_tenants().await?;
         for tenant in &tenants {

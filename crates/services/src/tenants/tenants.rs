@@ -1,4 +1,4 @@
-//! Tenants, and the making of their databases.
+//! Creating, reading and changing tenants, for their members.
 
 use std::sync::Arc;
 
@@ -36,11 +36,11 @@ impl UserServices {
         Ok(members::list_tenants(&mut self.core.main().read().await?, caller.user_id(), request).await?)
     }
 
-    /// Makes a tenant with a database of its own and the caller as its admin. It is ready when this returns.
+    /// Creates a tenant with a database of its own and the caller as its admin. It is ready when this returns.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when no server can take the database; then nothing of it stays.
-    /// [`Conflict::IdempotencyKeyInUse`] while the same request is being done.
+    /// [`Error::Unavailable`] when no server can create the database; then nothing of the tenant stays.
+    /// [`Conflict::IdempotencyKeyInUse`] while a request with this key is in flight.
     pub async fn create_tenant(
         &self,
         caller: &Caller,
@@ -52,26 +52,26 @@ impl UserServices {
         let fingerprint = fingerprint(&[b"tenant", name.as_str().as_bytes()]);
         let mut connection = self.core.main().read().await?;
         let past = find_past_request(&self.core, &mut connection, user_id, &once.key, fingerprint).await?;
-        let made = match past {
+        let created = match past {
             None => {
                 drop(connection);
                 create_on_any_server(&self.core, user_id, name, Some((&once.key, fingerprint))).await?
             }
             Some(PastRequest { answer: Some(answer), .. }) => return Ok(IdempotentOutcome::Replayed(answer)),
-            // Somebody is making it, or made it and died before the answer was kept.
+            // Another request is creating it, or created it and died before the response was stored.
             Some(PastRequest { resource_id, answer: None, .. }) => {
                 let found = members::find_with_tenant(&mut connection, resource_id.into(), user_id).await?;
-                let made = found.filter(|member| member.of.provisioning == Provisioning::Active);
-                made.ok_or(Error::Conflict(Conflict::IdempotencyKeyInUse))?
+                let created = found.filter(|member| member.of.provisioning == Provisioning::Active);
+                created.ok_or(Error::Conflict(Conflict::IdempotencyKeyInUse))?
             }
         };
         let mut tx = self.core.main().begin().await?;
-        idempotency::set_answer(&mut tx, user_id, &once.key, made.of.id.uuid(), &(once.answer)(&made)).await?;
+        idempotency::set_answer(&mut tx, user_id, &once.key, created.of.id.uuid(), &(once.answer)(&created)).await?;
         tx.commit().await?;
-        Ok(IdempotentOutcome::Fresh(made))
+        Ok(IdempotentOutcome::Fresh(created))
     }
 
-    /// A tenant with its members. An inactive one only its admins see.
+    /// A tenant with its members. An inactive tenant is visible to its admins only.
     ///
     /// # Errors
     /// [`Error::NotFound`] unless the caller is a member.
@@ -84,7 +84,7 @@ impl UserServices {
         Ok(TenantDetails { tenant, members })
     }
 
-    /// Changes what is given of a tenant; an admin may also bring an inactive one back.
+    /// Changes the given properties of a tenant. An admin may also activate an inactive tenant.
     ///
     /// # Errors
     /// [`Error::Forbidden`] unless the caller is an admin.
@@ -104,17 +104,17 @@ impl UserServices {
         Ok(Member { membership: known.membership, of: tenant })
     }
 
-    /// Makes a tenant inactive. Nothing of it is dropped.
+    /// Deactivates a tenant. None of its data is deleted.
     ///
     /// # Errors
-    /// [`Error::Forbidden`] unless the caller is an admin, or when it is inactive already.
+    /// [`Error::Forbidden`] unless the caller is an admin, or when the tenant is inactive already.
     pub async fn deactivate_tenant(&self, caller: &Caller, tenant_id: TenantId) -> Result<()> {
         authorize(&self.core, caller, tenant_id, Role::Admin).await?;
         change_tenant(&self.core, tenant_id, Some(caller.user_id()), None, Some(false)).await.map(drop)
     }
 }
 
-/// Changes a tenant for an admin or the operator.
+/// Changes a tenant on behalf of an admin or the operator.
 pub(crate) async fn change_tenant(
     core: &Core,
     tenant_id: TenantId,

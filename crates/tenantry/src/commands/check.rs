@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use anyhow::Result;
 use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
 use serde_json::{Map, Value, json};
-use services::Dependency;
+use services::DependencyStatus;
 
 use crate::{
     assembly::assemble,
-    commands::{print, print_json},
+    commands::{print, print_json, problem::describe},
     config::{Config, Setting},
     events,
 };
@@ -41,25 +41,25 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print_report(settings: &[Setting], dependencies: &[Dependency]) {
+fn print_report(settings: &[Setting], dependencies: &[DependencyStatus]) {
     let mut table = Table::new();
     table.load_style(UTF8_HORIZONTAL_ONLY).set_header(["setting", "value", "meaning"]);
     for Setting { name, value, meaning } in settings {
         table.add_row([name, value.as_str(), meaning]);
     }
     print(table);
-    for Dependency { name, problem } in dependencies {
+    for DependencyStatus { name, problem } in dependencies {
         match problem {
             None => print(format_args!("{name}: up")),
-            Some(problem) => print(format_args!("{name}: DOWN: {}", problem.with_causes())),
+            Some(problem) => print(format_args!("{name}: DOWN: {}", describe(problem))),
         }
     }
 }
 
-fn report_json(settings: &[Setting], dependencies: &[Dependency], ready: bool) -> Value {
+fn report_json(settings: &[Setting], dependencies: &[DependencyStatus], ready: bool) -> Value {
     let settings: Map<_, _> = settings.iter().map(|setting| (setting.name.to_owned(), setting.value.as_str().into())).collect();
-    let dependency = |Dependency { name, problem }: &Dependency| {
-        let problem = problem.as_ref().map(domain::Error::with_causes);
+    let dependency = |DependencyStatus { name, problem }: &DependencyStatus| {
+        let problem = problem.as_ref().map(describe);
         (name.clone(), json!({ "up": problem.is_none(), "problem": problem }))
     };
     let dependencies: Map<_, _> = dependencies.iter().map(dependency).collect();

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use api::{Router, metrics};
 use domain::SystemClock;
 use http_server::Limits;
-use services::{Collected, DependencyStatus, OperatorServices};
+use services::{Collected, DependencyStatus, OperatorServices, Services};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     assembly::assemble,
+    commands::problem::describe,
     config::{Config, Origins},
     events::{self, Publishing},
 };
@@ -44,7 +45,7 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let address = listener.local_addr()?;
     main.migrate().await.context("migrate the main database")?;
     for DependencyStatus { name, problem } in operator.find_unknown_servers().await? {
-        tracing::warn!("{name}: {}", problem.map_or_else(String::new, |problem| problem.with_causes()));
+        tracing::warn!("{name}: {}", problem.as_ref().map_or_else(String::new, describe));
     }
     let app = api::router(users.clone(), Arc::new(SystemClock), api_settings(config)?);
     let limits =
@@ -55,7 +56,7 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     let publishing = Publishing::start(&event_services, events::bus(config, &event_services)?);
     let maintenance = tokio::spawn(run_maintenance(operator.clone(), config.documents.garbage_interval));
     tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
-    let report = server::serve(listener, app, limits, stop).await;
+    let report = http_server::serve(listener, app, limits, stop).await;
     // After the last request, to publish the events of all requests.
     publishing.stop().await;
     maintenance.abort();
@@ -92,7 +93,7 @@ pub(super) fn serve_metrics(config: &Config, page: Router, stop: &CancellationTo
         let listener = listen(address, "METRICS_ADDRESS")?;
         tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
         let limits = Limits { max_connections: MAX_METRICS_CONNECTIONS, shutdown_grace: METRICS_GRACE, ..Limits::default() };
-        tokio::spawn(server::serve(listener, page, limits, stop.clone()));
+        tokio::spawn(http_server::serve(listener, page, limits, stop.clone()));
     }
     Ok(())
 }
@@ -183,7 +184,7 @@ async fn every<F: Future<Output = domain::Result<()>>>(interval: Duration, task:
     loop {
         interval.tick().await;
         if let Err(error) = task().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a maintenance task failed; it will be retried");
+            tracing::warn!(error = domain::dyn_error(&error), "a maintenance task failed; it will be retried");
         }
     }
 }

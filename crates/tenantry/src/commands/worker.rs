@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use api::metrics;
-use services::OperatorServices;
+use services::Services;
 use tokio_util::sync::CancellationToken;
 
 use crate::{

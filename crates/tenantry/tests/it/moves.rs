@@ -370,7 +370,7 @@ async fn the_source_on_a_lost_server_can_be_forgotten() {
         .expect(1)
         .out;
     let unknown =
-        format!("tenant databases ({to}): DOWN: server is unavailable: 1 tenants are there, and TENANT_DATABASE_URLS does not name it");
+        format!("tenant databases ({to}): DOWN: server is unavailable: it has 1 tenants, but TENANT_DATABASE_URLS does not name it");
     assert!(checked.contains(&unknown), "{checked}");
     let forgotten = without_main(&["--forget"]).expect(0).out;
     assert!(forgotten.contains("on server main. If that server comes back, drop the database there yourself."), "{forgotten}");

@@ -1,4 +1,4 @@
-//! Users, their sessions and their tokens.
+//! Users, sessions and tokens.
 
 mod sessions;
 mod tokens;

@@ -1,5 +1,5 @@
-//! Sessions from login to their end, on one instance and on two.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+//! Sessions from login to end, on one and on two instances.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeSet,
@@ -24,8 +24,8 @@ async fn log_in(app: &TestApp, email: &str, password: &str) -> Reply {
     app.stranger().post("/api/auth/login", &json!({ "email": email, "password": password })).await
 }
 
-/// Fails unless the path is refused to the user with this code by every request that begins a second from now or later.
-async fn refused_within_a_second(user: &Persona, path: &str, status: u16, code: &str) {
+/// Asserts that every request to the path that starts at least a second from now fails with this code.
+async fn assert_rejected_within_a_second(user: &Persona, path: &str, status: u16, code: &str) {
     let changed = Instant::now();
     loop {
         let began = changed.elapsed();
@@ -40,7 +40,7 @@ async fn refused_within_a_second(user: &Persona, path: &str, status: u16, code: 
 }
 
 #[tokio::test]
-async fn a_refresh_token_is_good_for_one_successor() {
+async fn a_refresh_token_has_one_successor() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let (first_access, first) = (alice.access_token.clone().unwrap(), alice.refresh_token.clone().unwrap());
@@ -49,7 +49,7 @@ async fn a_refresh_token_is_good_for_one_successor() {
     assert_ne!(first, second);
     assert_eq!(rotated.data()["token_type"], "Bearer");
     assert_eq!(rotated.data()["expires_in"], 900);
-    // One session: both access tokens call for it.
+    // Both access tokens belong to one session and remain valid.
     for access in [first_access, token(&rotated, "access_token")] {
         alice.with_token(access).get("/api/users/me").await.expect(200);
     }
@@ -58,7 +58,7 @@ async fn a_refresh_token_is_good_for_one_successor() {
 }
 
 #[tokio::test]
-async fn a_client_that_lost_the_answer_gets_the_same_successor() {
+async fn a_client_that_lost_the_response_gets_the_same_successor() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let first = alice.refresh_token.clone().unwrap();
@@ -69,7 +69,7 @@ async fn a_client_that_lost_the_answer_gets_the_same_successor() {
         assert_eq!(token(&retried, "refresh_token"), second);
         alice.with_token(token(&retried, "access_token")).get("/api/users/me").await.expect(200);
     }
-    // And the successor is still to be used.
+    // The successor is still valid.
     refresh(&alice, &second).await.expect(200);
 }
 
@@ -80,7 +80,7 @@ async fn a_retry_after_the_successor_was_used_ends_the_session() {
     let first = alice.refresh_token.clone().unwrap();
     let second = token(&refresh(&alice, &first).await.expect(200), "refresh_token");
     let third = token(&refresh(&alice, &second).await.expect(200), "refresh_token");
-    // Not ten seconds have passed, but somebody has the successor: that is no lost answer.
+    // Ten seconds have not passed, but the successor was used: the client cannot have lost the response.
     refresh(&alice, &first).await.expect_error(401, "token_reused");
     for token in [first, second, third] {
         refresh(&alice, &token).await.expect_error(401, "token_revoked");
@@ -89,7 +89,7 @@ async fn a_retry_after_the_successor_was_used_ends_the_session() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_used_again_later_ends_the_session_everywhere() {
+async fn a_refresh_token_reused_later_ends_the_session_everywhere() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let other_session = alice.logged_in().await;
@@ -102,17 +102,17 @@ async fn a_refresh_token_used_again_later_ends_the_session_everywhere() {
     refresh(&alice, &first).await.expect_error(401, "token_reused");
     for access in [&alice, &newer] {
         access.get("/api/users/me").await.expect_error(401, "token_revoked");
-        refused_within_a_second(&access.at(&elsewhere), "/api/users/me", 401, "token_revoked").await;
+        assert_rejected_within_a_second(&access.at(&elsewhere), "/api/users/me", 401, "token_revoked").await;
     }
     refresh(&alice, &token(&rotated, "refresh_token")).await.expect_error(401, "token_revoked");
-    // A thief of one session is none of another.
+    // The theft of one session does not end another.
     other_session.get("/api/users/me").await.expect(200);
     refresh(&other_session, &other_session.refresh_token.clone().unwrap()).await.expect(200);
 }
 
-/// Planted: `sessions::rotate` without `AND refresh_id = $2`. Said: "fifty uses, 50 successors".
+/// Seeded fault: `sessions::rotate` without `AND refresh_id = $2`. Failure: "fifty uses, 50 successors".
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_refresh_token_used_fifty_times_at_once_has_one_successor() {
+async fn fifty_concurrent_uses_of_a_refresh_token_yield_one_successor() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let elsewhere = app.second_instance().await;
@@ -143,7 +143,7 @@ async fn a_logout_holds_everywhere_and_after_a_restart() {
     alice.post("/api/auth/logout", &Value::Null).await.expect(200);
     alice.get("/api/users/me").await.expect_error(401, "token_revoked");
     alice.post("/api/auth/logout", &Value::Null).await.expect_error(401, "token_revoked");
-    refused_within_a_second(&alice.at(&elsewhere), "/api/users/me", 401, "token_revoked").await;
+    assert_rejected_within_a_second(&alice.at(&elsewhere), "/api/users/me", 401, "token_revoked").await;
     let refresh_token = alice.refresh_token.clone().unwrap();
     for app in [&app, &elsewhere] {
         refresh(&alice.at(app), &refresh_token).await.expect_error(401, "token_revoked");
@@ -168,14 +168,14 @@ async fn deactivation_ends_all_sessions_of_a_user_everywhere() {
     app.services().operator.set_user_active(id, false).await.unwrap();
     for session in &sessions {
         session.get("/api/users/me").await.expect_error(401, "token_revoked");
-        refused_within_a_second(&session.at(&elsewhere), "/api/users/me", 401, "token_revoked").await;
+        assert_rejected_within_a_second(&session.at(&elsewhere), "/api/users/me", 401, "token_revoked").await;
         refresh(session, &session.refresh_token.clone().unwrap()).await.expect_error(401, "token_revoked");
     }
     for app in [&app, &elsewhere] {
         log_in(app, &alice.email, PASSWORD).await.expect_error(401, "invalid_credentials");
         bob.at(app).get("/api/users/me").await.expect(200);
     }
-    // Back again, the user logs in anew; what had ended stays ended.
+    // After reactivation the user can log in again; the ended sessions stay ended.
     app.services().operator.set_user_active(id, true).await.unwrap();
     alice.logged_in().await.get("/api/users/me").await.expect(200);
     for session in &sessions {
@@ -209,12 +209,12 @@ async fn roles_and_memberships_change_everywhere_within_a_second() {
     bob.at(&elsewhere).get(&tenant).await.expect(200);
     alice.delete(&member).await.expect(200);
     bob.get(&tenant).await.expect_error(404, "tenant_not_found");
-    refused_within_a_second(&bob.at(&elsewhere), &tenant, 404, "tenant_not_found").await;
+    assert_rejected_within_a_second(&bob.at(&elsewhere), &tenant, 404, "tenant_not_found").await;
 
     alice.at(&elsewhere).get(&format!("{tenant}/documents")).await.expect(200);
     alice.delete(&tenant).await.expect(200);
     alice.get(&format!("{tenant}/documents")).await.expect_error(403, "tenant_inactive");
-    refused_within_a_second(&alice.at(&elsewhere), &format!("{tenant}/documents"), 403, "tenant_inactive").await;
+    assert_rejected_within_a_second(&alice.at(&elsewhere), &format!("{tenant}/documents"), 403, "tenant_inactive").await;
 }
 
 #[tokio::test]
@@ -226,7 +226,7 @@ async fn tokens_expire_by_the_clock() {
     app.clock().advance(Duration::from_secs(10));
     alice.get("/api/users/me").await.expect_error(401, "token_expired");
     alice.post("/api/auth/logout", &Value::Null).await.expect_error(401, "token_expired");
-    // Each refresh gives the session another seven days.
+    // Each refresh extends the session by seven days.
     let mut refresh_token = alice.refresh_token.clone().unwrap();
     for _ in 0..3 {
         app.clock().advance(Duration::from_secs(6 * 24 * 3600));
@@ -243,7 +243,7 @@ async fn tokens_expire_by_the_clock() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_comes_in_the_header_or_in_the_body() {
+async fn a_refresh_token_is_accepted_in_header_or_body() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let request = || alice.without_token().request(Method::POST, "/api/auth/refresh");
@@ -252,7 +252,7 @@ async fn a_refresh_token_comes_in_the_header_or_in_the_body() {
     let second = token(&Reply::to(request().bearer_auth(&first)).await.expect(200), "refresh_token");
     let third = token(&Reply::to(request().json(&in_body(&second))).await.expect(200), "refresh_token");
     let fourth = token(&Reply::to(request().bearer_auth(&third).json(&in_body(&third))).await.expect(200), "refresh_token");
-    // When they differ, the header has the say.
+    // If they differ, the header takes precedence.
     let fifth = token(&Reply::to(request().bearer_auth(&fourth).json(&in_body("x"))).await.expect(200), "refresh_token");
     Reply::to(request().bearer_auth("x").json(&in_body(&fifth))).await.expect_error(401, "invalid_token");
     Reply::to(request().bearer_auth(&fifth).json(&json!({}))).await.expect(200);
@@ -267,28 +267,28 @@ async fn a_refresh_token_comes_in_the_header_or_in_the_body() {
 }
 
 #[tokio::test]
-async fn credentials_without_names_are_no_credentials() {
+async fn credentials_by_position_are_rejected() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let refused = app.stranger().post("/api/auth/login", &json!([alice.email, PASSWORD])).await.expect_error(400, "validation_failed");
     assert_eq!(refused.problems("body"), "[\"must be an object\"]");
 }
 
-/// Planted: `log_in` returns early for an unknown address. Said: "unknown: 0.153 of the time of a wrong password".
+/// Seeded fault: `log_in` returns early for an unknown address. Failure: "unknown: 0.153 of the time of a wrong password".
 #[tokio::test]
-async fn a_failed_login_says_nothing_of_the_account() {
-    // A hash that costs far more than everything around it.
+async fn a_failed_login_reveals_nothing_about_the_account() {
+    // A hash that costs far more than the rest of the request.
     let passwords = PasswordSettings { memory_kib: 8 * 1024, threads: 1, queue: 16, ..PasswordSettings::default() };
     let app = TestApp::builder().passwords(passwords).start().await;
     let alice = app.user("alice").await;
-    let gone = app.user("gone").await;
-    app.services().operator.set_user_active(gone.id.parse().unwrap(), false).await.unwrap();
+    let deactivated = app.user("deactivated").await;
+    app.services().operator.set_user_active(deactivated.id.parse().unwrap(), false).await.unwrap();
     let kinds = [
         ("wrong password", alice.email.as_str(), "wrong password 1"),
         ("unknown", "nobody@example.com", PASSWORD),
         ("no address", "nobody", PASSWORD),
-        ("deactivated", &gone.email, PASSWORD),
-        ("deactivated, wrong password", &gone.email, "wrong password 1"),
+        ("deactivated", &deactivated.email, PASSWORD),
+        ("deactivated, wrong password", &deactivated.email, "wrong password 1"),
         ("too long", &alice.email, &"x1".repeat(1000)),
         ("empty", &alice.email, ""),
     ];
@@ -296,14 +296,14 @@ async fn a_failed_login_says_nothing_of_the_account() {
     let mut answers = BTreeSet::new();
     let mut times: Vec<Vec<Duration>> = vec![Vec::new(); kinds.len() + 1];
     for _ in 0..15 {
-        // In turn, so that whatever else the machine does falls on all alike.
+        // Interleaved, so that other load on the machine affects all kinds equally.
         for ((_, email, password), times) in kinds.iter().zip(&mut times) {
             let began = Instant::now();
             let reply = log_in(&app, email, password).await;
             times.push(began.elapsed());
             answers.insert(reply.expect_error(401, "invalid_credentials").without_id_and_date());
         }
-        // The control: it too looks for the address, and makes no hash.
+        // The control looks up the address, too, but computes no hash.
         let began = Instant::now();
         app.stranger().post("/api/auth/register", &registration).await.expect_error(409, "email_taken");
         times[kinds.len()].push(began.elapsed());
@@ -315,7 +315,7 @@ async fn a_failed_login_says_nothing_of_the_account() {
         assert!((0.5..2.0).contains(&ratio), "{kind}: {ratio:.3} of the time of a wrong password");
     }
     let without_hash = medians[kinds.len()] / medians[0];
-    assert!(without_hash < 0.5, "a request without a hash takes {without_hash:.3} of the time: nothing was measured");
+    assert!(without_hash < 0.5, "a request without a hash takes {without_hash:.3} of the time: the measurement is void");
 }
 
 fn median(times: &mut [Duration]) -> Duration {
@@ -323,7 +323,7 @@ fn median(times: &mut [Duration]) -> Duration {
     times[times.len() / 2]
 }
 
-/// Hashes of [`PASSWORD`] as libxcrypt makes them.
+/// Hashes of [`PASSWORD`], created by libxcrypt.
 const BCRYPT: [&str; 3] = [
     "$2a$04$abcdefghijklmnopqrstuu..ECdwB5ftHOtfZdMoWOaxWtbxL1ouK",
     "$2b$04$abcdefghijklmnopqrstuu..ECdwB5ftHOtfZdMoWOaxWtbxL1ouK",
@@ -348,9 +348,9 @@ async fn bcrypt_hashes_verify_and_are_upgraded() {
     }
 }
 
-/// What bcrypt saw of a password of 80 bytes, it still sees; Argon2id sees all of it.
+/// bcrypt hashes only the first 72 bytes of an 80-byte password and still verifies it; Argon2id hashes all of it.
 #[tokio::test]
-async fn passwords_over_72_bytes_are_whole() {
+async fn passwords_over_72_bytes_are_not_truncated() {
     let app = TestApp::new().await;
     let long = "x".repeat(70) + "0123456789";
     let user = app.db_user("long", "$2b$04$abcdefghijklmnopqrstuuXD8eTQeeFl3hy0aHW32i2kW40MiJvf.").await;
@@ -361,7 +361,7 @@ async fn passwords_over_72_bytes_are_whole() {
         log_in(&app, &user.email, wrong).await.expect_error(401, "invalid_credentials");
     }
 
-    // The longest: 256 characters, here of four bytes each but the last two.
+    // The maximum length: 256 characters, four bytes each except the last two.
     let longest = "🔑".repeat(254) + "a1";
     let registration = json!({ "email": "longest@example.com", "password": longest, "first_name": "A", "last_name": "B" });
     app.stranger().post("/api/auth/register", &registration).await.expect(201);
@@ -372,7 +372,7 @@ async fn passwords_over_72_bytes_are_whole() {
     }
 }
 
-/// A password that could not be chosen today is still good, and keeps its hash.
+/// A password that violates today's rules still logs in, and keeps its hash.
 #[tokio::test]
 async fn an_old_password_that_is_too_short_today_still_logs_in() {
     let app = TestApp::new().await;

@@ -1,5 +1,5 @@
-//! Tokens that are not ours, no longer good, or good for something else. Every one is refused.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+//! Forged, expired, revoked and misused tokens: the API rejects every one.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use domain::Clock;
 use hmac::Hmac;
@@ -13,10 +13,10 @@ const EXPIRED: &str = "token_expired";
 const REVOKED: &str = "token_revoked";
 const MISSING: &str = "missing_token";
 
-/// A token, what is wrong with it, and the error code that it gets.
+/// A description of the defect, the token, and the expected error code.
 type BadToken = (String, String, &'static str);
 
-/// What can be wrong with a token of either kind, made from a genuine one.
+/// Defective tokens of either kind, derived from a genuine one.
 fn bad_tokens(genuine: &str, other: &str, of_other_kind: &str, now: i64) -> Vec<BadToken> {
     let forged = Forge::of(genuine);
     let is_access = forged.claims["type"] == "access";
@@ -58,7 +58,7 @@ fn bad_tokens(genuine: &str, other: &str, of_other_kind: &str, now: i64) -> Vec<
     add("another key with its own kid", forged.clone().header(&kid, "ffffffffffff").key(b"another key").token(), INVALID);
     add("a kid that is a path", forged.clone().header(&kid, "../../dev/null").key(b"").token(), INVALID);
     add("no kid", forged.clone().header(&format!(",\"kid\":\"{kid}\""), "").token(), INVALID);
-    for planted in [
+    for extra in [
         r#""crit":["exp"],"#,
         r#""jku":"https://example.com/keys","#,
         r#""jwk":{"kty":"oct","k":""},"#,
@@ -66,9 +66,9 @@ fn bad_tokens(genuine: &str, other: &str, of_other_kind: &str, now: i64) -> Vec<
         r#""cty":"JWT","#,
         r#""alg":"none","#,
     ] {
-        add(&format!("{planted} in the header"), forged.clone().header("{", &format!("{{{planted}")).token(), INVALID);
+        add(&format!("{extra} in the header"), forged.clone().header("{", &format!("{{{extra}")).token(), INVALID);
     }
-    add("a header in other words", forged.clone().header("{", "{ ").token(), INVALID);
+    add("a header with different whitespace", forged.clone().header("{", "{ ").token(), INVALID);
 
     for claim in ["iss", "aud", "sub", "jti", "sid", "iat", "nbf", "exp", "type"] {
         add(&format!("no {claim}"), forged.clone().without(claim).token(), INVALID);
@@ -77,7 +77,7 @@ fn bad_tokens(genuine: &str, other: &str, of_other_kind: &str, now: i64) -> Vec<
         }
     }
     for (claim, values) in [
-        ("iss", json!(["somebody else", "tenantry ", "Tenantry", ["tenantry"]])),
+        ("iss", json!(["another issuer", "tenantry ", "Tenantry", ["tenantry"]])),
         ("aud", json!(["another service", ["another service"], ["tenantry"], ["another service", "yet another"]])),
         ("type", json!(["refresh ", "ACCESS", "id", 1])),
         ("sub", json!(["admin", "0", 1, "' OR 1=1 --", "01900000-0000-7000-8000-00000000000g"])),
@@ -96,7 +96,7 @@ fn bad_tokens(genuine: &str, other: &str, of_other_kind: &str, now: i64) -> Vec<
     add("expires now", lifetime(now - 900, now), EXPIRED);
     add("expired long ago", lifetime(1, 2), EXPIRED);
     add("from the future", lifetime(now + 60, now + 900), INVALID);
-    add("over before it began", lifetime(now, now - 1), INVALID);
+    add("expires before it was issued", lifetime(now, now - 1), INVALID);
 
     add("the other kind of token", of_other_kind.to_owned(), INVALID);
     let disguised = forged.clone().claim("type", if is_access { "refresh" } else { "access" });
@@ -136,7 +136,7 @@ fn bad_tokens(genuine: &str, other: &str, of_other_kind: &str, now: i64) -> Vec<
     ] {
         add(what, token, INVALID);
     }
-    // One whose signature differs in the two alphabets; whose does not would stay as it is.
+    // A token whose signature differs between the two alphabets; any other would stay unchanged.
     let standard = (0..).map(|n| forged.clone().claim("iat", now - n).token()).find(|token| token.contains(['-', '_'])).unwrap();
     add("the alphabet of ordinary base64", standard.replace('-', "+").replace('_', "/"), INVALID);
     bad
@@ -151,7 +151,7 @@ fn with_bit_flipped(token: &str, at: usize) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// The token with other characters and the same bytes: a signature of 32 bytes leaves its last character two bits.
+/// The token with different characters but the same bytes: the last character of a 32-byte signature has two spare bits.
 fn with_spare_bit_set(token: &str) -> String {
     const ALPHABET: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let (rest, last) = token.split_at(token.len() - 1);
@@ -160,16 +160,16 @@ fn with_spare_bit_set(token: &str) -> String {
     format!("{rest}{}", &ALPHABET[value + 1..value + 2])
 }
 
-/// Fails unless the answer is 401 with the code and the challenge that belongs to it (RFC 6750, section 3).
+/// Asserts a 401 response with the code and its challenge (RFC 6750, section 3).
 #[track_caller]
-fn assert_refused(what: &str, reply: &Reply, code: &str) {
+fn assert_rejected(what: &str, reply: &Reply, code: &str) {
     let challenge = if code == MISSING { "Bearer" } else { "Bearer error=\"invalid_token\"" };
     let found = (reply.status.as_u16(), reply.code(), reply.header("www-authenticate"));
     assert_eq!(found, (401, code, challenge), "{what}");
 }
 
 fn with_authorization(request: RequestBuilder, value: &str) -> RequestBuilder {
-    // As bytes: what is no ASCII is to arrive all the same.
+    // As bytes, so that non-ASCII values are sent, too.
     request.header(header::AUTHORIZATION, header::HeaderValue::from_bytes(value.as_bytes()).unwrap())
 }
 
@@ -186,7 +186,7 @@ async fn refresh_by_body(stranger: &Persona, token: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn bad_access_tokens_are_refused() {
+async fn bad_access_tokens_are_rejected() {
     let app = TestApp::new().await;
     let (alice, stranger) = (app.user("alice").await, app.stranger());
     let (access, refresh) = (alice.access_token.clone().unwrap(), alice.refresh_token.clone().unwrap());
@@ -194,34 +194,34 @@ async fn bad_access_tokens_are_refused() {
     let bad = bad_tokens(&access, &other, &refresh, app.clock().now().seconds());
     assert!(bad.len() >= 40, "{}", bad.len());
     for (what, token, code) in bad {
-        assert_refused(&what, &me(&stranger, &format!("Bearer {token}")).await, code);
+        assert_rejected(&what, &me(&stranger, &format!("Bearer {token}")).await, code);
     }
-    // The control: made by the same code, with nothing wrong with it.
+    // The control: valid tokens, created by the same code.
     let control = Forge::of(&access);
     assert_eq!(control.token().split('.').next(), access.split('.').next());
-    for good in [control.token(), control.claim("jti", "01900000-0000-7000-8000-000000000000").token(), access] {
-        me(&stranger, &format!("Bearer {good}")).await.expect(200);
+    for valid in [control.token(), control.claim("jti", "01900000-0000-7000-8000-000000000000").token(), access] {
+        me(&stranger, &format!("Bearer {valid}")).await.expect(200);
     }
 }
 
 #[tokio::test]
-async fn bad_refresh_tokens_are_refused() {
+async fn bad_refresh_tokens_are_rejected() {
     let app = TestApp::new().await;
     let (alice, stranger) = (app.user("alice").await, app.stranger());
     let (access, refresh) = (alice.access_token.clone().unwrap(), alice.refresh_token.clone().unwrap());
     let other = app.user("bob").await.refresh_token.unwrap();
     for (what, token, code) in bad_tokens(&refresh, &other, &access, app.clock().now().seconds()) {
-        assert_refused(&what, &refresh_by_header(&stranger, &token).await, code);
-        assert_refused(&what, &refresh_by_body(&stranger, &token).await, code);
+        assert_rejected(&what, &refresh_by_header(&stranger, &token).await, code);
+        assert_rejected(&what, &refresh_by_body(&stranger, &token).await, code);
     }
-    // None of them has done the session any harm.
+    // None of them affected the session.
     me(&stranger, &format!("Bearer {access}")).await.expect(200);
     let next = refresh_by_body(&stranger, &Forge::of(&refresh).token()).await.expect(200);
     refresh_by_header(&stranger, &Forge::of(next.data()["refresh_token"].as_str().unwrap()).token()).await.expect(200);
 }
 
 #[tokio::test]
-async fn a_token_of_our_own_is_refused_where_it_does_not_belong() {
+async fn a_correctly_signed_token_is_rejected_outside_its_session() {
     let app = TestApp::new().await;
     let (alice, bob, stranger) = (app.user("alice").await, app.user("bob").await, app.stranger());
     let [of_alice, of_bob] = [&alice, &bob].map(|user| Forge::of(user.access_token.as_ref().unwrap()));
@@ -232,28 +232,28 @@ async fn a_token_of_our_own_is_refused_where_it_does_not_belong() {
         ("no such session", of_alice.clone().claim("sid", unknown)),
         ("no such user", of_alice.clone().claim("sub", unknown)),
     ] {
-        assert_refused(what, &me(&stranger, &format!("Bearer {}", token.token())).await, REVOKED);
+        assert_rejected(what, &me(&stranger, &format!("Bearer {}", token.token())).await, REVOKED);
         let refresh = token.claim("type", "refresh").token();
-        assert_refused(what, &refresh_by_body(&stranger, &refresh).await, REVOKED);
+        assert_rejected(what, &refresh_by_body(&stranger, &refresh).await, REVOKED);
     }
-    // A refresh token that was never handed out, in a session that lives: whoever has the key is a thief.
+    // A refresh token that was never issued, in a live session: the signing key was stolen.
     let made_up = of_alice.clone().claim("type", "refresh").claim("jti", unknown).token();
-    assert_refused("made-up jti", &refresh_by_body(&stranger, &made_up).await, "token_reused");
-    assert_refused("the session after that", &alice.get("/api/users/me").await, REVOKED);
+    assert_rejected("made-up jti", &refresh_by_body(&stranger, &made_up).await, "token_reused");
+    assert_rejected("the session after that", &alice.get("/api/users/me").await, REVOKED);
 
     let of_ended = app.user("carol").await;
     of_ended.post("/api/auth/logout", &json!({})).await.expect(200);
     let of_deactivated = app.user("dave").await;
     app.services().operator.set_user_active(of_deactivated.id.parse().unwrap(), false).await.unwrap();
     for user in [of_ended, of_deactivated] {
-        assert_refused("ended", &user.get("/api/users/me").await, REVOKED);
-        assert_refused("ended", &refresh_by_body(&stranger, user.refresh_token.as_ref().unwrap()).await, REVOKED);
+        assert_rejected("ended", &user.get("/api/users/me").await, REVOKED);
+        assert_rejected("ended", &refresh_by_body(&stranger, user.refresh_token.as_ref().unwrap()).await, REVOKED);
     }
     bob.get("/api/users/me").await.expect(200);
 }
 
 #[tokio::test]
-async fn only_one_bearer_token_in_the_header_is_understood() {
+async fn only_a_single_bearer_token_in_the_header_is_accepted() {
     let app = TestApp::new().await;
     let (alice, stranger) = (app.user("alice").await, app.stranger());
     let token = alice.access_token.clone().unwrap();
@@ -277,23 +277,23 @@ async fn only_one_bearer_token_in_the_header_is_understood() {
         "Digest username=\"alice\"",
         "Negotiate abc",
     ] {
-        assert_refused(value, &me(&stranger, value).await, INVALID);
+        assert_rejected(value, &me(&stranger, value).await, INVALID);
     }
     for second in [format!("Bearer {token}"), "Basic YTpi".to_owned(), String::new()] {
         let twice = alice.request(Method::GET, "/api/users/me").header(header::AUTHORIZATION, second);
-        assert_refused("two headers", &Reply::to(twice).await, INVALID);
+        assert_rejected("two headers", &Reply::to(twice).await, INVALID);
     }
-    assert_refused("no header", &stranger.get("/api/users/me").await, MISSING);
-    assert_refused("in the query", &stranger.get(&format!("/api/users/me?access_token={token}")).await, MISSING);
+    assert_rejected("no header", &stranger.get("/api/users/me").await, MISSING);
+    assert_rejected("in the query", &stranger.get(&format!("/api/users/me?access_token={token}")).await, MISSING);
     let in_cookie = stranger.request(Method::GET, "/api/users/me").header(header::COOKIE, format!("access_token={token}"));
-    assert_refused("in a cookie", &Reply::to(in_cookie).await, MISSING);
-    // The name of the scheme is of no case (RFC 9110, section 11.1).
+    assert_rejected("in a cookie", &Reply::to(in_cookie).await, MISSING);
+    // The scheme's name is case-insensitive (RFC 9110, section 11.1).
     for scheme in ["Bearer", "bearer", "BEARER"] {
         me(&stranger, &format!("{scheme} {token}")).await.expect(200);
     }
 }
 
-/// What the challenge says of each problem is in the table; this one is about its absence from everything else.
+/// The other tests check the challenge of each error; this one checks that other responses have none.
 #[tokio::test]
 async fn only_401_carries_a_challenge() {
     let app = TestApp::new().await;

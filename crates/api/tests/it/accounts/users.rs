@@ -9,7 +9,7 @@ fn ada() -> Value {
 }
 
 #[tokio::test]
-async fn a_registered_user_can_log_in_in_any_case_of_the_address() {
+async fn login_ignores_the_case_of_the_address() {
     let app = TestApp::new().await;
     let stranger = app.stranger();
 
@@ -32,7 +32,7 @@ async fn a_registered_user_can_log_in_in_any_case_of_the_address() {
 }
 
 #[tokio::test]
-async fn an_address_is_taken_once_in_any_case() {
+async fn an_address_is_unique_ignoring_case() {
     let app = TestApp::new().await;
     app.stranger().post("/api/auth/register", &ada()).await.expect(201);
     let mut again = ada();
@@ -41,7 +41,7 @@ async fn an_address_is_taken_once_in_any_case() {
 }
 
 #[tokio::test]
-async fn every_field_that_is_wrong_is_named_at_once() {
+async fn all_invalid_fields_are_reported_at_once() {
     let app = TestApp::new().await;
     let reply = app
         .stranger()
@@ -84,7 +84,7 @@ async fn fields_at_their_limits() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_no_json_of_the_right_form() {
+async fn malformed_json_bodies_are_rejected() {
     let app = TestApp::new().await;
     let send = |content_type: &'static str, body: Vec<u8>| {
         Reply::to(app.stranger().request(Method::POST, "/api/auth/login").header("content-type", content_type).body(body))
@@ -115,7 +115,7 @@ async fn bodies_that_are_no_json_of_the_right_form() {
 }
 
 #[tokio::test]
-async fn a_profile_changes_only_by_its_names() {
+async fn only_names_can_change_in_a_profile() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let changed = alice.put("/api/users/me", &json!({ "last_name": "Liddell" })).await.expect(200);
@@ -130,7 +130,7 @@ async fn a_profile_changes_only_by_its_names() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_answers_in_the_same_form() {
+async fn unknown_paths_and_methods_get_the_same_error_form() {
     let app = TestApp::new().await;
     let stranger = app.stranger();
     stranger.get("/nothing").await.expect_error(404, "not_found");
@@ -143,21 +143,21 @@ async fn what_is_not_there_answers_in_the_same_form() {
 }
 
 #[tokio::test]
-async fn a_request_keeps_its_decent_id() {
+async fn a_valid_request_id_is_kept() {
     let app = TestApp::new().await;
     let ask = |id: &'static [u8]| {
         let id = reqwest::header::HeaderValue::from_bytes(id).unwrap();
         Reply::to(app.stranger().request(Method::GET, "/health").header("x-request-id", id))
     };
     assert_eq!(ask(b"trace-1").await.header("x-request-id"), "trace-1");
-    for indecent in [b"" as &[u8], b"two words", b"caf\xe9", &[b'x'; 129]] {
-        let indecent: &'static [u8] = indecent.to_vec().leak();
-        assert_eq!(ask(indecent).await.header("x-request-id").len(), 36);
+    for invalid in [b"" as &[u8], b"two words", b"caf\xe9", &[b'x'; 129]] {
+        let invalid: &'static [u8] = invalid.to_vec().leak();
+        assert_eq!(ask(invalid).await.header("x-request-id").len(), 36);
     }
 }
 
 #[tokio::test]
-async fn pages_for_everybody() {
+async fn public_endpoints() {
     let app = TestApp::new().await;
     let stranger = app.stranger();
     for path in ["/health", "/api/auth/health", "/api/users/health", "/api/tenants/health"] {
@@ -172,15 +172,15 @@ async fn pages_for_everybody() {
 }
 
 #[tokio::test]
-async fn browsers_may_call_from_the_origins_that_are_named_and_no_others() {
+async fn browsers_may_call_only_from_allowed_origins() {
     let api = api::Settings { cors_origins: vec!["https://app.example.com".into()], ..api::Settings::default() };
     let app = TestApp::builder().api(api).start().await;
     let preflight = |origin: &'static str| {
         let request = app.stranger().request(Method::OPTIONS, "/api/users/me").header("origin", origin);
         Reply::to(request.header("access-control-request-method", "PUT").header("access-control-request-headers", "authorization"))
     };
-    let named = preflight("https://app.example.com").await.expect(200);
-    assert_eq!(named.header("access-control-allow-origin"), "https://app.example.com");
-    assert!(named.header("access-control-allow-methods").contains("PUT"));
+    let allowed = preflight("https://app.example.com").await.expect(200);
+    assert_eq!(allowed.header("access-control-allow-origin"), "https://app.example.com");
+    assert!(allowed.header("access-control-allow-methods").contains("PUT"));
     assert_eq!(preflight("https://evil.example.com").await.header("access-control-allow-origin"), "");
 }

@@ -14,7 +14,7 @@ async fn alice_in_acme(app: &TestApp) -> (Persona, String) {
 }
 
 #[tokio::test]
-async fn what_was_uploaded_comes_back() {
+async fn an_uploaded_document_can_be_downloaded() {
     let app = TestApp::new().await;
     let (alice, acme) = alice_in_acme(&app).await;
     let uploaded = alice.uploads(&acme, "hello.txt", b"hello, world").await.expect(201);
@@ -37,20 +37,20 @@ async fn what_was_uploaded_comes_back() {
 }
 
 #[tokio::test]
-async fn content_of_every_size_comes_back() {
+async fn content_of_any_size_is_preserved() {
     let app = TestApp::new().await;
     let (alice, acme) = alice_in_acme(&app).await;
-    // Around the borders of the spool's memory and pieces.
+    // Around the boundaries of the spool's memory and chunks.
     for size in [1, 65_535, 65_536, 65_537, 262_143, 262_144, 262_145, 1_000_000, 5_000_000] {
         let content: Vec<u8> = (0..=250).cycle().step_by(31).take(size).collect();
         let uploaded = alice.uploads(&acme, &format!("{size}.bin"), content.clone()).await.expect(201);
         assert_eq!(uploaded.data()["file"]["file_size"], size);
-        assert!(alice.downloads(&acme, &uploaded.id()).await == content, "{size} bytes came back changed");
+        assert!(alice.downloads(&acme, &uploaded.id()).await == content, "{size} bytes were changed");
     }
 }
 
 #[tokio::test]
-async fn the_same_content_is_stored_once_per_tenant() {
+async fn identical_content_is_stored_once_per_tenant() {
     let app = TestApp::new().await;
     let (alice, acme) = alice_in_acme(&app).await;
     let first = alice.uploads(&acme, "a.txt", b"same").await.expect(201);
@@ -66,7 +66,7 @@ async fn the_same_content_is_stored_once_per_tenant() {
 }
 
 #[tokio::test]
-async fn a_form_may_come_in_any_order_and_say_more_than_its_file() {
+async fn form_fields_come_in_any_order_and_override_the_files_part() {
     let app = TestApp::new().await;
     let (alice, acme) = alice_in_acme(&app).await;
     let file = || Part::bytes(b"{}".to_vec()).file_name("x.bin");
@@ -81,7 +81,7 @@ async fn a_form_may_come_in_any_order_and_say_more_than_its_file() {
 }
 
 #[tokio::test]
-async fn bad_forms_are_refused() {
+async fn bad_forms_are_rejected() {
     let app = TestApp::new().await;
     let (alice, acme) = alice_in_acme(&app).await;
     let file = |name: &str| Part::bytes(b"x".to_vec()).file_name(name.to_owned());
@@ -119,7 +119,7 @@ async fn bad_forms_are_refused() {
 }
 
 #[tokio::test]
-async fn the_limit_of_an_upload_is_exact() {
+async fn the_upload_limit_is_exact() {
     let app = TestApp::builder().max_upload_bytes(100_000).start().await;
     let (alice, acme) = alice_in_acme(&app).await;
     alice.uploads(&acme, "fits", vec![1; 100_000]).await.expect(201);
@@ -162,7 +162,7 @@ async fn a_list_is_newest_first_and_filtered() {
 }
 
 #[tokio::test]
-async fn owners_and_admins_change_documents() {
+async fn owners_and_admins_update_documents() {
     let app = TestApp::new().await;
     let (alice, acme) = alice_in_acme(&app).await;
     let (bob, carol) = (app.user("bob").await, app.user("carol").await);
@@ -241,7 +241,7 @@ async fn a_download_redirects_to_a_signed_url() {
 }
 
 #[tokio::test]
-async fn what_a_browser_would_run_is_an_attachment() {
+async fn active_content_is_sent_as_an_attachment() {
     let app = TestApp::builder().objects_as_files().start().await;
     let (alice, acme) = alice_in_acme(&app).await;
     for (mime_type, disposition) in
@@ -257,7 +257,7 @@ async fn what_a_browser_would_run_is_an_attachment() {
 }
 
 #[tokio::test]
-async fn a_deleted_document_takes_its_file_along_only_when_nothing_else_needs_it() {
+async fn deleting_a_document_deletes_its_file_only_if_unused() {
     let app = TestApp::new().await;
     let (alice, acme) = alice_in_acme(&app).await;
     let first = alice.uploads(&acme, "a.txt", b"shared").await.expect(201).id();

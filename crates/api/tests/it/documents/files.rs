@@ -10,7 +10,7 @@ fn totals(listed: &Reply) -> (Value, Value, Value) {
 }
 
 #[tokio::test]
-async fn files_are_listed_with_figures_on_demand() {
+async fn files_are_listed_with_statistics_on_request() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let acme = alice.creates_tenant("Acme").await;
@@ -60,7 +60,7 @@ async fn only_an_orphaned_file_can_be_deleted() {
 }
 
 #[tokio::test]
-async fn the_plans_paths_answer_the_same() {
+async fn the_original_plans_paths_give_identical_responses() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let acme = alice.creates_tenant("Acme").await;

@@ -1,4 +1,4 @@
-//! Documents, from the upload to the trash.
+//! Documents, from upload to trash.
 
 mod documents;
 mod files;

@@ -1,6 +1,6 @@
-//! What several do at once, with the outcome that one after the other could have had.
+//! Concurrent requests: each outcome must equal that of some sequential order.
 //!
-//! That a test can fail was seen with a bug planted by hand in what it tests: its comment says which, and what it said then.
+//! Each test was verified with a seeded fault: its comment names the fault and the resulting failure.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -17,9 +17,9 @@ fn document(tenant: &str, uploaded: &Reply) -> String {
     format!("/api/tenants/{tenant}/documents/{}", uploaded.id())
 }
 
-/// Planted: the index on (sha256, file_size) not unique. Said: `left: (0, 32), right: (31, 1)`.
+/// Seeded fault: the index on (sha256, file_size) is not unique. Failure: `left: (0, 32), right: (31, 1)`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_same_content_uploaded_at_once_is_one_file() {
+async fn concurrent_uploads_of_identical_content_share_one_file() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let acme = alice.creates_tenant("Acme").await;
@@ -37,9 +37,9 @@ async fn the_same_content_uploaded_at_once_is_one_file() {
     assert_eq!(alice.downloads(&acme, &uploads[7].id()).await, b"the same");
 }
 
-/// Ten identical requests make ten tenants, which is what was asked for, each whole and on its own.
+/// Ten identical requests create ten tenants, each complete and independent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn ten_tenants_of_one_name_at_once_are_ten_tenants() {
+async fn ten_concurrent_requests_with_one_name_create_ten_tenants() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let wanted = json!({ "name": "Acme" });
@@ -48,7 +48,7 @@ async fn ten_tenants_of_one_name_at_once_are_ten_tenants() {
     let uploads = join_all(made.iter().map(|tenant| alice.uploads(tenant, "a.txt", tenant.as_str()))).await;
     for (tenant, upload) in made.iter().zip(&uploads) {
         let listed = alice.get(&format!("/api/tenants/{tenant}/documents")).await.expect(200);
-        assert_eq!(listed.items().len(), 1, "its own document and no other's");
+        assert_eq!(listed.items().len(), 1, "its own document and no other");
         assert_eq!(alice.downloads(tenant, &upload.id()).await, tenant.as_bytes());
     }
     let databases: BTreeSet<_> =
@@ -56,7 +56,7 @@ async fn ten_tenants_of_one_name_at_once_are_ten_tenants() {
     assert_eq!(databases.len(), 10);
 }
 
-/// Planted, on PostgreSQL: `lock_member` without `tenants::lock`. Said: `left: (2, 0), right: (1, 1)`, both had left.
+/// Seeded fault, on PostgreSQL: `lock_member` without `tenants::lock`. Failure: `left: (2, 0), right: (1, 1)`, both had left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_two_last_admins_one_stays() {
     let app = TestApp::new().await;
@@ -73,7 +73,7 @@ async fn of_two_last_admins_one_stays() {
 
         let role = json!({ "role": "user" });
         let demoted: [Reply; 2] = join(alice.put(&path(&bob), &role), bob.put(&path(&alice), &role)).await.into();
-        // Who comes second is the last admin by now, or no admin any more.
+        // The second caller is the last admin by now, or no longer an admin.
         let refused = demoted.iter().filter(|reply| ["last_admin", "insufficient_role"].contains(&reply.code())).count();
         assert_eq!((with_status(&demoted, 200), refused), (1, 1), "round {round}");
         let (admin, other) = if demoted[0].status == 200 { (&alice, &bob) } else { (&bob, &alice) };
@@ -81,10 +81,10 @@ async fn of_two_last_admins_one_stays() {
     }
 }
 
-/// While the collector never rests, content is deleted and uploaded again at once. Whoever was told 201 can download.
+/// While the collector runs continuously, users delete content and upload it again. After a 201 the content can be downloaded.
 ///
-/// Planted: the collector condemns without looking again under the lock. Said: `Violated(ForeignKey)`, the document that still
-/// refers to the file keeps its row from going after the object has gone.
+/// Seeded fault: the collector marks files for deletion without checking again under the lock. Failure: `Violated(ForeignKey)`: the
+/// document that still refers to the file prevents deleting its row after the object was deleted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_document_is_ever_without_its_object() {
     let app = TestApp::new().await;
@@ -112,7 +112,7 @@ async fn no_document_is_ever_without_its_object() {
         }
         alice.delete(&document(&acme, &one)).await.expect(200);
         last = document(&acme, &other);
-        // Now and then nothing refers to it for a moment, and the collector may have it.
+        // Now and then no document refers to the file for a moment, and the collector may delete it.
         if round % 2 == 0 {
             alice.delete(&last).await.expect(200);
             last = document(&acme, &alice.uploads(&acme, "c.txt", "comes and goes").await.expect(201));
@@ -120,17 +120,17 @@ async fn no_document_is_ever_without_its_object() {
     }
     stop.cancel();
     let collected = collector.await.unwrap();
-    assert!(collected > 0, "the collector had nothing to do: nothing was tested");
+    assert!(collected > 0, "the collector deleted nothing: the test is void");
 }
 
-/// Planted: registration trusts its look beforehand, and takes no violated constraint for an answer. Said: `left: (1, 2),
+/// Seeded fault: registration relies on its preceding lookup and does not handle a violated constraint. Failure: `left: (1, 2),
 /// right: (1, 19)`, the rest being 500.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_address_is_registered_once() {
     let app = TestApp::new().await;
     let stranger = app.stranger();
     let registration = |n: usize| {
-        // The same address, however it is written.
+        // The same address in different spellings.
         let email = if n.is_multiple_of(2) { "alice@example.com" } else { " Alice@Example.COM" };
         json!({ "email": email, "password": PASSWORD, "first_name": n.to_string(), "last_name": "Example" })
     };
@@ -141,7 +141,7 @@ async fn an_address_is_registered_once() {
     stranger.post("/api/auth/login", &json!({ "email": "alice@example.com", "password": PASSWORD })).await.expect(200);
 }
 
-/// Planted, on PostgreSQL: `add_member` without `tenants::lock`. Said: `left: (1, 5), right: (1, 9)`, the rest being 500.
+/// Seeded fault, on PostgreSQL: `add_member` without `tenants::lock`. Failure: `left: (1, 5), right: (1, 9)`, the rest being 500.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_member_is_added_once() {
     let app = TestApp::new().await;
@@ -160,7 +160,7 @@ async fn a_member_is_added_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn ten_tenants_are_created_at_once() {
+async fn ten_tenants_are_created_concurrently() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let name = json!({ "name": "The same name" });
@@ -168,7 +168,7 @@ async fn ten_tenants_are_created_at_once() {
     assert_eq!(with_status(&tenants, 201), 10);
     let databases: BTreeSet<&str> = tenants.iter().map(|tenant| tenant.data()["database_name"].as_str().unwrap()).collect();
     assert_eq!(databases.len(), 10);
-    // Each is ready, and none sees what another has.
+    // Each tenant is ready, and none sees another's content.
     let ids: Vec<String> = tenants.iter().map(Reply::id).collect();
     for uploaded in join_all(ids.iter().map(|id| alice.uploads(id, "a.txt", id.as_str()))).await {
         assert_eq!(uploaded.expect(201).data()["deduplicated"], false);
@@ -178,9 +178,9 @@ async fn ten_tenants_are_created_at_once() {
     }
 }
 
-/// Planted, on PostgreSQL: `delete_document` does not look whether it removed a row. Said: `left: (2, 0), right: (1, 1)`.
+/// Seeded fault, on PostgreSQL: `delete_document` does not check whether it removed a row. Failure: `left: (2, 0), right: (1, 1)`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_document_deleted_during_its_change_stays_deleted() {
+async fn a_document_deleted_during_an_update_stays_deleted() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let acme = alice.creates_tenant("Acme").await;
@@ -195,9 +195,9 @@ async fn a_document_deleted_during_its_change_stays_deleted() {
     }
 }
 
-/// Planted: `delete_file` does not look for documents. Said: `object_not_found` when the document was downloaded.
+/// Seeded fault: `delete_file` does not check for documents. Failure: `object_not_found` when the document was downloaded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_file_deleted_during_an_upload_of_its_content_takes_no_document_along() {
+async fn deleting_a_file_during_an_upload_of_its_content_breaks_no_document() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let acme = alice.creates_tenant("Acme").await;
@@ -207,7 +207,7 @@ async fn a_file_deleted_during_an_upload_of_its_content_takes_no_document_along(
         let orphaned = alice.uploads(&acme, "a.txt", content.as_str()).await.expect(201);
         alice.delete(&document(&acme, &orphaned)).await.expect(200);
         let file = format!("/api/tenants/{acme}/files/{}", orphaned.data()["file_id"].as_str().unwrap());
-        // Each goes first in turn: who comes first is otherwise nearly always the same.
+        // They start first in turn; otherwise the same one nearly always wins.
         let delete = async {
             tokio::time::sleep(Duration::from_micros(round % 20 * 100)).await;
             alice.delete(&file).await
@@ -218,5 +218,5 @@ async fn a_file_deleted_during_an_upload_of_its_content_takes_no_document_along(
         assert!(deleted.status == 200 || deleted.code() == "file_in_use", "round {round}: {}", deleted.json);
         outcomes.insert(deleted.status.as_u16());
     }
-    assert!(outcomes.contains(&409), "the upload never came first: {outcomes:?}");
+    assert!(outcomes.contains(&409), "the upload never won: {outcomes:?}");
 }

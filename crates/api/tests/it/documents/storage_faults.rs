@@ -1,9 +1,9 @@
-//! What users see when the object store is down, refuses, is slow, or breaks off: the table in docs/OPERATIONS.md.
+//! The API while the object store is down, rejects requests, is slow, or drops connections: the table in docs/OPERATIONS.md.
 //!
-//! Between the app and the S3 store of `TEST_S3_ENDPOINT_URL` stands a proxy that fails as it is told to. Without that store, files are
-//! tried in its place, as far as files can fail, and the tests of S3 say that they did nothing.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
-#![expect(clippy::print_stdout, reason = "how long users wait is what the tests have to say")]
+//! A proxy between the app and the S3 store of `TEST_S3_ENDPOINT_URL` injects the faults. Without that store only the test of the file
+//! system runs, as far as files can fail, and the S3 tests report that they tested nothing.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "the tests report how long users wait")]
 
 use std::{
     fs,
@@ -25,10 +25,10 @@ use tracing_subscriber::fmt::MakeWriter;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MIB: usize = 1 << 20;
 
-/// Within this time whoever needs the store is told that it is down: 16 s as it is documented, and what a busy machine adds.
-const TOLD_WITHIN: Duration = Duration::from_secs(30);
+/// Time limit for the 503 of requests that need the store: 16 s as documented, plus a margin for a busy machine.
+const UNAVAILABLE_WITHIN: Duration = Duration::from_secs(30);
 
-/// Within this time is served what needs no store.
+/// Time limit for requests that do not need the store.
 const SERVED_WITHIN: Duration = Duration::from_secs(4);
 
 struct World {
@@ -39,16 +39,16 @@ struct World {
 }
 
 impl World {
-    /// An app whose store fails when it is to; none without a store.
+    /// An app whose store can fail on demand; `None` without an S3 store.
     async fn new() -> Option<Self> {
         let objects = testkit::TestObjects::new(std::path::Path::new("/nonexistent"));
         let Some(target) = objects.s3_address() else {
-            // Past the test runner, which shows what is printed only of tests that fail.
+            // Directly to stderr: the test runner shows captured output only of failed tests.
             let name = std::thread::current().name().unwrap_or_default().to_owned();
             let _ = writeln!(io::stderr(), "NOTHING TESTED by {name}: it needs an S3 store (TEST_S3_ENDPOINT_URL)");
             return None;
         };
-        listen();
+        capture_log();
         let proxy = FaultyProxy::start(target).await;
         let app = TestApp::builder().storage_at(proxy.url()).start().await;
         let alice = app.user("alice").await;
@@ -73,10 +73,10 @@ impl World {
         names
     }
 
-    async fn announces(&self, name: &str, content: &[u8]) -> Reply {
+    async fn declares(&self, name: &str, content: &[u8]) -> Reply {
         let sha256: String = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
-        let announcement = json!({ "filename": name, "mime_type": "text/plain", "size": content.len(), "sha256": sha256 });
-        self.alice.post(&self.path("/uploads"), &announcement).await
+        let declaration = json!({ "filename": name, "mime_type": "text/plain", "size": content.len(), "sha256": sha256 });
+        self.alice.post(&self.path("/uploads"), &declaration).await
     }
 
     async fn sends(&self, begun: &Reply, content: &[u8]) {
@@ -94,7 +94,7 @@ impl World {
         Reply::to(self.alice.request(Method::POST, &self.path(&format!("/uploads/{id}/complete")))).await
     }
 
-    /// Looks at an upload, which goes on with it, until it is a document; answers that.
+    /// Polls an upload, which also resumes its completion, until it is a document; returns the document.
     async fn until_completed(&self, id: &str) -> Value {
         let started = Instant::now();
         loop {
@@ -103,7 +103,7 @@ impl World {
                 return found.data()["document"].clone();
             }
             assert_eq!(found.data()["upload"]["state"], "completing", "{}", found.json);
-            assert!(started.elapsed() < Duration::from_secs(60), "it does not recover");
+            assert!(started.elapsed() < Duration::from_secs(60), "the upload does not recover");
             sleep(Duration::from_millis(200)).await;
         }
     }
@@ -122,8 +122,8 @@ impl World {
         self.app.objects().list(&[self.tenant().await.id]).await.len()
     }
 
-    /// Ends a test: after a collection with everything expired and settled, nothing is left but the documents of these contents,
-    /// and nobody was told what is none of their business.
+    /// Ends a test: lets everything expire and runs the collector. Then only these documents may be left, and the log must not contain
+    /// secrets.
     async fn ends_with(self, documents: &[(&str, &[u8])]) {
         self.proxy.set_and_drop(Behaviour::Pass);
         self.app.clock().advance(8 * DAY);
@@ -146,26 +146,26 @@ impl World {
         }
     }
 
-    /// What neither answers nor the log may say.
+    /// Strings that neither responses nor the log may contain.
     fn secrets(&self) -> Vec<String> {
         let (id, secret) = self.app.objects().s3_credentials().unwrap();
         vec![self.proxy.address().to_string(), id, secret]
     }
 
-    /// Whether it is told as it should be that the store is down.
+    /// Asserts that the reply reports the store as unavailable, in time and without secrets.
     #[track_caller]
-    fn assert_told(&self, reply: Timed) {
+    fn assert_unavailable(&self, reply: Timed) {
         let Timed { reply, took } = reply;
         let reply = reply.expect_error(503, "service_unavailable");
         assert_eq!(reply.json["error"]["details"], json!({ "dependency": "object storage" }));
         assert!((1..=60).contains(&reply.header("retry-after").parse().unwrap()));
         let text = String::from_utf8_lossy(&reply.bytes);
         assert!(self.secrets().iter().all(|secret| !text.contains(secret)) && !text.contains("://"), "{text}");
-        assert!(took < TOLD_WITHIN, "told after {took:?}");
+        assert!(took < UNAVAILABLE_WITHIN, "503 after {took:?}");
     }
 }
 
-/// A reply and how long it took.
+/// A reply with its response time.
 struct Timed {
     reply: Reply,
     took: Duration,
@@ -176,7 +176,7 @@ async fn timed(replying: impl Future<Output = Reply>) -> Timed {
     Timed { reply: replying.await, took: started.elapsed() }
 }
 
-/// What is logged while these tests run.
+/// The log of these tests.
 static LOG: Mutex<String> = Mutex::new(String::new());
 
 struct ToLog;
@@ -200,8 +200,8 @@ impl<'a> MakeWriter<'a> for ToLog {
     }
 }
 
-/// Keeps what is logged at the levels that a production has.
-fn listen() {
+/// Captures the log at the level that production uses.
+fn capture_log() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let level = tracing_subscriber::filter::LevelFilter::INFO;
@@ -209,20 +209,20 @@ fn listen() {
     });
 }
 
-/// So many bytes that are nobody else's.
+/// Unique content of `size` bytes.
 fn content(size: usize) -> Vec<u8> {
     let seed = domain::random_bytes::<32>();
     seed.iter().copied().cycle().zip(0_u32..).map(|(byte, n)| byte ^ n.to_le_bytes()[1]).take(size).collect()
 }
 
-/// Everything that users, operators and the collector do, while the store fails in one way.
+/// Runs the requests of users and operators and the collector while the store fails in one way.
 async fn while_it_fails(behaviour: Behaviour) {
     let Some(world) = World::new().await else { return };
-    let (kept, large, announced) = (content(3000), content(20 * MIB), content(6 * MIB));
+    let (kept, large, declared) = (content(3000), content(20 * MIB), content(6 * MIB));
     let document = world.uploads("kept", &kept).await.expect(201);
     let spare = world.uploads("spare", b"spare").await.expect(201);
-    let begun = world.announces("announced", &announced).await.expect(201);
-    world.sends(&begun, &announced).await;
+    let begun = world.declares("declared", &declared).await.expect(201);
+    world.sends(&begun, &declared).await;
     let spares_file = format!("/api/tenants/{}/files/{}", world.acme, spare.data()["file_id"].as_str().unwrap());
 
     world.proxy.set_and_drop(behaviour);
@@ -230,10 +230,10 @@ async fn while_it_fails(behaviour: Behaviour) {
         timed(world.uploads("small", b"small")),
         timed(world.uploads("large", &large)),
         timed(Reply::to(world.alice.request(Method::PUT, &world.path(&format!("/{}/content", document.id()))).body("other"))),
-        timed(world.announces("never", b"never")),
+        timed(world.declares("never", b"never")),
         timed(world.completes(&begun)),
         timed(Reply::to(world.app.stranger().request(Method::GET, "/health/ready"))),
-        // The rest works, and doesn't wait for the store.
+        // Other requests succeed without waiting for the store.
         async {
             let found = timed(world.alice.get(&world.path(&format!("/{}", document.id())))).await;
             let url = timed(world.alice.get(&world.path(&format!("/{}/download?redirect=false", document.id())))).await;
@@ -244,10 +244,10 @@ async fn while_it_fails(behaviour: Behaviour) {
                 reply.expect(status);
                 assert!(took < SERVED_WITHIN, "served after {took:?}");
             }
-            // The file is gone for good; its object, when the store is back.
+            // The file is deleted at once, its object when the store is back.
             let Timed { reply, took } = timed(world.alice.delete(&spares_file)).await;
             reply.expect(200);
-            assert!(took < TOLD_WITHIN, "deleted after {took:?}");
+            assert!(took < UNAVAILABLE_WITHIN, "deleted after {took:?}");
             world.alice.get(&spares_file).await.expect(404);
         },
         async {
@@ -256,14 +256,14 @@ async fn while_it_fails(behaviour: Behaviour) {
             assert!(matches!(verified, Err(Error::Unavailable { dependency: Dependency::ObjectStorage, .. })), "{verified:?}");
         },
     );
-    for told in [small, in_parts, version, beginning, completing] {
-        println!("{}: told after {:.1?}", std::thread::current().name().unwrap_or_default(), told.took);
-        world.assert_told(told);
+    for failed in [small, in_parts, version, beginning, completing] {
+        println!("{}: 503 after {:.1?}", std::thread::current().name().unwrap_or_default(), failed.took);
+        world.assert_unavailable(failed);
     }
     let not_ready = ready.reply.expect_error(503, "not_ready");
     assert_eq!(not_ready.json["error"]["details"]["object storage"], "down", "{}", not_ready.json);
     assert!(ready.took < SERVED_WITHIN && !not_ready.header("retry-after").is_empty(), "{:?}", ready.took);
-    assert!(LOG.lock().unwrap().contains("a dependency is unavailable"), "the log is read at all");
+    assert!(LOG.lock().unwrap().contains("a dependency is unavailable"), "the log is captured");
     assert_eq!(world.names().await, ["copy", "kept"]);
     world.app.clock().advance(Duration::from_secs(2 * 3600));
     let collected = world.app.services().operator.collect_garbage(&world.tenant().await).await;
@@ -278,21 +278,21 @@ async fn while_it_fails(behaviour: Behaviour) {
     let tenant = world.tenant().await;
     let verified = world.app.services().operator.verify_tenant(&tenant, true, &|_| ()).await.unwrap();
     assert_eq!(verified.findings.len(), 0, "{:?}", verified.findings);
-    assert_eq!(world.names().await, ["after", "announced", "copy", "kept", "large"]);
+    assert_eq!(world.names().await, ["after", "copy", "declared", "kept", "large"]);
     let id = world.alice.get(&world.path("?filename=copy")).await.expect(200).items()[0]["id"].as_str().unwrap().to_owned();
     world.alice.delete(&world.path(&format!("/{id}"))).await.expect(200);
-    world.ends_with(&[("after", b"after"), ("announced", &announced), ("kept", &kept), ("large", &large)]).await;
+    world.ends_with(&[("after", b"after"), ("declared", &declared), ("kept", &kept), ("large", &large)]).await;
 }
 
-/// At once, since most of the time is waiting: each in a thread that bears its name.
+/// Runs all failures concurrently, since most of the time is waiting: each in a named thread.
 #[test]
-fn while_the_store_fails_users_are_told_and_the_rest_works() {
+fn while_the_store_fails_requests_get_503_and_the_rest_works() {
     let failures = [
         ("refuses connections", Behaviour::Refuse),
         ("never answers", Behaviour::BlackHole),
-        ("breaks down", Behaviour::Answer(Answer::internal_error())),
-        ("wants to be left alone", Behaviour::Answer(Answer::slow_down())),
-        ("lets us in no more", Behaviour::Answer(Answer::access_denied())),
+        ("returns internal errors", Behaviour::Answer(Answer::internal_error())),
+        ("throttles requests", Behaviour::Answer(Answer::slow_down())),
+        ("denies access", Behaviour::Answer(Answer::access_denied())),
         ("has no bucket", Behaviour::Answer(Answer::s3(404, "NoSuchBucket", "The specified bucket does not exist"))),
     ];
     let threads = failures.map(|(name, behaviour)| {
@@ -303,86 +303,86 @@ fn while_the_store_fails_users_are_told_and_the_rest_works() {
         (name, std::thread::Builder::new().name(format!("the store {name}")).spawn(work).unwrap())
     });
     let failed: Vec<_> = threads.into_iter().filter_map(|(name, thread)| thread.join().is_err().then_some(name)).collect();
-    assert!(failed.is_empty(), "while the store {failed:?}, something is not as it should be: see above");
+    assert!(failed.is_empty(), "these failures of the store were not handled: {failed:?}, see above");
 }
 
 #[tokio::test]
-async fn what_fails_in_passing_is_tried_again() {
+async fn transient_failures_are_retried() {
     let Some(world) = World::new().await else { return };
-    let (large, announced) = (content(20 * MIB), content(100_000));
+    let (large, declared) = (content(20 * MIB), content(100_000));
     world.proxy.set(Behaviour::AnswerFirst(3, Answer::slow_down()));
     world.uploads("a", b"a").await.expect(201);
     world.proxy.set(Behaviour::AnswerFirst(3, Answer::internal_error()));
     world.uploads("b", &large).await.expect(201);
     world.proxy.set(Behaviour::AnswerFirst(2, Answer::slow_down()));
-    let begun = world.announces("c", &announced).await.expect(201);
-    world.sends(&begun, &announced).await;
+    let begun = world.declares("c", &declared).await.expect(201);
+    world.sends(&begun, &declared).await;
     world.proxy.set(Behaviour::AnswerFirst(2, Answer::internal_error()));
     world.completes(&begun).await.expect(200);
-    // Cut off in their bodies, until the network is mended.
+    // Requests are cut off in their bodies until the network recovers.
     for (name, content, limit) in [("d", content(60_000), 20_000), ("e", content(20 * MIB), 5 * MIB as u64)] {
         world.proxy.set(Behaviour::ResetRequestAfter(limit));
-        let mended = async {
+        let recovery = async {
             sleep(Duration::from_secs(2)).await;
             world.proxy.set(Behaviour::Pass);
         };
-        let (uploaded, ()) = tokio::join!(world.uploads(name, &content), mended);
+        let (uploaded, ()) = tokio::join!(world.uploads(name, &content), recovery);
         let id = uploaded.expect(201).id();
         assert!(world.alice.downloads(&world.acme, &id).await == content);
         world.alice.delete(&world.path(&format!("/{id}"))).await.expect(200);
     }
-    world.ends_with(&[("a", b"a"), ("b", &large), ("c", &announced)]).await;
+    world.ends_with(&[("a", b"a"), ("b", &large), ("c", &declared)]).await;
 }
 
 #[tokio::test]
 async fn uploads_that_are_cut_off_leave_nothing() {
     let Some(world) = World::new().await else { return };
     let (small, large) = (content(60_000), content(20 * MIB));
-    // In the head, in the body, in a part of a large one.
+    // In the head, in the body, and in a part of a large upload.
     for (limit, content) in [(30, &small), (20_000, &small), (5 * MIB as u64, &large)] {
         world.proxy.set_and_drop(Behaviour::ResetRequestAfter(limit));
-        let told = timed(world.uploads("cut off", content)).await;
-        println!("told after {:.1?}", told.took);
-        world.assert_told(told);
+        let failed = timed(world.uploads("cut off", content)).await;
+        println!("503 after {:.1?}", failed.took);
+        world.assert_unavailable(failed);
         world.proxy.set(Behaviour::Pass);
         assert_eq!((world.names().await.len(), world.unfinished().await), (0, 0));
     }
-    // Swallowed from the middle on: the parts that are under way are not waited for.
+    // The store stops responding in the middle: the upload does not wait for the parts in flight.
     world.proxy.set_and_drop(Behaviour::Throttle(4 * MIB as u64));
-    let swallowing = async {
+    let black_hole = async {
         sleep(Duration::from_millis(1500)).await;
         world.proxy.set(Behaviour::BlackHole);
     };
-    let (told, ()) = tokio::join!(timed(world.uploads("swallowed", &large)), swallowing);
-    println!("told after {:.1?}", told.took);
-    world.assert_told(Timed { took: told.took - Duration::from_millis(1500), ..told });
+    let (failed, ()) = tokio::join!(timed(world.uploads("swallowed", &large)), black_hole);
+    println!("503 after {:.1?}", failed.took);
+    world.assert_unavailable(Timed { took: failed.took - Duration::from_millis(1500), ..failed });
     world.ends_with(&[]).await;
 }
 
 #[tokio::test]
-async fn what_breaks_off_while_it_is_read_is_never_taken_for_whole() {
+async fn truncated_reads_are_never_taken_for_complete() {
     let Some(world) = World::new().await else { return };
     let (direct, resumable) = (content(5 * MIB), content(9 * MIB));
     let tenant = world.tenant().await;
-    let begun = world.announces("direct", &direct).await.expect(201);
+    let begun = world.declares("direct", &direct).await.expect(201);
     world.sends(&begun, &direct).await;
     let metadata = format!("filename {},filetype {}", STANDARD.encode("resumable"), STANDARD.encode("text/plain"));
     let tus = |method, path: &str| world.alice.request(method, path).header("tus-resumable", "1.0.0");
     let creation = tus(Method::POST, &world.path("/tus")).header("upload-length", resumable.len()).header("upload-metadata", metadata);
     let url = Reply::to(creation).await.expect(201).header("location").to_owned();
 
-    // A few bytes of each answer: no number of attempts is enough.
+    // Each response is cut off after a few bytes, so every attempt fails.
     world.proxy.set_and_drop(Behaviour::ResetResponseAfter(50_000));
     let patch = tus(Method::PATCH, &url).header("upload-offset", 0).header("content-type", "application/offset+octet-stream");
     let (completing, patched) = tokio::join!(timed(world.completes(&begun)), timed(Reply::to(patch.body(resumable.clone()))));
     println!("direct {} after {:.1?}, tus {} after {:.1?}", completing.reply.status, completing.took, patched.reply.status, patched.took);
-    world.assert_told(completing);
-    // All bytes are here, the document comes later.
+    world.assert_unavailable(completing);
+    // All bytes are stored; the document is created later.
     let patched = patched.reply.expect(204);
     assert_eq!((patched.header("upload-offset"), patched.header("content-location")), ("9437184", ""));
     assert_eq!(world.names().await, [""; 0]);
 
-    // The store is back: whoever looks has them completed. One reset in the middle is not noticed.
+    // The store is back: polling completes the uploads. A single reset in the middle is retried.
     world.proxy.set_and_drop(Behaviour::ResetResponseAfter(3 * MIB as u64));
     let document = world.until_completed(begun.data()["upload"]["id"].as_str().unwrap()).await;
     assert_eq!(document["filename"], "direct");
@@ -390,7 +390,7 @@ async fn what_breaks_off_while_it_is_read_is_never_taken_for_whole() {
     let id = url.rsplit('/').next().unwrap();
     assert_eq!(world.until_completed(id).await["filename"], "resumable");
 
-    // Nor does an operator who has every object read hear of a damaged one.
+    // A verification that reads every object does not report a damaged one either.
     world.proxy.set_and_drop(Behaviour::ResetResponseAfter(50_000));
     let verified = world.app.services().operator.verify_tenant(&tenant, true, &|_| ()).await;
     assert!(matches!(verified, Err(Error::Unavailable { dependency: Dependency::ObjectStorage, .. })), "{verified:?}");
@@ -399,7 +399,7 @@ async fn what_breaks_off_while_it_is_read_is_never_taken_for_whole() {
     world.ends_with(&[("direct", &direct), ("resumable", &resumable)]).await;
 }
 
-/// The median time of some reads of a document's metadata, and of a change to it.
+/// The median time of reading a document's metadata, with a change after each read.
 async fn median_read(world: &World, document: &str) -> Duration {
     let path = world.path(&format!("/{document}"));
     let mut times = Vec::new();
@@ -413,14 +413,14 @@ async fn median_read(world: &World, document: &str) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_slow_store_holds_up_nobody_else() {
+async fn a_slow_store_does_not_delay_other_requests() {
     let Some(world) = World::new().await else { return };
     let world = Arc::new(world);
     let document = world.uploads("name", b"content").await.expect(201).id();
     let before = median_read(&world, &document).await;
 
-    // More uploads than a tenant has connections to its database, in one request and in parts; the parts take longer than the store's
-    // silence is trusted without a question.
+    // More uploads than the tenant has database connections, in one request and in parts. The parts take longer than the time after
+    // which the server probes a silent store.
     world.proxy.set_and_drop(Behaviour::Throttle(600_000));
     let contents: Vec<Vec<u8>> = (0..12).map(|n| content(if n == 0 { 18 * MIB } else { 2 * MIB })).collect();
     let uploads: Vec<_> = contents
@@ -433,7 +433,7 @@ async fn a_slow_store_holds_up_nobody_else() {
         .collect();
     sleep(Duration::from_millis(1500)).await;
     let during = median_read(&world, &document).await;
-    assert!(uploads.iter().all(|upload| !upload.is_finished()), "all are under way");
+    assert!(uploads.iter().all(|upload| !upload.is_finished()), "all uploads are in progress");
     println!("median {before:.1?} before, {during:.1?} while twelve uploads wait for the store");
     assert!(during < (before * 10).max(Duration::from_millis(50)), "{during:?} instead of {before:?}");
     for uploaded in join_all(uploads).await {
@@ -451,24 +451,24 @@ async fn a_slow_store_holds_up_nobody_else() {
     world.ends_with(&documents).await;
 }
 
-/// As far as files can fail.
+/// The faults that a file system can have.
 #[tokio::test]
-async fn a_folder_of_objects_that_is_gone() {
+async fn a_missing_object_folder() {
     let app = TestApp::builder().objects_as_files().start().await;
     let alice = app.user("alice").await;
     let acme = alice.creates_tenant("Acme").await;
     let kept = alice.uploads(&acme, "kept", "kept").await.expect(201).id();
     let (folder, aside) = (app.home().join("objects"), app.home().join("aside"));
-    // Not there any more, and then something else in its place.
+    // First the folder is missing, then a file takes its place.
     for in_its_place in [false, true] {
         fs::rename(&folder, &aside).unwrap();
         if in_its_place {
             fs::write(&folder, "no folder").unwrap();
         }
         for content in [&b"small"[..], &content(3 * MIB)] {
-            let told = alice.uploads(&acme, "new", content).await.expect_error(503, "service_unavailable");
-            assert_eq!(told.json["error"]["details"]["dependency"], "object storage");
-            assert!(!told.header("retry-after").is_empty() && !told.json.to_string().contains("objects"), "{}", told.json);
+            let failed = alice.uploads(&acme, "new", content).await.expect_error(503, "service_unavailable");
+            assert_eq!(failed.json["error"]["details"]["dependency"], "object storage");
+            assert!(!failed.header("retry-after").is_empty() && !failed.json.to_string().contains("objects"), "{}", failed.json);
         }
         app.stranger().get("/health/ready").await.expect_error(503, "not_ready");
         alice.get(&format!("/api/tenants/{acme}/documents/{kept}")).await.expect(200);

@@ -1,5 +1,5 @@
-//! Uploads in parts: direct ones and tus.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+//! Multipart uploads: direct and tus.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 
@@ -44,15 +44,15 @@ impl World {
         self.app.services().operator.collect_garbage(&tenants[0]).await.unwrap();
     }
 
-    /// The keys of all objects of the tenant.
+    /// The keys of all the tenant's objects.
     async fn objects(&self) -> Vec<String> {
         let prefix = format!("tenants/{}", self.acme);
         let storage = self.app.objects().open();
         storage.list(&prefix).map(|object| object.unwrap().key).collect().await
     }
 
-    /// Changes the tenant's database past the API.
-    async fn changes(&self, sql: &'static str) {
+    /// Changes the tenant's database, bypassing the API.
+    async fn executes(&self, sql: &'static str) {
         let tenants = self.app.services().operator.list_all_tenants().await.unwrap();
         let mut tx = self.app.databases().open().1.open(&tenants[0].place).unwrap().begin().await.unwrap();
         tx.execute(sql, vec![]).await.unwrap();
@@ -63,10 +63,10 @@ impl World {
         self.alice.get(&format!("/api/tenants/{}/storage", self.acme)).await.expect(200).data()["reserved_bytes"].clone()
     }
 
-    async fn announces(&self, content: &[u8]) -> Reply {
+    async fn declares(&self, content: &[u8]) -> Reply {
         let sha256 = hex(&Sha256::digest(content));
-        let announcement = json!({ "filename": "a.bin", "mime_type": "text/plain", "size": content.len(), "sha256": sha256 });
-        self.alice.post(&self.path("/uploads"), &announcement).await
+        let declaration = json!({ "filename": "a.bin", "mime_type": "text/plain", "size": content.len(), "sha256": sha256 });
+        self.alice.post(&self.path("/uploads"), &declaration).await
     }
 
     /// Sends the parts of an upload.
@@ -95,7 +95,7 @@ impl World {
         self.alice.request(method, path).header("tus-resumable", "1.0.0")
     }
 
-    /// Begins a resumable upload, and answers its URL.
+    /// Starts a resumable upload and returns its URL.
     async fn begins(&self, size: usize) -> String {
         let metadata = format!("filename {},filetype {},client's", STANDARD.encode("Über.txt"), STANDARD.encode("text/plain"));
         let request = self.tus(Method::POST, &self.path("/tus")).header("upload-length", size).header("upload-metadata", metadata);
@@ -118,22 +118,22 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// So many bytes that are nobody else's.
+/// Unique content of `size` bytes.
 fn content(size: usize) -> Vec<u8> {
     let seed = domain::random_bytes::<32>();
     seed.iter().copied().cycle().zip(0_u32..).map(|(byte, n)| byte ^ n.to_le_bytes()[1]).take(size).collect()
 }
 
 #[tokio::test]
-async fn a_direct_upload_becomes_a_document_once_it_was_checked() {
+async fn a_direct_upload_becomes_a_document_after_verification() {
     let world = World::new().await;
     // Two parts: the second is smaller.
     let content = content(16 * 1024 * 1024 + 5);
-    let begun = world.announces(&content).await.expect(201);
+    let begun = world.declares(&content).await.expect(201);
     assert_eq!((begun.data()["parts"].as_array().unwrap().len(), &begun.data()["document"]), (2, &Value::Null));
     assert_eq!(world.reserved().await, json!(content.len()));
     world.completes(&begun).await.expect_error(400, "validation_failed");
-    // In any order, and again.
+    // Parts arrive in any order and may be repeated.
     let parts = begun.data()["parts"].as_array().unwrap();
     for wrong in [&b"1234"[..], b"123456"] {
         assert!(world.puts(&parts[1], wrong).await.status.is_client_error());
@@ -151,22 +151,22 @@ async fn a_direct_upload_becomes_a_document_once_it_was_checked() {
     let document = completed.data()["document"]["id"].as_str().unwrap();
     assert!(world.downloads(document).await == content);
     assert_eq!(world.completes(&begun).await.expect(200).data()["document"]["id"], document);
-    assert!(!world.puts(&parts[1], &content[16 * 1024 * 1024..]).await.status.is_success(), "its URLs are dead");
+    assert!(!world.puts(&parts[1], &content[16 * 1024 * 1024..]).await.status.is_success(), "its URLs are invalid");
     assert_eq!((world.count().await, world.reserved().await), (1, json!(0)));
-    assert_eq!(world.objects().await.len(), 1, "nothing is left of the parts");
+    assert_eq!(world.objects().await.len(), 1, "no parts are left");
 
-    // Now that it is there, nobody needs to send it.
-    let again = world.announces(&content).await.expect(201);
+    // The content is stored now, so it need not be sent again.
+    let again = world.declares(&content).await.expect(201);
     assert_eq!((&again.data()["upload"], &again.data()["document"]["deduplicated"]), (&Value::Null, &json!(true)));
     assert_eq!(world.count().await, 2);
 }
 
-/// Clients repeat what they had no answer to.
+/// Clients repeat requests without a response.
 #[tokio::test]
-async fn a_part_that_was_sent_twice_makes_a_document_or_is_refused_for_good() {
+async fn a_part_sent_twice_yields_a_document_or_a_permanent_failure() {
     let world = World::new().await;
     let content = content(16 * 1024 * 1024 + 5);
-    let begun = world.announces(&content).await.expect(201);
+    let begun = world.declares(&content).await.expect(201);
     world.sends(&begun, &content).await;
     world.puts(&begun.data()["parts"][1], &content[16 * 1024 * 1024..]).await.expect(200);
     let completed = world.completes(&begun).await;
@@ -174,18 +174,18 @@ async fn a_part_that_was_sent_twice_makes_a_document_or_is_refused_for_good() {
         assert!(world.downloads(completed.data()["document"]["id"].as_str().unwrap()).await == content);
         return;
     }
-    let told = completed.expect_error(400, "validation_failed").json["error"]["details"]["parts"][0].to_string();
-    assert!(told.contains("begin another upload"), "{told}");
-    let begun = world.announces(&content).await.expect(201);
+    let problem = completed.expect_error(400, "validation_failed").json["error"]["details"]["parts"][0].to_string();
+    assert!(problem.contains("begin another upload"), "{problem}");
+    let begun = world.declares(&content).await.expect(201);
     world.sends(&begun, &content).await;
     world.completes(&begun).await.expect(200);
 }
 
 #[tokio::test]
-async fn what_was_announced_is_never_believed() {
+async fn declared_size_and_hashes_are_always_verified() {
     let world = World::new().await;
-    let (told, sent) = (content(1000), content(1000));
-    let begun = world.announces(&told).await.expect(201);
+    let (declared, sent) = (content(1000), content(1000));
+    let begun = world.declares(&declared).await.expect(201);
     world.sends(&begun, &sent).await;
     let refused = world.completes(&begun).await.expect_error(409, "upload_failed");
     assert!(refused.json["error"]["message"].as_str().unwrap().contains("its SHA-256 is"), "{}", refused.json);
@@ -194,52 +194,52 @@ async fn what_was_announced_is_never_believed() {
     let id = begun.data()["upload"]["id"].as_str().unwrap().to_owned();
     let state = world.alice.get(&world.path(&format!("/uploads/{id}"))).await.expect(200);
     assert_eq!(state.data()["upload"]["state"], "failed");
-    // A failed one can be forgotten, once.
+    // A failed upload can be deleted, once.
     world.alice.delete(&world.path(&format!("/uploads/{id}"))).await.expect(200);
     world.alice.delete(&world.path(&format!("/uploads/{id}"))).await.expect_error(404, "upload_not_found");
 }
 
-/// What is in the trash, or an orphan, or another tenant's, has to be sent: nobody learns that it is there.
+/// Content in the trash, orphaned content and other tenants' content has to be sent: the response does not reveal that it is stored.
 #[tokio::test]
-async fn only_content_that_the_caller_may_read_is_already_here() {
+async fn only_content_that_the_caller_may_read_need_not_be_sent() {
     let world = World::of(TestApp::builder().trash_retention(DAY).start().await).await;
     let content = content(1000);
     let bob = world.app.user("bob").await;
     let bobs = bob.creates_tenant("Bob's").await;
     bob.uploads(&bobs, "a.bin", content.clone()).await.expect(201);
-    assert_eq!(world.announces(&content).await.expect(201).data()["document"], Value::Null);
+    assert_eq!(world.declares(&content).await.expect(201).data()["document"], Value::Null);
 
     let mine = world.alice.uploads(&world.acme, "a.bin", content.clone()).await.expect(201).id();
     world.alice.delete(&world.path(&format!("/{mine}"))).await.expect(200);
-    let begun = world.announces(&content).await.expect(201);
+    let begun = world.declares(&content).await.expect(201);
     assert_eq!(begun.data()["document"], Value::Null);
     world.sends(&begun, &content).await;
-    // Now that it was shown to be the caller's, it is stored once all the same.
+    // The caller has proved possession of the content, so it is deduplicated.
     assert_eq!(world.completes(&begun).await.expect(200).data()["document"]["deduplicated"], true);
     assert_eq!(world.objects().await.len(), 1);
 }
 
 #[tokio::test]
-async fn an_upload_in_parts_is_given_up_or_expires_without_a_trace() {
+async fn an_aborted_or_expired_multipart_upload_leaves_no_trace() {
     let world = World::of(TestApp::builder().quota(Quota { bytes: Some(2000), documents: None }).start().await).await;
     let first = content(1000);
-    let begun = world.announces(&first).await.expect(201);
+    let begun = world.declares(&first).await.expect(201);
     world.sends(&begun, &first).await;
     let tus = world.begins(1000).await;
     Reply::to(world.patch(&tus, 0, "half")).await.expect(204);
-    // Both have their reservations.
-    world.announces(b"more").await.expect_error(403, "quota_exceeded");
+    // Both uploads have reservations.
+    world.declares(b"more").await.expect_error(403, "quota_exceeded");
     world.alice.uploads(&world.acme, "a.txt", "more").await.expect_error(403, "quota_exceeded");
 
     let id = begun.data()["upload"]["id"].as_str().unwrap();
     world.alice.delete(&world.path(&format!("/uploads/{id}"))).await.expect(200);
     world.completes(&begun).await.expect_error(404, "upload_not_found");
     assert_eq!(world.reserved().await, json!(1000));
-    let fresh = world.announces(&first).await.expect(201);
+    let fresh = world.declares(&first).await.expect(201);
     world.sends(&fresh, &first).await;
     world.app.clock().advance(DAY);
     let world = World { alice: world.alice.logged_in().await, ..world };
-    // What has expired is gone for everybody and reserves nothing, before it is collected and after.
+    // Expired uploads are not found and reserve nothing, before and after their collection.
     for _ in 0..2 {
         world.completes(&fresh).await.expect_error(404, "upload_not_found");
         Reply::to(world.tus(Method::HEAD, &tus)).await.expect(404);
@@ -251,7 +251,7 @@ async fn an_upload_in_parts_is_given_up_or_expires_without_a_trace() {
 }
 
 #[tokio::test]
-async fn a_resumable_upload_goes_on_where_it_was() {
+async fn a_resumable_upload_resumes_at_its_offset() {
     let world = World::new().await;
     let content = content(9 * 1024 * 1024);
     let url = world.begins(content.len()).await;
@@ -259,20 +259,20 @@ async fn a_resumable_upload_goes_on_where_it_was() {
     assert_eq!((head.header("upload-offset"), head.header("upload-length")), ("0", content.len().to_string().as_str()));
     assert_eq!((head.header("cache-control"), head.header("tus-resumable")), ("no-store", "1.0.0"));
     assert!(head.header("upload-metadata").ends_with(",client's"));
-    // Large and small ones.
+    // Large and small chunks.
     let mut sent = 0;
     for size in [1, 8 * 1024 * 1024 + 1, 100] {
         let reply = Reply::to(world.patch(&url, sent, content[sent..sent + size].to_vec())).await.expect(204);
         sent += size;
         assert_eq!(reply.header("upload-offset"), sent.to_string());
     }
-    // At another place nothing is taken.
+    // The server rejects a wrong offset.
     for offset in [0, sent - 1, sent + 1] {
         let refused = Reply::to(world.patch(&url, offset, "x")).await.expect_error(409, "upload_offset_mismatch");
         assert_eq!(refused.json["error"]["details"]["offset"], sent);
     }
     Reply::to(world.patch(&url, sent, content[sent..].iter().copied().chain([0]).collect::<Vec<_>>())).await.expect(413);
-    // What came of it before the size was passed is here.
+    // The bytes received before the size was exceeded are stored.
     let sent: usize = world.offset(&url).await.parse().unwrap();
     let last = Reply::to(world.patch(&url, sent, content[sent..].to_vec())).await.expect(204);
     let document = last.header("content-location").rsplit('/').next().unwrap();
@@ -280,7 +280,7 @@ async fn a_resumable_upload_goes_on_where_it_was() {
     let found = world.alice.get(&world.path(&format!("/{document}"))).await.expect(200);
     assert_eq!((&found.data()["filename"], &found.data()["mime_type"]), (&json!("Über.txt"), &json!("text/plain")));
     assert_eq!(world.objects().await.len(), 1);
-    // Its end is remembered.
+    // The completed upload can still be queried.
     let head = Reply::to(world.tus(Method::HEAD, &url)).await.expect(200);
     assert_eq!(
         (head.header("upload-offset"), head.header("content-location")),
@@ -290,7 +290,7 @@ async fn a_resumable_upload_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_arrived_before_the_connection_broke_is_kept() {
+async fn bytes_received_before_a_broken_connection_are_kept() {
     let world = World::new().await;
     let url = world.begins(1_000_000).await;
     let body = stream::iter([Ok(vec![1_u8; 300_000]), Ok(vec![2; 300_000])]).chain(stream::once(async {
@@ -311,7 +311,7 @@ async fn what_arrived_before_the_connection_broke_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_who_send_the_same_bytes_one_is_counted() {
+async fn of_two_clients_sending_the_same_bytes_one_is_counted() {
     let world = World::new().await;
     for _ in 0..10 {
         let url = world.begins(20).await;
@@ -326,7 +326,7 @@ async fn of_two_who_send_the_same_bytes_one_is_counted() {
 }
 
 #[tokio::test]
-async fn checksums_are_checked_before_anything_is_kept() {
+async fn checksums_are_verified_before_bytes_are_stored() {
     let world = World::new().await;
     let url = world.begins(12).await;
     let sum = |bytes: &[u8]| format!("sha1 {}", STANDARD.encode(Sha1::digest(bytes)));
@@ -345,7 +345,7 @@ async fn checksums_are_checked_before_anything_is_kept() {
 }
 
 #[tokio::test]
-async fn tus_is_spoken_as_it_is_written() {
+async fn tus_conforms_to_the_protocol() {
     let world = World::of(TestApp::builder().max_upload_bytes(100).start().await).await;
     let described = Reply::to(world.app.stranger().request(Method::OPTIONS, &world.path("/tus"))).await.expect(204);
     assert_eq!((described.header("tus-version"), described.header("tus-max-size")), ("1.0.0", "100"));
@@ -370,7 +370,7 @@ async fn tus_is_spoken_as_it_is_written() {
     Reply::to(request).await.expect_error(415, "unsupported_media_type");
     let request = world.tus(Method::PATCH, &url).header("content-type", "application/offset+octet-stream").body("x");
     Reply::to(request).await.expect_error(400, "validation_failed");
-    // From where only POST gets through.
+    // For clients behind proxies that pass only POST.
     let request = world.tus(Method::POST, &url).header("x-http-method-override", "PATCH").header("upload-offset", "0");
     Reply::to(request.header("content-type", "application/offset+octet-stream").body("ab")).await.expect(204);
     assert_eq!(world.offset(&url).await, "2");
@@ -379,17 +379,17 @@ async fn tus_is_spoken_as_it_is_written() {
     Reply::to(world.tus(Method::HEAD, &url)).await.expect(404);
 }
 
-/// What the official clients do with an answer decides whether an upload goes on or begins again.
+/// The response decides whether the official clients resume an upload or start a new one.
 #[tokio::test]
 async fn only_an_upload_that_is_lost_looks_lost() {
     let world = World::new().await;
     let url = world.begins(10).await;
-    assert!(url.starts_with("/api/tenants/"), "relative, so that it is of the client's own scheme: {url}");
+    assert!(url.starts_with("/api/tenants/"), "relative, so that it has the client's scheme: {url}");
     let set = async |provisioning: &str| {
         let mut tx = world.app.databases().open().0.begin().await.unwrap();
         tx.execute("UPDATE tenants SET provisioning = $1", vec![provisioning.into()]).await.unwrap();
         tx.commit().await.unwrap();
-        // Something of the member changed: what the instance remembers is read again.
+        // A change of the member invalidates the instance's cache.
         world.app.services().operator.set_user_active(world.alice.id.parse::<uuid::Uuid>().unwrap().into(), true).await.unwrap();
     };
     let head = || Reply::to(world.tus(Method::HEAD, &url));
@@ -403,17 +403,17 @@ async fn only_an_upload_that_is_lost_looks_lost() {
     let none = Reply::to(world.alice.request(Method::HEAD, &url)).await.expect(412);
     assert_eq!((none.header("tus-version"), none.header("tus-resumable")), ("1.0.0", "1.0.0"));
 
-    // Whole, but no document: the client has to begin again, or it would take it for done.
+    // Complete but without a document: the client must restart, or it would assume success.
     Reply::to(world.patch(&url, 0, "0123456789")).await.expect(204);
-    world.changes("UPDATE staged_uploads SET state = 'failed', failure = 'it was damaged'").await;
+    world.executes("UPDATE staged_uploads SET state = 'failed', failure = 'it was damaged'").await;
     head().await.expect(409);
-    // Another protocol's is none of these.
-    let id = world.announces(b"x").await.expect(201).data()["upload"]["id"].as_str().unwrap().to_owned();
+    // An upload of another protocol is not found.
+    let id = world.declares(b"x").await.expect(201).data()["upload"]["id"].as_str().unwrap().to_owned();
     Reply::to(world.tus(Method::HEAD, &world.path(&format!("/tus/{id}")))).await.expect(404);
 }
 
 #[tokio::test]
-async fn browsers_of_other_origins_learn_what_is_spoken() {
+async fn browsers_of_other_origins_can_discover_tus_capabilities() {
     let api = api::Settings { cors_origins: vec!["https://app.example.com".into()], ..api::Settings::default() };
     let world = World::of(TestApp::builder().api(api).start().await).await;
     for path in [world.path("/tus"), world.begins(10).await] {
@@ -432,7 +432,7 @@ async fn browsers_of_other_origins_learn_what_is_spoken() {
 }
 
 #[tokio::test]
-async fn headers_that_say_two_things_or_nothing_are_refused() {
+async fn ambiguous_or_malformed_headers_are_rejected() {
     let world = World::new().await;
     let begin = |lengths: &[&str], metadata: &[&[u8]], more: &[(&'static str, &'static str)]| {
         let mut request = world.tus(Method::POST, &world.path("/tus"));
@@ -455,7 +455,7 @@ async fn headers_that_say_two_things_or_nothing_are_refused() {
     begin(&["5", "6"], &[name], &[]).await.expect_error(400, "validation_failed");
     begin(&["5"], &[name, name], &[]).await.expect_error(400, "validation_failed");
     begin(&["5"], &["filename YQ==,ü".as_bytes()], &[]).await.expect_error(400, "validation_failed");
-    // Ignored, these would make a document of each part of one.
+    // If they were ignored, each part would become a document.
     begin(&["5"], &[name], &[("upload-concat", "partial")]).await.expect_error(400, "validation_failed");
     begin(&[], &[name], &[("upload-defer-length", "1")]).await.expect_error(400, "validation_failed");
 
@@ -470,23 +470,23 @@ async fn headers_that_say_two_things_or_nothing_are_refused() {
 }
 
 #[tokio::test]
-async fn a_refused_announcement_leaves_nothing_at_the_storage() {
+async fn a_rejected_declaration_leaves_nothing_in_the_storage() {
     let world = World::of(TestApp::builder().quota(Quota { bytes: Some(10), documents: None }).start().await).await;
-    world.announces(&content(11)).await.expect_error(403, "quota_exceeded");
+    world.declares(&content(11)).await.expect_error(403, "quota_exceeded");
     let prefix = format!("tenants/{}", world.acme);
     let storage = world.app.objects().open();
     let unfinished: Vec<_> = storage.list_unfinished(&prefix).map(|upload| upload.unwrap().key).collect().await;
     assert_eq!(unfinished, Vec::<String>::new());
 }
 
-/// Both instances complete the same uploads, and the collector takes them for stuck.
+/// Both instances complete the same uploads while the collector considers them stuck.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_instances_and_the_collector_one_makes_the_document() {
+async fn of_two_instances_and_the_collector_one_creates_the_document() {
     let world = World::of(TestApp::builder().quota(Quota { bytes: Some(1_000_000), documents: Some(1000) }).start().await).await;
     let elsewhere = world.app.second_instance().await;
     for round in 1..=8 {
         let content = content(10_000);
-        let begun = world.announces(&content).await.expect(201);
+        let begun = world.declares(&content).await.expect(201);
         world.sends(&begun, &content).await;
         let path = world.path(&format!("/uploads/{}/complete", begun.data()["upload"]["id"].as_str().unwrap()));
         let there = world.alice.at(&elsewhere);
@@ -505,15 +505,15 @@ async fn of_two_instances_and_the_collector_one_makes_the_document() {
     assert_eq!(world.objects().await.len(), 8);
 }
 
-/// What is whole was acknowledged: it is not lost with the activity of a tenant, and its reservation stands.
+/// A complete upload was acknowledged: it survives the tenant's deactivation, and so does its reservation.
 #[tokio::test]
-async fn what_is_becoming_a_document_outlasts_an_inactive_tenant() {
+async fn a_completing_upload_survives_an_inactive_tenant() {
     let world = World::of(TestApp::builder().quota(Quota { bytes: Some(10), documents: None }).start().await).await;
     let tenant_id = world.acme.parse::<uuid::Uuid>().unwrap().into();
     let url = world.begins(10).await;
     Reply::to(world.patch(&url, 0, "01234567")).await.expect(204);
-    // As a crash leaves it, between the last part and the document.
-    world.changes("UPDATE staged_uploads SET state = 'completing', file_size = 8").await;
+    // The state after a crash between the last part and the document.
+    world.executes("UPDATE staged_uploads SET state = 'completing', file_size = 8").await;
     world.app.services().operator.set_tenant_active(tenant_id, false).await.unwrap();
     world.app.clock().advance(Duration::from_secs(120));
     world.collect().await;
@@ -525,16 +525,16 @@ async fn what_is_becoming_a_document_outlasts_an_inactive_tenant() {
     assert!(!Reply::to(world.tus(Method::HEAD, &url)).await.expect(200).header("content-location").is_empty());
 }
 
-/// Signed URLs ask for no session, so what they allow goes by what their user may now.
+/// Signed URLs need no session, so the server checks the user's current permissions.
 #[tokio::test]
-async fn a_part_is_taken_from_those_who_may_upload() {
+async fn a_part_is_accepted_only_from_users_who_may_upload() {
     let world = World::of(TestApp::builder().objects_as_files().start().await).await;
     let bob = world.app.user("bob").await;
     world.alice.invites(&bob, &world.acme, "user").await;
     let member = format!("/api/tenants/{}/users/{}", world.acme, bob.id);
     let content = content(100);
-    let announcement = json!({ "filename": "b.bin", "size": 100, "sha256": hex(&Sha256::digest(&content)) });
-    let begun = bob.post(&world.path("/uploads"), &announcement).await.expect(201);
+    let declaration = json!({ "filename": "b.bin", "size": 100, "sha256": hex(&Sha256::digest(&content)) });
+    let begun = bob.post(&world.path("/uploads"), &declaration).await.expect(201);
     let part = &begun.data()["parts"][0];
     world.puts(part, &content).await.expect(200);
     world.alice.put(&member, &json!({ "role": "viewer" })).await.expect(200);
@@ -581,12 +581,12 @@ async fn two_contents_with_the_same_md5_stay_two_files() {
     }
     assert_eq!(other.data()["deduplicated"], false);
     assert!(world.downloads(&uploaded.id()).await == first && world.downloads(&other.id()).await == second);
-    // Nor does one pass for the other when it is announced, or takes its place as a version.
+    // Neither passes for the other in a declared upload or as a new version.
     world.alice.delete(&world.path(&format!("/{}", other.id()))).await.expect(200);
-    let announcement = json!({
+    let declaration = json!({
         "filename": "second", "size": second.len(), "sha256": hex(&Sha256::digest(&second)), "md5": "79054025255fb1a26e4bc422aef54eb4",
     });
-    let begun = world.alice.post(&world.path("/uploads"), &announcement).await.expect(201);
+    let begun = world.alice.post(&world.path("/uploads"), &declaration).await.expect(201);
     assert_eq!(begun.data()["document"], Value::Null);
     world.sends(&begun, &first).await;
     world.completes(&begun).await.expect_error(409, "upload_failed");
@@ -595,17 +595,17 @@ async fn two_contents_with_the_same_md5_stay_two_files() {
     assert!(world.downloads(&uploaded.id()).await == second);
 }
 
-/// The same bytes from two tenants: nothing that one sees tells that the other has them, and neither does the time that it takes, as
-/// far as this can tell.
+/// The same bytes in two tenants: neither responses nor (as far as this test can measure) response times reveal to one tenant that
+/// the other stores them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_other_tenants_have_makes_no_difference() {
+async fn other_tenants_content_makes_no_difference() {
     let world = World::of(TestApp::builder().trash_retention(DAY).start().await).await;
     let bob = world.app.user("bob").await;
     let bobs = bob.creates_tenant("Bob's").await;
-    let kinds = ["nobody's", "another tenant's", "in the trash", "here"];
+    let kinds = ["unknown", "another tenant's", "in the trash", "here"];
     let mut times: Vec<Vec<Duration>> = vec![Vec::new(); kinds.len()];
     for _ in 0..40 {
-        // In turn, so that whatever else the machine does falls on all alike.
+        // Interleaved, so that other load on the machine affects all kinds equally.
         for (kind, times) in kinds.iter().zip(&mut times) {
             let content = content(2000);
             match *kind {
@@ -619,7 +619,7 @@ async fn what_other_tenants_have_makes_no_difference() {
                 _ => {}
             }
             let began = std::time::Instant::now();
-            let begun = world.announces(&content).await.expect(201);
+            let begun = world.declares(&content).await.expect(201);
             times.push(began.elapsed());
             assert_eq!(begun.data()["document"].is_null(), *kind != "here", "{kind}");
         }
@@ -631,12 +631,12 @@ async fn what_other_tenants_have_makes_no_difference() {
             times[times.len() / 2].as_secs_f64()
         })
         .collect();
-    let (of_nobody, ratios) = (medians[0], medians.iter().map(|median| median / medians[0]).collect::<Vec<_>>());
-    println!("a median of {of_nobody:.6} s; as ratios: {kinds:?} {ratios:.3?}");
+    let (unknown, ratios) = (medians[0], medians.iter().map(|median| median / medians[0]).collect::<Vec<_>>());
+    println!("a median of {unknown:.6} s; as ratios: {kinds:?} {ratios:.3?}");
     for (kind, ratio) in kinds[..3].iter().zip(&ratios) {
-        assert!((0.67..1.5).contains(ratio), "{kind}: {ratio:.3} of the time of what nobody has");
+        assert!((0.67..1.5).contains(ratio), "{kind}: {ratio:.3} of the time of unknown content");
     }
-    // Uploaded whole, it is stored for each of them.
+    // A plain upload is stored separately for each tenant.
     let content = content(2000);
     let first = bob.uploads(&bobs, "a", content.clone()).await.expect(201);
     let second = world.alice.uploads(&world.acme, "a", content).await.expect(201);

@@ -1,5 +1,5 @@
 //! Versions and the trash.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ async fn alice_in_acme(app: &TestApp) -> (Persona, String) {
     (alice, acme)
 }
 
-/// Somebody's document.
-struct Of<'a>(&'a Persona, &'a str, String);
+/// A document with its owner and tenant.
+struct OwnedDocument<'a>(&'a Persona, &'a str, String);
 
-impl Of<'_> {
+impl OwnedDocument<'_> {
     fn path(&self, rest: &str) -> String {
         format!("/api/tenants/{}/documents/{}{rest}", self.1, self.2)
     }
@@ -58,20 +58,20 @@ async fn collect(app: &TestApp) -> services::Collected {
 }
 
 #[tokio::test]
-async fn a_document_keeps_its_former_contents() {
+async fn a_document_keeps_its_former_versions() {
     let app = TestApp::new().await;
     let (alice, acme) = alice_in_acme(&app).await;
     let uploaded = alice.uploads(&acme, "a.txt", "one").await.expect(201);
     let first = uploaded.header("etag").to_owned();
-    let document = Of(&alice, &acme, uploaded.id());
+    let document = OwnedDocument(&alice, &acme, uploaded.id());
     assert_eq!(alice.get(&document.path("")).await.header("etag"), first);
 
     let replaced = document.replace("two!", Some(&first)).await.expect(200);
     assert_eq!((&replaced.data()["version"], &replaced.data()["mime_type"]), (&json!(2), &json!("text/markdown")));
     assert_eq!(alice.get(&document.path("")).await.header("etag"), replaced.header("etag"));
-    // Somebody else knows only the first version: nothing is lost.
+    // Another client knows only the first version: its write must not overwrite the second.
     document.replace("three", Some(&first)).await.expect_error(412, "precondition_failed");
-    // The same again changes nothing.
+    // Identical content changes nothing.
     let again = document.replace("two!", None).await.expect(200);
     assert_eq!((&again.data()["version"], again.header("etag")), (&json!(2), replaced.header("etag")));
     assert_eq!(document.versions().await, [(2, "text/markdown".to_owned(), 4), (1, "text/plain".to_owned(), 3)]);
@@ -80,7 +80,7 @@ async fn a_document_keeps_its_former_contents() {
         ("one".into(), "two!".into(), "two!".into())
     );
 
-    // What only a former version refers to is no garbage, and no orphan.
+    // A file that only a former version uses is neither garbage nor orphaned.
     assert_eq!(collect(&app).await.files, 0);
     let file = uploaded.data()["file_id"].as_str().unwrap();
     let file = alice.get(&format!("/api/tenants/{acme}/files/{file}")).await.expect(200);
@@ -98,10 +98,10 @@ async fn a_document_keeps_its_former_contents() {
 }
 
 #[tokio::test]
-async fn only_so_many_versions_are_kept() {
+async fn versions_beyond_the_maximum_are_purged() {
     let app = TestApp::builder().versions_kept(2).start().await;
     let (alice, acme) = alice_in_acme(&app).await;
-    let document = Of(&alice, &acme, alice.uploads(&acme, "a.txt", "1").await.expect(201).id());
+    let document = OwnedDocument(&alice, &acme, alice.uploads(&acme, "a.txt", "1").await.expect(201).id());
     for content in ["22", "333", "4444"] {
         document.replace(content, None).await.expect(200);
     }
@@ -113,14 +113,14 @@ async fn only_so_many_versions_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_who_know_the_same_version_one_wins() {
+async fn of_concurrent_writers_of_one_version_one_wins() {
     let app = TestApp::new().await;
     let (alice, acme) = alice_in_acme(&app).await;
     for round in 0..10 {
         let uploaded = alice.uploads(&acme, "a.txt", format!("round {round}")).await.expect(201);
         let etag = uploaded.header("etag").to_owned();
-        let document = Of(&alice, &acme, uploaded.id());
-        let contents = ["ours", "theirs", "somebody's", "nobody's"];
+        let document = OwnedDocument(&alice, &acme, uploaded.id());
+        let contents = ["first", "second", "third", "fourth"];
         let replies = join_all(contents.iter().map(|content| document.replace(content, Some(&etag)))).await;
         let winners: Vec<_> = (0..contents.len()).filter(|n| replies[*n].status == 200).collect();
         assert_eq!(winners.len(), 1, "{:?}", replies.iter().map(|reply| reply.status).collect::<Vec<_>>());
@@ -131,10 +131,10 @@ async fn of_two_who_know_the_same_version_one_wins() {
 }
 
 #[tokio::test]
-async fn what_is_no_content_is_refused() {
+async fn invalid_content_is_rejected() {
     let app = TestApp::builder().max_upload_bytes(10).start().await;
     let (alice, acme) = alice_in_acme(&app).await;
-    let document = Of(&alice, &acme, alice.uploads(&acme, "a.txt", "one").await.expect(201).id());
+    let document = OwnedDocument(&alice, &acme, alice.uploads(&acme, "a.txt", "one").await.expect(201).id());
     document.replace("", None).await.expect_error(400, "validation_failed");
     document.replace("more than ten bytes", None).await.expect_error(413, "payload_too_large");
     let form = reqwest::multipart::Form::new().text("file", "x");
@@ -142,23 +142,23 @@ async fn what_is_no_content_is_refused() {
     Reply::to(sent).await.expect_error(415, "unsupported_media_type");
     let sent = alice.request(Method::PUT, &document.path("/content")).header("content-type", "nonsense").body("x");
     Reply::to(sent).await.expect_error(400, "validation_failed");
-    // What a client says that doesn't know keeps the type.
+    // The default type of a client keeps the document's type.
     let sent = alice.request(Method::PUT, &document.path("/content")).header("content-type", "application/octet-stream").body("x");
     assert_eq!(Reply::to(sent).await.expect(200).data()["mime_type"], "text/plain");
     assert_eq!(document.versions().await.len(), 2);
 }
 
 #[tokio::test]
-async fn deleted_documents_can_be_brought_back_for_a_time() {
+async fn deleted_documents_can_be_restored_for_a_time() {
     let app = TestApp::builder().trash_retention(DAY).start().await;
     let (alice, acme) = alice_in_acme(&app).await;
-    let document = Of(&alice, &acme, alice.uploads(&acme, "a.txt", "one").await.expect(201).id());
+    let document = OwnedDocument(&alice, &acme, alice.uploads(&acme, "a.txt", "one").await.expect(201).id());
     document.replace("two", None).await.expect(200);
     let stale = document.0.request(Method::DELETE, &document.path("")).header("if-match", "\"1-0\"");
     Reply::to(stale).await.expect_error(412, "precondition_failed");
     alice.delete(&document.path("")).await.expect(200);
 
-    // To everything but the trash it is gone.
+    // Only the trash still shows it.
     for path in ["", "/download", "/versions", "/versions/1/download"] {
         alice.get(&document.path(path)).await.expect_error(404, "document_not_found");
     }
@@ -176,7 +176,7 @@ async fn deleted_documents_can_be_brought_back_for_a_time() {
     Reply::to(alice.request(Method::POST, &restore)).await.expect_error(404, "document_not_found");
     assert_eq!((document.content().await, document.content_of(1).await), ("two".into(), "one".into()));
 
-    // When its time is over it goes with all versions; not before.
+    // It is purged with all versions when its retention ends, not before.
     alice.delete(&document.path("")).await.expect(200);
     app.clock().advance(DAY - Duration::from_secs(1));
     assert_eq!(collect(&app).await.documents, 0);

@@ -1,4 +1,4 @@
-//! The demonstration of the bus, without a broker.
+//! The demo of the event bus, without a broker.
 
 use serde_json::json;
 use testkit::TestApp;
@@ -7,7 +7,7 @@ const PRODUCE: &str = "/api/demo/kafka/produce";
 const CONSUME: &str = "/api/demo/kafka/consume";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_sent_is_received_the_latest_first() {
+async fn published_messages_are_received_newest_first() {
     let app = TestApp::new().await;
     let (alice, bob) = (app.user("alice").await, app.user("bob").await);
     let empty = alice.get(CONSUME).await.expect(200);
@@ -27,7 +27,7 @@ async fn what_is_sent_is_received_the_latest_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_topics_of_the_demonstration_are_sent_to() {
+async fn only_demo_topics_are_accepted() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     for topic in ["", "demo.", "audit.log", "demo", "xdemo.a", "demo.a b", "demo.ä", &format!("demo.{}", "a".repeat(60))] {

@@ -1,3 +1,3 @@
-//! Events as clients see them.
+//! Routes built on events.
 
 mod demo;

@@ -24,7 +24,7 @@ async fn members_are_added_by_id_or_by_address() {
 }
 
 #[tokio::test]
-async fn what_is_no_new_member_is_refused() {
+async fn invalid_new_members_are_rejected() {
     let app = TestApp::new().await;
     let (alice, bob) = (app.user("alice").await, app.user("bob").await);
     let acme = alice.creates_tenant("Acme").await;
@@ -47,7 +47,7 @@ async fn what_is_no_new_member_is_refused() {
 }
 
 #[tokio::test]
-async fn roles_decide_and_change_at_once() {
+async fn role_changes_take_effect_at_once() {
     let app = TestApp::new().await;
     let (alice, bob) = (app.user("alice").await, app.user("bob").await);
     let acme = alice.creates_tenant("Acme").await;
@@ -84,7 +84,7 @@ async fn a_tenant_keeps_an_admin() {
 }
 
 #[tokio::test]
-async fn members_leave_by_themselves_and_remove_nobody_else() {
+async fn members_can_leave_but_not_remove_others() {
     let app = TestApp::new().await;
     let (alice, bob, carol) = (app.user("alice").await, app.user("bob").await, app.user("carol").await);
     let acme = alice.creates_tenant("Acme").await;

@@ -1,4 +1,4 @@
-//! Tenants, their members and their quotas.
+//! Tenants, members and quotas.
 
 mod members;
 mod quotas;

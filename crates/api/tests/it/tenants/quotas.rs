@@ -1,5 +1,5 @@
-//! Quotas, and requests that are done once.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+//! Quotas and idempotent requests.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -24,13 +24,13 @@ async fn storage(alice: &Persona, acme: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_quota_of_bytes_counts_different_contents_and_says_what_is_short() {
+async fn a_byte_quota_counts_distinct_content_and_reports_usage() {
     let (app, alice, acme) = app_with(Some(10), None).await;
     let first = alice.uploads(&acme, "a", "12345").await.expect(201).id();
     let refused = alice.uploads(&acme, "b", "123456").await.expect_error(403, "quota_exceeded");
     let figures = json!({ "unit": "bytes", "quota": 10, "used": 5, "reserved": 0, "needed": 6 });
     assert_eq!(refused.json["error"]["details"], figures);
-    // What is there already takes no more room; what just fits, fits.
+    // Stored content takes no more space; content that exactly fits is accepted.
     alice.uploads(&acme, "c", "12345").await.expect(201);
     alice.uploads(&acme, "d", "abcde").await.expect(201);
     alice.uploads(&acme, "e", "x").await.expect_error(403, "quota_exceeded");
@@ -46,7 +46,7 @@ async fn a_quota_of_bytes_counts_different_contents_and_says_what_is_short() {
     let listed = alice.get(&format!("/api/tenants/{acme}/files?include_stats=true")).await;
     assert_eq!(listed.data()["storage"], figures);
 
-    // The operator gives this tenant more, and then everything.
+    // The operator raises the tenant's quota, then removes it.
     let tenant = acme.parse().unwrap();
     let limits = QuotaLimits { bytes: Limit::AtMost(11), ..QuotaLimits::default() };
     app.services().operator.set_limits(tenant, limits).await.unwrap();
@@ -58,7 +58,7 @@ async fn a_quota_of_bytes_counts_different_contents_and_says_what_is_short() {
 }
 
 #[tokio::test]
-async fn a_quota_of_documents_counts_the_trash_until_it_is_emptied() {
+async fn a_document_quota_counts_the_trash_until_it_is_emptied() {
     let (_app, alice, acme) = app_with(None, Some(2)).await;
     let first = alice.uploads(&acme, "a", "same").await.expect(201).id();
     alice.uploads(&acme, "b", "same").await.expect(201);
@@ -74,9 +74,9 @@ async fn a_quota_of_documents_counts_the_trash_until_it_is_emptied() {
     alice.uploads(&acme, "c", "same").await.expect(201);
 }
 
-/// Planted: the quota is not locked before it is counted. On PostgreSQL 4 or more of the 8 get through.
+/// Seeded fault: the quota is not locked before counting. On PostgreSQL 4 or more of the 8 succeed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn uploads_at_once_do_not_pass_the_quota_together() {
+async fn concurrent_uploads_do_not_exceed_the_quota() {
     let (app, alice, acme) = app_with(Some(100_000), None).await;
     for round in 0..5 {
         let contents = (0..8).map(|n| format!("{round}{n}").repeat(15_000).into_bytes());
@@ -93,7 +93,7 @@ async fn uploads_at_once_do_not_pass_the_quota_together() {
     }
 }
 
-/// An upload with a key.
+/// An upload with an idempotency key.
 async fn upload(alice: &Persona, acme: &str, key: &str, name: &str, content: &'static str) -> Reply {
     let part = Part::bytes(content.as_bytes()).file_name(name.to_owned()).mime_str("text/plain").unwrap();
     let request = alice.request(Method::POST, &format!("/api/tenants/{acme}/documents")).header("idempotency-key", key);
@@ -101,12 +101,12 @@ async fn upload(alice: &Persona, acme: &str, key: &str, name: &str, content: &'s
 }
 
 #[tokio::test]
-async fn a_request_with_a_key_is_done_once() {
+async fn a_request_with_a_key_is_executed_once() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let acme = alice.creates_tenant("Acme").await;
     let first = upload(&alice, &acme, "k1", "a.txt", "one").await.expect(201);
-    // The document changes and even goes; the answer stays.
+    // The document changes and is deleted; the stored response stays.
     let path = format!("/api/tenants/{acme}/documents/{}", first.id());
     alice.put(&path, &json!({ "filename": "b.txt" })).await.expect(200);
     let again = upload(&alice, &acme, "\"k1\"", "a.txt", "one").await.expect(201);
@@ -121,14 +121,14 @@ async fn a_request_with_a_key_is_done_once() {
     for key in ["", "a b", &"x".repeat(256)] {
         upload(&alice, &acme, key, "a.txt", "one").await.expect_error(400, "validation_failed");
     }
-    // Keys are each user's own.
+    // Keys are scoped to the user.
     let bob = app.user("bob").await;
     alice.invites(&bob, &acme, "user").await;
     upload(&bob, &acme, "k1", "a.txt", "two").await.expect(201);
-    // What failed may be sent again.
+    // A failed request may be retried with its key.
     upload(&alice, &acme, "k2", "a.txt", "").await.expect_error(400, "validation_failed");
     upload(&alice, &acme, "k2", "a.txt", "one").await.expect(201);
-    // After a day the key is as new.
+    // After a day the key can be reused.
     app.clock().advance(Duration::from_secs(24 * 3600));
     let alice = alice.logged_in().await;
     let later = upload(&alice, &acme, "k1", "other.txt", "other").await.expect(201);
@@ -137,22 +137,22 @@ async fn a_request_with_a_key_is_done_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_same_request_at_once_is_done_once() {
+async fn concurrent_identical_requests_are_executed_once() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let acme = alice.creates_tenant("Acme").await;
     for round in 0..5 {
         let key = format!("k{round}");
         let replies = join_all((0..8).map(|_| upload(&alice, &acme, &key, "a.txt", "content"))).await;
-        let answers: BTreeSet<_> = replies.into_iter().map(|reply| reply.expect(201).bytes).collect();
-        assert_eq!(answers.len(), 1);
+        let responses: BTreeSet<_> = replies.into_iter().map(|reply| reply.expect(201).bytes).collect();
+        assert_eq!(responses.len(), 1);
     }
     let listed = alice.get(&format!("/api/tenants/{acme}/documents")).await;
     assert_eq!(listed.json["data"]["pagination"]["total"], 5);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_tenant_is_made_once() {
+async fn a_tenant_is_created_once() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let create = async |name: &str| {
@@ -162,7 +162,7 @@ async fn a_tenant_is_made_once() {
     let replies = join_all((0..8).map(|_| create("Acme"))).await;
     let made: BTreeSet<_> = replies.iter().filter(|reply| reply.status == 201).map(|reply| reply.bytes.clone()).collect();
     assert_eq!(made.len(), 1);
-    // Who came while it was being made is told so, and to come back.
+    // Requests during the creation fail with a conflict and Retry-After.
     for reply in replies.iter().filter(|reply| reply.status != 201) {
         assert_eq!((reply.status.as_u16(), reply.code()), (409, "idempotency_key_in_use"));
         assert_eq!(reply.header("retry-after"), "2");

@@ -4,7 +4,7 @@ use serde_json::json;
 use testkit::TestApp;
 
 #[tokio::test]
-async fn a_tenant_is_ready_when_it_answers() {
+async fn a_created_tenant_is_ready_at_once() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let made = alice.post("/api/tenants", &json!({ "name": " Acme Corp. " })).await.expect(201);
@@ -39,7 +39,7 @@ async fn names_need_not_be_unique_but_databases_are() {
 }
 
 #[tokio::test]
-async fn bad_names_are_refused() {
+async fn bad_names_are_rejected() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     for body in
@@ -82,7 +82,7 @@ async fn lists_show_the_newest_membership_first_in_pages() {
 }
 
 #[tokio::test]
-async fn pages_out_of_bounds_are_refused() {
+async fn pages_out_of_bounds_are_rejected() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     for query in [
@@ -109,7 +109,7 @@ async fn pages_out_of_bounds_are_refused() {
 }
 
 #[tokio::test]
-async fn a_deactivated_tenant_is_closed_but_for_its_admins_own_view() {
+async fn only_admins_can_view_a_deactivated_tenant() {
     let app = TestApp::new().await;
     let (alice, bob) = (app.user("alice").await, app.user("bob").await);
     let acme = alice.creates_tenant("Acme").await;
@@ -132,7 +132,7 @@ async fn a_deactivated_tenant_is_closed_but_for_its_admins_own_view() {
 }
 
 #[tokio::test]
-async fn a_foreign_tenant_answers_like_an_absent_one() {
+async fn a_foreign_tenant_is_indistinguishable_from_an_absent_one() {
     let app = TestApp::new().await;
     let (alice, eve) = (app.user("alice").await, app.user("eve").await);
     let acme = alice.creates_tenant("Acme").await;
@@ -145,7 +145,7 @@ async fn a_foreign_tenant_answers_like_an_absent_one() {
 }
 
 #[tokio::test]
-async fn ids_that_are_no_uuids_are_refused() {
+async fn ids_that_are_not_uuids_are_rejected() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     for id in ["1", "x", "..%2f", "%00", "01900000000070008000000000000000", "{01900000-0000-7000-8000-000000000000}", "%ff"] {
