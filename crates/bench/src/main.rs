@@ -123,7 +123,7 @@ fn main() -> Result<()> {
 /// Runs a benchmark in an empty environment and prints its report.
 async fn run(options: &Options, measure: impl AsyncFnOnce(&Environment, &Tenantry, Duration) -> Result<Report>) -> Result<()> {
     let program = options.tenantry.clone().map_or_else(default_program, Ok)?;
-    ensure!(program.is_file(), "{} is missing: cargo build --release -p tenantry -p bench", program.display());
+    ensure!(program.is_file(), "{} is missing: cargo build --profile dist -p tenantry -p bench", program.display());
     let environment = Environment::create(&options.directory, &options.database).await?;
     let report = measure(&environment, &environment.tenantry(program), Duration::from_secs(options.seconds)).await;
     environment.remove().await?;

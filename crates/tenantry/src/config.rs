@@ -74,9 +74,11 @@ impl Config {
     /// Reads the environment of the process and the `.env` of its working directory.
     ///
     /// # Errors
-    /// The first variable that is unknown, malformed or unsafe.
+    /// The first variable that is unknown, malformed, unsafe, or needs what this program was built without.
     pub fn from_process() -> Result<Self, ConfigError> {
-        Self::load(process_environment(), Path::new("."))
+        let config = Self::load(process_environment(), Path::new("."))?;
+        config.kafka.as_ref().map_or(Ok(()), kafka::check_support)?;
+        Ok(config)
     }
 
     /// Reads the given environment and the `.env` of the given working directory; the environment takes precedence. Relative

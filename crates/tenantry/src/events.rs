@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
-use api::metrics::Probe;
-use services::{DemoBus, DemoInProcess, Services};
+use api::Probe;
+use services::{DemoBus, DemoInProcess, EventServices};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use worker::{Bus, InProcess, KafkaSettings, Relay};
@@ -18,7 +18,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When the configuration names Kafka and this program was built without it, or Kafka's settings are invalid.
-pub fn bus(config: &Config, services: &Services) -> Result<Arc<dyn Bus>> {
+pub fn bus(config: &Config, services: &EventServices) -> Result<Arc<dyn Bus>> {
     match &config.kafka {
         None => Ok(Arc::new(InProcess::new(services.clone()))),
         Some(settings) => kafka::bus(settings, services),
@@ -53,7 +53,7 @@ pub struct Publishing {
 
 impl Publishing {
     /// Starts publishing on a bus.
-    pub fn start(services: &Services, bus: Arc<dyn Bus>) -> Self {
+    pub fn start(services: &EventServices, bus: Arc<dyn Bus>) -> Self {
         let stop = CancellationToken::new();
         Self { relay: tokio::spawn(Relay::new(services.clone(), bus).run(stop.clone())), stop }
     }
@@ -71,7 +71,7 @@ impl Publishing {
 ///
 /// # Errors
 /// As [`bus`], or when subscribing to the topics fails.
-pub async fn work(settings: &KafkaSettings, services: &Services, stop: CancellationToken) -> Result<()> {
+pub async fn work(settings: &KafkaSettings, services: &EventServices, stop: CancellationToken) -> Result<()> {
     kafka::work(settings, services, stop).await
 }
 
@@ -83,12 +83,12 @@ mod kafka {
     use tokio_util::task::AbortOnDropHandle;
     use worker::{DeadLetterTopic, KafkaBus, KafkaDemo, KafkaProbe, KafkaWorker};
 
-    use super::{Arc, Bus, CancellationToken, DemoBus, InProcess, KafkaSettings, Probe, Publishing, Result, Services};
+    use super::{Arc, Bus, CancellationToken, DemoBus, EventServices, InProcess, KafkaSettings, Probe, Publishing, Result};
 
     /// The context of errors of the client library.
     const SETTINGS: &str = "set up Kafka (check the settings KAFKA_*)";
 
-    pub(super) fn bus(settings: &KafkaSettings, services: &Services) -> Result<Arc<dyn Bus>> {
+    pub(super) fn bus(settings: &KafkaSettings, services: &EventServices) -> Result<Arc<dyn Bus>> {
         let bus = KafkaBus::new(settings.clone(), services.clone()).context(SETTINGS)?;
         let settings = settings.clone();
         tokio::spawn(async move { settings.make_topics().await });
@@ -107,7 +107,7 @@ mod kafka {
         }))
     }
 
-    pub(super) async fn work(settings: &KafkaSettings, services: &Services, stop: CancellationToken) -> Result<()> {
+    pub(super) async fn work(settings: &KafkaSettings, services: &EventServices, stop: CancellationToken) -> Result<()> {
         let bus = Arc::new(KafkaBus::new(settings.clone(), services.clone()).context(SETTINGS)?);
         let dead_letters = Arc::clone(&bus) as Arc<dyn DeadLetterTopic>;
         let handler = Arc::new(InProcess::with_dead_letter_topic(services.clone(), dead_letters));
@@ -129,11 +129,11 @@ mod kafka {
 /// Fails in a program that was built without Kafka.
 #[cfg(not(feature = "kafka"))]
 mod kafka {
-    use super::{Arc, Bus, CancellationToken, DemoBus, KafkaSettings, Probe, Result, Services};
+    use super::{Arc, Bus, CancellationToken, DemoBus, EventServices, KafkaSettings, Probe, Result};
 
     const MISSING: &str = "this program was built without Kafka (the cargo feature `kafka`), but KAFKA_BOOTSTRAP_SERVERS is set";
 
-    pub(super) fn bus(_: &KafkaSettings, _: &Services) -> Result<Arc<dyn Bus>> {
+    pub(super) fn bus(_: &KafkaSettings, _: &EventServices) -> Result<Arc<dyn Bus>> {
         anyhow::bail!(MISSING)
     }
 
@@ -145,7 +145,7 @@ mod kafka {
         anyhow::bail!(MISSING)
     }
 
-    pub(super) async fn work(_: &KafkaSettings, _: &Services, _: CancellationToken) -> Result<()> {
+    pub(super) async fn work(_: &KafkaSettings, _: &EventServices, _: CancellationToken) -> Result<()> {
         anyhow::bail!(MISSING)
     }
 }

@@ -43,7 +43,7 @@ pub struct Arguments {
 /// # Errors
 /// When the main database is unavailable.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     let Arguments { action, user, tenant, from, to, page, json } = arguments;
     let filter = AuditFilter { action: action.clone(), user_id: *user, from: *from, to: *to };
     let request = PageRequest::parse(Some(*page), Some(PageRequest::MAX_PER_PAGE.into()), &mut FieldErrors::default());

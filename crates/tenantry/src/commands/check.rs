@@ -27,7 +27,7 @@ pub struct Arguments {
 /// # Errors
 /// When the data directory cannot be used.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     let mut dependencies = services.check_dependencies().await;
     if let Some(probe) = events::probe(config)? {
         dependencies.push(probe().await);

@@ -35,7 +35,7 @@ pub enum Command {
 /// # Errors
 /// When there is no such event or tenant, or a database is unavailable.
 pub async fn run(config: &Config, command: &Command) -> Result<ExitCode> {
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     match command {
         Command::Status { json } => status::run(&services, *json).await?,
         Command::Tail(arguments) => tail::run(&services, arguments).await?,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use services::{Collected, Services};
+use services::{Collected, OperatorServices};
 
 use crate::{
     assembly::assemble,
@@ -41,7 +41,7 @@ struct Outcome {
 /// # Errors
 /// When the main database is unavailable.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     let outcome = collect(&services, arguments).await?;
     if arguments.json {
         print_json(&outcome_json(&outcome, arguments.dry_run));
@@ -51,7 +51,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     Ok(if outcome.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn collect(services: &Services, Arguments { dry_run, tenant, .. }: &Arguments) -> Result<Outcome> {
+async fn collect(services: &OperatorServices, Arguments { dry_run, tenant, .. }: &Arguments) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     for tenant in find_selected(services, tenant.as_deref()).await? {
         let result = if *dry_run { services.find_garbage(&tenant).await } else { services.collect_garbage(&tenant).await };

@@ -10,7 +10,7 @@ use database::MainDatabase;
 use dialoguer::{Input, Password};
 use domain::{Email, NewPassword, PersonName, TenantName, User};
 use secrecy::{ExposeSecret, SecretString};
-use services::{Registration, Services};
+use services::{OperatorServices, Registration, Services};
 
 use crate::{
     assembly::assemble,
@@ -47,7 +47,7 @@ pub struct Arguments {
 /// When a value is missing or invalid, or a dependency is unavailable.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     let prompt = Prompt { interactive: !arguments.non_interactive && stdin().is_terminal() };
-    let (services, main) = assemble(config)?;
+    let (Services { operator: services, .. }, main) = assemble(config)?;
     if arguments.drop_all {
         confirm(&prompt, arguments)?;
         drop_all(&services, &main).await?;
@@ -64,7 +64,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn drop_all(services: &Services, main: &MainDatabase) -> Result<()> {
+async fn drop_all(services: &OperatorServices, main: &MainDatabase) -> Result<()> {
     main.migrate().await.context("migrate the main database")?;
     let dropped = services.drop_everything().await.context("drop the tenant databases and objects")?;
     main.erase().await.context("drop the tables of the main database")?;
@@ -80,7 +80,7 @@ fn confirm(prompt: &Prompt, arguments: &Arguments) -> Result<()> {
     if typed == CONFIRMATION { Ok(()) } else { bail!("nothing was dropped: the confirmation is {CONFIRMATION:?}") }
 }
 
-async fn create_admin(services: &Services, prompt: &Prompt, given: &FirstUser) -> Result<User> {
+async fn create_admin(services: &OperatorServices, prompt: &Prompt, given: &FirstUser) -> Result<User> {
     let email = prompt.text("E-mail address", given.email.as_ref(), "ADMIN_EMAIL")?;
     let email = Email::parse(&email).map_err(|problem| anyhow!("ADMIN_EMAIL {problem}"))?;
     if let Some(user) = services.find_user_by_email(&email).await? {
@@ -96,12 +96,12 @@ async fn create_admin(services: &Services, prompt: &Prompt, given: &FirstUser) -
         first_name: PersonName::parse(&first_name).map_err(|problem| anyhow!("ADMIN_FIRST_NAME {problem}"))?,
         last_name: PersonName::parse(&last_name).map_err(|problem| anyhow!("ADMIN_LAST_NAME {problem}"))?,
     };
-    let user = services.register_user(registration).await?;
+    let user = services.create_user(registration).await?;
     print(format_args!("Created user {}.", user.email));
     Ok(user)
 }
 
-async fn create_test_tenant(services: &Services, prompt: &Prompt, given: &FirstUser, admin: &User) -> Result<()> {
+async fn create_test_tenant(services: &OperatorServices, prompt: &Prompt, given: &FirstUser, admin: &User) -> Result<()> {
     let name = prompt.text("Name of the test tenant", given.tenant_name.as_ref(), "TEST_TENANT_NAME")?;
     let name = TenantName::parse(&name).map_err(|problem| anyhow!("TEST_TENANT_NAME {problem}"))?;
     let known = services.list_all_tenants().await?;

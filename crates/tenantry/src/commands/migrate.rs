@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use domain::Wave;
-use services::{MigrationPlan, Services};
+use services::{MigrationPlan, OperatorServices, Services};
 
 use self::progress::Progress;
 use crate::{
@@ -88,7 +88,7 @@ impl Options {
 /// # Errors
 /// When the main database cannot be migrated.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
-    let (services, main) = assemble(config)?;
+    let (Services { operator: services, .. }, main) = assemble(config)?;
     match &arguments.command {
         Some(Command::Status { json }) => status::run(&services, *json).await,
         Some(Command::Release { tenant }) => status::lift_quarantine(&services, &find(&services, &tenant.tenant).await?).await,
@@ -101,7 +101,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     }
 }
 
-async fn migrate(services: &Services, options: &Options) -> Result<ExitCode> {
+async fn migrate(services: &OperatorServices, options: &Options) -> Result<ExitCode> {
     let mut only = Vec::new();
     for name in &options.tenant {
         let id = find(services, name).await?.id;

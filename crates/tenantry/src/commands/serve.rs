@@ -3,12 +3,10 @@
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use api::{
-    Router, metrics,
-    server::{self, Limits},
-};
+use api::{Router, metrics};
 use domain::SystemClock;
-use services::{Collected, DependencyStatus, Services};
+use http_server::Limits;
+use services::{Collected, DependencyStatus, OperatorServices, Services};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -42,29 +40,29 @@ const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
 /// When the address is in use or the main database cannot be migrated.
 pub async fn run(config: &Config) -> Result<ExitCode> {
     raise_descriptor_limit();
-    let (services, main) = assemble(config)?;
+    let (Services { users, operator, events: event_services }, main) = assemble(config)?;
     let listener = listen(SocketAddr::new(config.server.host, config.server.port), "HOST, PORT")?;
     let address = listener.local_addr()?;
     main.migrate().await.context("migrate the main database")?;
-    for DependencyStatus { name, problem } in services.find_unknown_servers().await? {
+    for DependencyStatus { name, problem } in operator.find_unknown_servers().await? {
         tracing::warn!("{name}: {}", problem.as_ref().map_or_else(String::new, describe));
     }
-    let app = api::router(services.clone(), Arc::new(SystemClock), api_settings(config)?);
+    let app = api::router(users.clone(), Arc::new(SystemClock), api_settings(config)?);
     let limits =
         Limits { max_connections: config.server.max_connections, shutdown_grace: config.server.shutdown_grace, ..Limits::default() };
     let stop = CancellationToken::new();
     stop_on_signals(&stop, "finishing requests in flight")?;
-    serve_metrics(config, metrics::router(services.clone()), &stop)?;
-    let publishing = Publishing::start(&services, events::bus(config, &services)?);
-    let maintenance = tokio::spawn(run_maintenance(services.clone(), config.documents.garbage_interval));
+    serve_metrics(config, metrics::router(users), &stop)?;
+    let publishing = Publishing::start(&event_services, events::bus(config, &event_services)?);
+    let maintenance = tokio::spawn(run_maintenance(operator.clone(), config.documents.garbage_interval));
     tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
-    let report = server::serve(listener, app, limits, stop).await;
+    let report = http_server::serve(listener, app, limits, stop).await;
     // After the last request, to publish the events of all requests.
     publishing.stop().await;
     maintenance.abort();
     // Waits for the end of the task, so that other instances can resume its work at once.
     let _was_aborted = maintenance.await;
-    release_leases(&services).await;
+    release_leases(&operator).await;
     tracing::info!(connections_cut = report.connections_cut, "stopped");
     Ok(ExitCode::SUCCESS)
 }
@@ -83,7 +81,7 @@ fn api_settings(config: &Config) -> Result<api::Settings> {
 }
 
 /// Releases this instance's leases, so that other instances can take them at once.
-pub(super) async fn release_leases(services: &Services) {
+pub(super) async fn release_leases(services: &OperatorServices) {
     if !matches!(timeout(RELEASE_TIMEOUT, services.release_leases()).await, Ok(Ok(()))) {
         tracing::warn!("could not release this instance's leases; they will expire");
     }
@@ -95,7 +93,7 @@ pub(super) fn serve_metrics(config: &Config, page: Router, stop: &CancellationTo
         let listener = listen(address, "METRICS_ADDRESS")?;
         tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
         let limits = Limits { max_connections: MAX_METRICS_CONNECTIONS, shutdown_grace: METRICS_GRACE, ..Limits::default() };
-        tokio::spawn(server::serve(listener, page, limits, stop.clone()));
+        tokio::spawn(http_server::serve(listener, page, limits, stop.clone()));
     }
     Ok(())
 }
@@ -124,7 +122,7 @@ pub(super) fn stop_on_signals(stop: &CancellationToken, message: &'static str) -
 }
 
 /// Runs the maintenance tasks, each at its own interval.
-async fn run_maintenance(services: Services, garbage_interval: Duration) {
+async fn run_maintenance(services: OperatorServices, garbage_interval: Duration) {
     tokio::join!(
         collect_garbage(&services, garbage_interval),
         services.follow_access_changes(),
@@ -138,7 +136,7 @@ async fn run_maintenance(services: Services, garbage_interval: Duration) {
 }
 
 /// Collects garbage at an interval; not at the start, when the server has other work.
-async fn collect_garbage(services: &Services, interval: Duration) {
+async fn collect_garbage(services: &OperatorServices, interval: Duration) {
     if interval.is_zero() {
         return;
     }
@@ -153,29 +151,29 @@ async fn collect_garbage(services: &Services, interval: Duration) {
     .await;
 }
 
-async fn resume_provisioning(services: Services) -> domain::Result<()> {
+async fn resume_provisioning(services: OperatorServices) -> domain::Result<()> {
     services.resume_provisioning().await.map(drop)
 }
 
-async fn resume_deletions(services: Services) -> domain::Result<()> {
+async fn resume_deletions(services: OperatorServices) -> domain::Result<()> {
     services.resume_deletions().await.map(drop)
 }
 
-async fn resume_moves(services: Services) -> domain::Result<()> {
+async fn resume_moves(services: OperatorServices) -> domain::Result<()> {
     services.resume_moves().await.map(drop)
 }
 
-async fn purge_expired(services: Services) -> domain::Result<()> {
-    services.forget_expired_sessions().await?;
-    services.forget_platform_events().await
+async fn purge_expired(services: OperatorServices) -> domain::Result<()> {
+    services.purge_expired_sessions().await?;
+    services.purge_platform_events().await
 }
 
-async fn refill_warm_pool(services: Services) -> domain::Result<()> {
-    services.refill_spares().await?;
-    while timeout(REFILL_INTERVAL, services.spare_taken()).await.is_ok() {
+async fn refill_warm_pool(services: OperatorServices) -> domain::Result<()> {
+    services.refill_warm_pool().await?;
+    while timeout(REFILL_INTERVAL, services.warm_database_taken()).await.is_ok() {
         // Tenants are often created several at a time, and a refill would slow down their creation.
         sleep(REFILL_DELAY).await;
-        services.refill_spares().await?;
+        services.refill_warm_pool().await?;
     }
     Ok(())
 }

@@ -69,7 +69,7 @@ pub async fn run(config: &Config, command: &Command) -> Result<ExitCode> {
         eprint("tenantry: deletion drops all data and requires --hard; to only block access, use `tenantry tenants deactivate`");
         return Ok(ExitCode::from(2));
     }
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     match command {
         Command::List { json } => list::run(&services, *json).await,
         Command::Show { tenant, json } => show::run(&services, tenant, *json).await,

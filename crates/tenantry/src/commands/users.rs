@@ -27,7 +27,7 @@ pub enum Command {
 /// # Errors
 /// When there is no such user, or the main database is unavailable.
 pub async fn run(config: &Config, command: &Command) -> Result<ExitCode> {
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     let (email, is_active) = match command {
         Command::Deactivate { email } => (email, false),
         Command::Activate { email } => (email, true),

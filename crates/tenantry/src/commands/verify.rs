@@ -6,7 +6,7 @@ use anyhow::Result;
 use domain::Tenant;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use services::{Finding, ObjectProblem, Services, Verification};
+use services::{Finding, ObjectProblem, OperatorServices, Verification};
 
 use crate::{
     assembly::assemble,
@@ -44,7 +44,7 @@ struct Report<'a> {
 /// # Errors
 /// When the main database is unavailable.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     let tenants = find_selected(&services, arguments.tenant.as_deref()).await?;
     let report = verify(&services, &tenants, arguments.deep).await?;
     if arguments.json {
@@ -55,7 +55,7 @@ pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
     Ok(if report.failed.is_empty() && report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn verify<'a>(services: &Services, tenants: &'a [Tenant], deep: bool) -> Result<Report<'a>> {
+async fn verify<'a>(services: &OperatorServices, tenants: &'a [Tenant], deep: bool) -> Result<Report<'a>> {
     let bar = ProgressBar::new(tenants.len() as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} tenants, {msg}")?);
     let mut report = Report::default();

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use api::metrics;
+use services::Services;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -25,19 +26,19 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
         eprint("tenantry: KAFKA_BOOTSTRAP_SERVERS is not set: `tenantry serve` handles events itself, and a worker has nothing to do");
         return Ok(ExitCode::from(2));
     };
-    let (services, main) = assemble(config)?;
+    let (Services { users, operator, events: event_services }, main) = assemble(config)?;
     main.migrate().await.context("migrate the main database")?;
     let stop = CancellationToken::new();
     stop_on_signals(&stop, "finishing events in flight")?;
-    serve_metrics(config, metrics::worker_router(services.clone(), events::probe(config)?), &stop)?;
+    serve_metrics(config, metrics::worker_router(users, events::probe(config)?), &stop)?;
     let following = tokio::spawn({
-        let services = services.clone();
-        async move { services.follow_access_changes().await }
+        let operator = operator.clone();
+        async move { operator.follow_access_changes().await }
     });
     tracing::info!("handling events from Kafka at {} in consumer group {}", kafka.bootstrap_servers, kafka.group_id);
-    events::work(kafka, &services, stop).await?;
+    events::work(kafka, &event_services, stop).await?;
     following.abort();
-    release_leases(&services).await;
+    release_leases(&operator).await;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

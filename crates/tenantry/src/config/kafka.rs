@@ -48,6 +48,23 @@ pub(super) fn read(settings: &mut Settings) -> Result<Option<KafkaSettings>, Con
     Ok(Some(kafka))
 }
 
+/// Refuses what this program was built without.
+pub(super) fn check_support(kafka: &KafkaSettings) -> Result<(), ConfigError> {
+    let has_openssl = cfg!(any(feature = "kafka-tls", not(feature = "kafka")));
+    needs_openssl(kafka).filter(|_| !has_openssl).map_or(Ok(()), Err)
+}
+
+/// The setting that librdkafka needs OpenSSL for, and what to do without it.
+fn needs_openssl(kafka: &KafkaSettings) -> Option<ConfigError> {
+    let mechanism = kafka.sasl.as_ref().map(|sasl| &sasl.mechanism).filter(|name| name.starts_with("SCRAM"));
+    let protocol = Some(&kafka.security_protocol).filter(|name| name.ends_with("SSL"));
+    let (variable, value) = protocol
+        .map(|value| (&variables::KAFKA_SECURITY_PROTOCOL, value))
+        .or(mechanism.map(|value| (&variables::KAFKA_SASL_MECHANISM, value)))?;
+    let problem = format!("is {value}, but this program was built without TLS and SCRAM for Kafka");
+    Some(ConfigError::new(variable.name, problem, "build it with `--features kafka-tls`"))
+}
+
 fn sasl(settings: &mut Settings) -> Result<Option<KafkaSasl>, ConfigError> {
     let mechanism = settings.get(&variables::KAFKA_SASL_MECHANISM, one_of(&["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]))?;
     let username = settings.find(&variables::KAFKA_SASL_USERNAME, values::text)?;
@@ -101,6 +118,7 @@ fn one_of(choices: &'static [&'static str]) -> impl Fn(&str) -> Result<String, S
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Workplace, problem};
+    use super::{check_support, needs_openssl};
 
     const SERVERS: (&str, &str) = ("KAFKA_BOOTSTRAP_SERVERS", "kafka1:9092, [::1]:9092");
     const USERNAME: (&str, &str) = ("KAFKA_SASL_USERNAME", "tenantry");
@@ -140,5 +158,25 @@ mod tests {
         assert!(problem(&[SERVERS, protocol("sasl_ssl")]).starts_with("KAFKA_SECURITY_PROTOCOL needs KAFKA_SASL_USERNAME"));
         assert!(problem(&[("KAFKA_TOPIC_PREFIX", "a/b")]).starts_with("KAFKA_TOPIC_PREFIX must be"));
         assert!(problem(&[("KAFKA_TOPIC_PREFIX", "demo.")]).starts_with("KAFKA_TOPIC_PREFIX must not begin with demo."));
+    }
+
+    #[test]
+    fn tls_and_scram_need_openssl() {
+        let scram = ("KAFKA_SASL_MECHANISM", "SCRAM-SHA-256");
+        let protocol = |name| ("KAFKA_SECURITY_PROTOCOL", name);
+        let kafka = |variables: &[_]| Workplace::new().load(&[&[SERVERS], variables].concat()).unwrap().kafka.unwrap();
+        let asked = |variables: &[_]| needs_openssl(&kafka(variables)).map(|error| error.to_string());
+        let line = |variable: &str| {
+            Some(format!("{variable}, but this program was built without TLS and SCRAM for Kafka; build it with `--features kafka-tls`"))
+        };
+        assert_eq!(asked(&[protocol("ssl")]), line("KAFKA_SECURITY_PROTOCOL is SSL"));
+        assert_eq!(asked(&[USERNAME, PASSWORD]), line("KAFKA_SECURITY_PROTOCOL is SASL_SSL"));
+        let plaintext = protocol("SASL_PLAINTEXT");
+        assert_eq!(asked(&[USERNAME, PASSWORD, plaintext, scram]), line("KAFKA_SASL_MECHANISM is SCRAM-SHA-256"));
+        for plain in [&[scram][..], &[USERNAME, PASSWORD, plaintext]] {
+            assert_eq!(asked(plain), None, "{plain:?}");
+        }
+        let has_openssl = cfg!(feature = "kafka-tls") || !cfg!(feature = "kafka");
+        assert_eq!(check_support(&kafka(&[USERNAME, PASSWORD])).is_ok(), has_openssl);
     }
 }

@@ -1,7 +1,7 @@
 //! The object storage.
 
 use secrecy::SecretString;
-use services::S3Settings;
+use services::{S3Credentials, S3Settings};
 
 use super::{ConfigError, Settings, values, variables};
 
@@ -27,7 +27,7 @@ impl Objects {
         let plain = endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
         settings.record(&variables::S3_USE_SSL, &!plain);
         let Some(bucket) = bucket else { return Self::files(settings) };
-        let credentials = credentials(id, secret)?;
+        let credentials = credentials(settings, id, secret)?;
         Ok(Self::S3(S3Settings { bucket, endpoint, public_endpoint, region, credentials, path_style }))
     }
 
@@ -45,11 +45,11 @@ impl Objects {
     }
 }
 
-/// An access key, which needs both of its halves.
-fn credentials(id: Option<String>, secret: Option<SecretString>) -> Result<Option<(String, SecretString)>, ConfigError> {
+/// An access key, which needs both of its halves; else what the platform's environment provides.
+fn credentials(settings: &Settings, id: Option<String>, secret: Option<SecretString>) -> Result<S3Credentials, ConfigError> {
     match (id, secret) {
-        (Some(id), Some(secret)) => Ok(Some((id, secret))),
-        (None, None) => Ok(None),
+        (Some(id), Some(secret)) => Ok(S3Credentials::AccessKey { id, secret }),
+        (None, None) => Ok(S3Credentials::Ambient(settings.aws())),
         (Some(_), None) => Err(ConfigError::of(&variables::S3_SECRET_ACCESS_KEY, "is not set, but S3_ACCESS_KEY_ID is")),
         (None, Some(_)) => Err(ConfigError::of(&variables::S3_ACCESS_KEY_ID, "is not set, but S3_SECRET_ACCESS_KEY is")),
     }
@@ -90,7 +90,7 @@ mod tests {
         assert!(matches!(Workplace::new().load(&[]).unwrap().objects, Objects::Files));
         let amazon = s3(&[]);
         assert_eq!((amazon.bucket.as_str(), amazon.region.as_str(), amazon.path_style), ("documents", "us-east-1", false));
-        assert!(amazon.endpoint.is_none() && amazon.credentials.is_none());
+        assert!(amazon.endpoint.is_none() && matches!(amazon.credentials, S3Credentials::Ambient(variables) if variables.is_empty()));
         for name in ["S3_REGION", "S3_ENDPOINT_URL", "S3_ACCESS_KEY_ID"] {
             assert_eq!(
                 problem(&[(name, "x")]),
@@ -115,6 +115,15 @@ mod tests {
         let contradiction = problem(&[("S3_BUCKET", "b-1"), ("S3_ENDPOINT_URL", "http://minio:9000"), ("S3_USE_SSL", "true")]);
         assert!(contradiction.starts_with("S3_ENDPOINT_URL must begin with https:// while S3_USE_SSL is true"), "{contradiction}");
         assert!(problem(&[("S3_BUCKET", "b-1"), ("S3_ENDPOINT_URL", "ftp://x")]).starts_with("S3_ENDPOINT_URL must be a URL like"));
+    }
+
+    #[test]
+    fn without_an_access_key_the_environment_provides_credentials() {
+        let place = Workplace::new();
+        place.write(".env", "AWS_SESSION_TOKEN=hush\n");
+        let config = place.load(&[("S3_BUCKET", "b-1"), ("AWS_ACCESS_KEY_ID", "id"), ("AWS_ROLE_ARN", "\u{fffd}")]).unwrap();
+        let Objects::S3(S3Settings { credentials: S3Credentials::Ambient(variables), .. }) = config.objects else { panic!("a bucket") };
+        assert_eq!(variables.into_iter().map(|(name, _)| name).collect::<Vec<_>>(), ["AWS_ACCESS_KEY_ID"]);
     }
 
     #[test]

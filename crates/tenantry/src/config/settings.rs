@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use secrecy::SecretString;
+
 use super::{ConfigError, Fallback, VARIABLES, Variable, effective::Effective};
 
 /// Prefixes that belong to Tenantry: a variable with one of them that is not in the table is a typo. Other programs use
@@ -46,6 +48,7 @@ pub struct Setting {
 /// effective value of each variable that is read.
 pub struct Settings {
     values: BTreeMap<String, String>,
+    aws: Vec<(String, SecretString)>,
     working_dir: PathBuf,
     effective: BTreeMap<&'static str, String>,
 }
@@ -57,6 +60,8 @@ impl Settings {
     /// When `.env` cannot be read, or when a variable has one of our prefixes and is unknown.
     pub fn gather(environment: impl IntoIterator<Item = (String, String)>, working_dir: &Path) -> Result<Self, ConfigError> {
         let mut values: BTreeMap<String, String> = environment.into_iter().collect();
+        let is_aws = |(name, value): &(&String, &String)| name.starts_with("AWS_") && !value.contains(char::REPLACEMENT_CHARACTER);
+        let aws = values.iter().filter(is_aws).map(|(name, value)| (name.clone(), value.clone().into())).collect();
         for (name, value) in read_dotenv(&working_dir.join(".env"))? {
             values.entry(name).or_insert(value);
         }
@@ -66,7 +71,12 @@ impl Settings {
                 return Err(unknown(name));
             }
         }
-        Ok(Self { values, working_dir: working_dir.to_owned(), effective: BTreeMap::new() })
+        Ok(Self { values, aws, working_dir: working_dir.to_owned(), effective: BTreeMap::new() })
+    }
+
+    /// The `AWS_*` variables of the environment, by which platforms provide credentials. Those of `.env` do not count.
+    pub(super) fn aws(&self) -> Vec<(String, SecretString)> {
+        self.aws.clone()
     }
 
     /// The variable's value or the default of the table, parsed.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Result, anyhow};
 use domain::{DeadLetter, Error, EventId, FieldErrors, Noun, PageRequest};
 use serde_json::{Value, json};
-use services::Services;
+use services::OperatorServices;
 
 use super::json::event_json;
 use crate::commands::{print, print_json, table};
@@ -48,7 +48,7 @@ pub struct Selection {
 }
 
 /// Shows dead letters, or decides about them.
-pub(super) async fn run(services: &Services, command: &Command) -> Result<()> {
+pub(super) async fn run(services: &OperatorServices, command: &Command) -> Result<()> {
     match command {
         Command::List { json, page } => list(services, *page, *json).await?,
         Command::Show { event } => {
@@ -67,7 +67,7 @@ pub(super) async fn run(services: &Services, command: &Command) -> Result<()> {
     Ok(())
 }
 
-async fn list(services: &Services, page: i64, json: bool) -> Result<()> {
+async fn list(services: &OperatorServices, page: i64, json: bool) -> Result<()> {
     let letters = services.list_dead_letters(page_request(page)).await?;
     if json {
         print_json(&json!({ "total": letters.total, "items": letters.items.iter().map(letter_json).collect::<Vec<_>>() }));
@@ -91,7 +91,11 @@ async fn list(services: &Services, page: i64, json: bool) -> Result<()> {
 }
 
 /// Applies a decision to the selected dead letters. Returns their number.
-async fn for_each(services: &Services, selection: &Selection, decide: impl AsyncFn(EventId) -> domain::Result<()>) -> Result<usize> {
+async fn for_each(
+    services: &OperatorServices,
+    selection: &Selection,
+    decide: impl AsyncFn(EventId) -> domain::Result<()>,
+) -> Result<usize> {
     if !selection.all {
         let ids: BTreeSet<_> = selection.events.iter().copied().collect();
         for id in &ids {
@@ -112,7 +116,7 @@ async fn for_each(services: &Services, selection: &Selection, decide: impl Async
     Ok(count)
 }
 
-async fn all_ids(services: &Services) -> Result<Vec<EventId>> {
+async fn all_ids(services: &OperatorServices) -> Result<Vec<EventId>> {
     let mut ids = Vec::new();
     for page in 1.. {
         let letters = services.list_dead_letters(page_request(page)).await?;

@@ -3,12 +3,12 @@
 use anyhow::Result;
 use domain::PageRequest;
 use serde_json::{Value, json};
-use services::{Backlog, OutboxStatus, Services};
+use services::{Backlog, OperatorServices, OutboxStatus};
 
 use crate::commands::{align_right, print, print_json, table};
 
 /// Shows the unpublished events of each tenant, and the number of dead letters.
-pub(super) async fn run(services: &Services, json: bool) -> Result<()> {
+pub(super) async fn run(services: &OperatorServices, json: bool) -> Result<()> {
     let status = services.outbox_status().await?;
     let dead_letters = services.list_dead_letters(PageRequest::first(1)).await?.total;
     if json {

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use anyhow::Result;
-use services::Services;
+use services::OperatorServices;
 
 use super::json::event_json;
 use crate::commands::{print, tenants::find};
@@ -28,7 +28,7 @@ pub struct Arguments {
 }
 
 /// Shows the latest events, oldest first.
-pub(super) async fn run(services: &Services, Arguments { tenant, lines, follow }: &Arguments) -> Result<()> {
+pub(super) async fn run(services: &OperatorServices, Arguments { tenant, lines, follow }: &Arguments) -> Result<()> {
     let key = match tenant {
         Some(name) => Some(find(services, name).await?.id),
         None => None,

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow};
 use domain::{Tenant, Timestamp};
 use serde_json::{Value, json};
-use services::{MigrationStatus, Services};
+use services::{MigrationStatus, OperatorServices};
 
 use crate::commands::{print, print_json, table, tenants::tenant_reference_json, yes_or_no};
 
 /// Shows the schema versions of the fleet, and migrations that failed or were postponed.
-pub(super) async fn run(services: &Services, json: bool) -> Result<ExitCode> {
+pub(super) async fn run(services: &OperatorServices, json: bool) -> Result<ExitCode> {
     let status = services.migration_status().await.context("read the state of the migrations")?;
     if json {
         print_json(&status_json(&status));
@@ -21,9 +21,9 @@ pub(super) async fn run(services: &Services, json: bool) -> Result<ExitCode> {
 }
 
 /// Lifts the quarantine of a tenant.
-pub(super) async fn lift_quarantine(services: &Services, tenant: &Tenant) -> Result<ExitCode> {
+pub(super) async fn lift_quarantine(services: &OperatorServices, tenant: &Tenant) -> Result<ExitCode> {
     let Tenant { id, name, schema_version, .. } = tenant;
-    if !services.release_tenant(*id).await.context("lift the quarantine")? {
+    if !services.lift_quarantine(*id).await.context("lift the quarantine")? {
         return Err(anyhow!("tenant {name} ({id}) is not quarantined"));
     }
     print(format_args!("Lifted the quarantine of tenant {name} ({id}), whose schema version is {schema_version}."));

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
 use domain::{Email, Error, Noun, TenantName};
-use services::Services;
+use services::OperatorServices;
 
 use super::{TenantArgument, find, json::tenant_json};
 use crate::commands::{print, print_json};
@@ -23,7 +23,7 @@ pub struct Create {
 }
 
 /// Creates a tenant with its database.
-pub(super) async fn create(services: &Services, Create { name, admin, json }: &Create) -> Result<ExitCode> {
+pub(super) async fn create(services: &OperatorServices, Create { name, admin, json }: &Create) -> Result<ExitCode> {
     let name = TenantName::parse(name).map_err(|problem| anyhow!("the name {problem}"))?;
     let admin = Email::parse(admin).map_err(|problem| anyhow!("the address {problem}"))?;
     let tenant = match services.create_tenant_for_address(&admin, &name).await {
@@ -39,7 +39,7 @@ pub(super) async fn create(services: &Services, Create { name, admin, json }: &C
 }
 
 /// Activates or deactivates a tenant.
-pub(super) async fn set_active(services: &Services, argument: &TenantArgument, is_active: bool) -> Result<ExitCode> {
+pub(super) async fn set_active(services: &OperatorServices, argument: &TenantArgument, is_active: bool) -> Result<ExitCode> {
     let tenant = find(services, &argument.tenant).await?;
     let changed = match services.set_tenant_active(tenant.id, is_active).await {
         Err(Error::NotFound(_)) => bail!("tenant {} ({}) is being deleted", tenant.name, tenant.id),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use domain::{Provisioning, Tenant, Tombstone};
 use serde_json::{Value, json};
-use services::{Deletion, Services};
+use services::{Deletion, OperatorServices};
 
 use super::{
     TenantArgument,
@@ -30,7 +30,7 @@ pub struct Delete {
 }
 
 /// Deletes a tenant, or checks what is left of a deleted one. Fails when anything is left.
-pub(super) async fn run(services: &Services, arguments: &Delete) -> Result<ExitCode> {
+pub(super) async fn run(services: &OperatorServices, arguments: &Delete) -> Result<ExitCode> {
     let name = &arguments.tenant.tenant;
     let (deletion, heading) = match find_existing(services, name).await? {
         Some(tenant) => {
@@ -55,7 +55,7 @@ pub(super) async fn run(services: &Services, arguments: &Delete) -> Result<ExitC
     Ok(if deletion.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn delete(services: &Services, tenant: &Tenant) -> Result<Deletion> {
+async fn delete(services: &OperatorServices, tenant: &Tenant) -> Result<Deletion> {
     if let Err(error) = services.delete_tenant(tenant).await {
         let (name, id, problem) = (&tenant.name, tenant.id, error.with_causes());
         match services.find_tenants(&id.to_string()).await?.first() {

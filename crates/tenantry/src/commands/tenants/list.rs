@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use domain::Timestamp;
 use serde_json::{Value, json};
-use services::{Services, TenantSummary};
+use services::{OperatorServices, TenantSummary};
 
 use super::json::tenant_json;
 use crate::commands::{align_right, print, print_json, table, yes_or_no};
@@ -14,7 +14,7 @@ use crate::commands::{align_right, print, print_json, table, yes_or_no};
 const NUMBERS: [usize; 2] = [5, 7];
 
 /// Lists all tenants.
-pub(super) async fn run(services: &Services, json: bool) -> Result<ExitCode> {
+pub(super) async fn run(services: &OperatorServices, json: bool) -> Result<ExitCode> {
     let tenants = services.summarize_tenants().await.context("list the tenants")?;
     if json {
         let tenants: Vec<_> = tenants.iter().map(summary_json).collect();

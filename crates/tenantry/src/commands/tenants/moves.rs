@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::ArgGroup;
 use domain::{Tenant, TenantPlace};
 use serde_json::{Value, json};
-use services::{MoveError, Moved, Services, TableSum};
+use services::{MoveError, Moved, OperatorServices, TableSum};
 
 use self::{problem::describe, progress::Progress};
 use super::{TenantArgument, find, json::tenant_json, selection::confirm};
@@ -46,7 +46,7 @@ pub struct Arguments {
 }
 
 /// Moves a tenant, or decides about the source database of an earlier move.
-pub(super) async fn run(services: &Services, arguments: &Arguments) -> Result<ExitCode> {
+pub(super) async fn run(services: &OperatorServices, arguments: &Arguments) -> Result<ExitCode> {
     let tenant = find(services, &arguments.tenant.tenant).await?;
     match &arguments.to {
         Some(to) => {
@@ -58,18 +58,18 @@ pub(super) async fn run(services: &Services, arguments: &Arguments) -> Result<Ex
 }
 
 /// Drops the source database, rolls back to it, or forgets it.
-async fn finish(services: &Services, tenant: &Tenant, arguments: &Arguments) -> Result<ExitCode> {
+async fn finish(services: &OperatorServices, tenant: &Tenant, arguments: &Arguments) -> Result<ExitCode> {
     let Tenant { id, name, .. } = tenant;
     let (outcome, result) = if arguments.drop_former {
-        ("dropped", services.drop_former(tenant).await)
+        ("dropped", services.drop_source_database(tenant).await)
     } else if arguments.rollback {
-        if !services.has_former(*id).await? {
+        if !services.has_source_database(*id).await? {
             bail!("tenant {name} ({id}): {}", describe(&MoveError::NoFormer));
         }
         confirm(tenant, arguments.confirm.as_deref(), "loses all changes since the move of", "nothing was changed")?;
-        ("returned_to", services.return_to_former(tenant).await)
+        ("returned_to", services.roll_back_move(tenant).await)
     } else {
-        ("forgotten", services.forget_former(tenant).await)
+        ("forgotten", services.forget_source_database(tenant).await)
     };
     let TenantPlace { server, database, .. } = result.map_err(|problem| anyhow!("tenant {name} ({id}): {}", describe(&problem)))?;
     if arguments.json {
@@ -86,7 +86,7 @@ async fn finish(services: &Services, tenant: &Tenant, arguments: &Arguments) -> 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn move_to(services: &Services, tenant: &Tenant, to: &str, max_pause: Duration, json: bool) -> Result<ExitCode> {
+async fn move_to(services: &OperatorServices, tenant: &Tenant, to: &str, max_pause: Duration, json: bool) -> Result<ExitCode> {
     let Tenant { id, name, .. } = tenant;
     let progress = Progress::new(json);
     let watch = |step| progress.report(step);

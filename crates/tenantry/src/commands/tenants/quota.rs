@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use domain::{Limit, QuotaLimits};
-use services::Services;
+use services::OperatorServices;
 
 use super::{TenantArgument, find, json::tenant_json};
 use crate::{
@@ -55,7 +55,7 @@ pub(super) fn limit_text(limit: Limit) -> String {
 }
 
 /// Sets the quota of a tenant.
-pub(super) async fn set(services: &Services, SetQuota { tenant, bytes, documents, json }: &SetQuota) -> Result<ExitCode> {
+pub(super) async fn set(services: &OperatorServices, SetQuota { tenant, bytes, documents, json }: &SetQuota) -> Result<ExitCode> {
     let tenant = find(services, &tenant.tenant).await?;
     let limits = QuotaLimits { bytes: bytes.unwrap_or(tenant.limits.bytes), documents: documents.unwrap_or(tenant.limits.documents) };
     let tenant = services.set_limits(tenant.id, limits).await.context("set the quota")?;

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, stdin};
 use anyhow::{Context, Result, anyhow, bail};
 use dialoguer::Input;
 use domain::{Tenant, Tombstone};
-use services::Services;
+use services::OperatorServices;
 
 /// Selects one tenant.
 #[derive(clap::Args)]
@@ -15,7 +15,7 @@ pub struct TenantArgument {
 }
 
 /// The tenant that was named.
-pub(crate) async fn find(services: &Services, name: &str) -> Result<Tenant> {
+pub(crate) async fn find(services: &OperatorServices, name: &str) -> Result<Tenant> {
     if let Some(tenant) = find_existing(services, name).await? {
         return Ok(tenant);
     }
@@ -23,14 +23,14 @@ pub(crate) async fn find(services: &Services, name: &str) -> Result<Tenant> {
 }
 
 /// The tenant that was named, or else all tenants except those being deleted.
-pub(crate) async fn find_selected(services: &Services, name: Option<&str>) -> Result<Vec<Tenant>> {
+pub(crate) async fn find_selected(services: &OperatorServices, name: Option<&str>) -> Result<Vec<Tenant>> {
     match name {
         Some(name) => Ok(vec![find(services, name).await?]),
         None => services.list_kept_tenants().await.context("list the tenants"),
     }
 }
 
-pub(super) async fn find_existing(services: &Services, name: &str) -> Result<Option<Tenant>> {
+pub(super) async fn find_existing(services: &OperatorServices, name: &str) -> Result<Option<Tenant>> {
     let mut found = services.find_tenants(name).await.context("find the tenant")?;
     if found.len() > 1 {
         let ids: Vec<_> = found.iter().map(|tenant| tenant.id.to_string()).collect();
@@ -39,7 +39,7 @@ pub(super) async fn find_existing(services: &Services, name: &str) -> Result<Opt
     Ok(found.pop())
 }
 
-pub(super) async fn find_tombstone(services: &Services, name: &str) -> Result<Option<Tombstone>> {
+pub(super) async fn find_tombstone(services: &OperatorServices, name: &str) -> Result<Option<Tombstone>> {
     match name.parse() {
         Ok(id) => services.find_tombstone(id).await.context("find the tenant"),
         Err(_) => Ok(None),

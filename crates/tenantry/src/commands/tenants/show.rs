@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use domain::{Member, Move, MoveState, Quota, StorageUse, Tenant, Timestamp, User};
 use serde_json::{Value, json};
-use services::{Services, TenantReport};
+use services::{OperatorServices, TenantReport};
 
 use super::{TenantArgument, find, json::tenant_json, quota::limit_text};
 use crate::commands::{print, print_json, table, yes_or_no};
 
 /// Shows a tenant with its members and storage use. Fails when its database is unavailable.
-pub(super) async fn run(services: &Services, argument: &TenantArgument, json: bool) -> Result<ExitCode> {
+pub(super) async fn run(services: &OperatorServices, argument: &TenantArgument, json: bool) -> Result<ExitCode> {
     let tenant = find(services, &argument.tenant).await?;
     let report = services.report_tenant(&tenant).await.context("read the tenant")?;
     if json {

@@ -77,7 +77,7 @@ impl Home {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tenantry"));
         command.args(arguments).env_clear().envs(self.databases.environment()).envs(self.objects.environment());
         command.env("DATA_DIR", self.path()).env("PORT", "0").env("GARBAGE_GRACE", "0").env("TRASH_RETENTION", "0");
-        command.envs(self.kafka.iter().flat_map(TestKafka::environment));
+        command.envs(self.kafka.iter().flat_map(TestKafka::environment)).envs(profile());
         command.current_dir(self.path()).stdin(Stdio::null());
         command
     }
@@ -180,4 +180,10 @@ impl Drop for Home {
         // The failure of a test matters more than this one.
         assert!(dropping.join().is_ok() || std::thread::panicking(), "cannot drop the databases of the test");
     }
+}
+
+/// Where an instrumented program counts which of its lines ran.
+#[expect(clippy::disallowed_methods, reason = "the caller of the tests decides whether lines are counted")]
+fn profile() -> Option<(&'static str, String)> {
+    Some(("LLVM_PROFILE_FILE", std::env::var("LLVM_PROFILE_FILE").ok()?))
 }

@@ -1,22 +1,25 @@
-//! The one form of every successful answer.
+//! The one form of every successful response. Schemas keep the names that generated clients know.
+
+use std::borrow::Cow;
 
 use axum::{
     Json,
     http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Response as HttpResponse},
 };
-use domain::{Page, Timestamp};
+use domain::Page;
 use serde::{Serialize, Serializer};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::ApiError;
 
 /// What a handler answers.
-pub(crate) type ApiResult<T> = Result<Answer<T>, ApiError>;
+pub(crate) type ApiResult<T> = Result<Response<T>, ApiError>;
 
 /// `{"success": true, "message": "…", "data": …}`
 #[derive(Serialize, ToSchema)]
-pub(crate) struct Answer<T> {
+#[schema(as = Answer)]
+pub(crate) struct Response<T> {
     #[serde(skip)]
     #[schema(ignore)]
     status: u16,
@@ -29,7 +32,7 @@ pub(crate) struct Answer<T> {
     data: T,
 }
 
-impl<T> Answer<T> {
+impl<T> Response<T> {
     /// 200.
     pub(crate) const fn ok(message: &'static str, data: T) -> Self {
         Self { status: 200, success: true, message, data }
@@ -46,8 +49,8 @@ impl<T> Answer<T> {
     }
 }
 
-impl<T: Serialize> IntoResponse for Answer<T> {
-    fn into_response(self) -> Response {
+impl<T: Serialize> IntoResponse for Response<T> {
+    fn into_response(self) -> HttpResponse {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::OK);
         let mut response = (status, Json(self)).into_response();
         // What is answered to one caller is no other's.
@@ -56,7 +59,7 @@ impl<T: Serialize> IntoResponse for Answer<T> {
     }
 }
 
-impl<T: Serialize> Answer<T> {
+impl<T: Serialize> Response<T> {
     /// The body, to be kept for repetitions of the request.
     pub(crate) fn body(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
@@ -64,7 +67,7 @@ impl<T: Serialize> Answer<T> {
 }
 
 /// An answer that was kept: 201, as everything that is made.
-pub(crate) fn created_before(body: String) -> Response {
+pub(crate) fn created_before(body: String) -> HttpResponse {
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
     (StatusCode::CREATED, headers, body).into_response()
 }
@@ -103,27 +106,31 @@ impl<T> List<T> {
 
 /// No data: `null`.
 #[derive(Serialize)]
-pub(crate) struct Nothing;
+pub(crate) struct Empty;
 
-impl PartialSchema for Nothing {
+impl PartialSchema for Empty {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
         utoipa::openapi::ObjectBuilder::new().schema_type(utoipa::openapi::schema::Type::Null).into()
     }
 }
 
-impl ToSchema for Nothing {}
+impl ToSchema for Empty {
+    fn name() -> Cow<'static, str> {
+        "Nothing".into()
+    }
+}
 
 /// A moment, as RFC 3339 in UTC.
 #[derive(Clone, Copy)]
-pub(crate) struct Moment(pub(crate) Timestamp);
+pub(crate) struct Timestamp(pub(crate) domain::Timestamp);
 
-impl Serialize for Moment {
+impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&self.0)
     }
 }
 
-impl PartialSchema for Moment {
+impl PartialSchema for Timestamp {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
         utoipa::openapi::ObjectBuilder::new()
             .schema_type(utoipa::openapi::schema::Type::String)
@@ -133,4 +140,8 @@ impl PartialSchema for Moment {
     }
 }
 
-impl ToSchema for Moment {}
+impl ToSchema for Timestamp {
+    fn name() -> Cow<'static, str> {
+        "Moment".into()
+    }
+}

@@ -1,9 +1,9 @@
 //! The specification: what every operation has in common, added in one place.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use axum::http::StatusCode;
-use domain::{Conflict, Denial, Dependency, Error, FieldErrors, Noun, Role, Shortage, TokenProblem};
+use domain::{Denial, Dependency, Error, Noun, Role, TokenProblem};
 use serde_json::{Map, Value, json};
 use utoipa::{OpenApi, openapi::OpenApi as Specification};
 
@@ -40,34 +40,20 @@ pub(crate) fn base() -> Specification {
     Base::openapi()
 }
 
-/// The specification with what goes without saying in the code: who may call an operation, what it refuses with, which
-/// headers come with its answers, how requests and answers look, and which operation goes on where another one ended.
+/// The specification with what goes without saying in the code: who may call an operation, which errors all operations of its
+/// kind have, which headers come with its responses, how requests and responses look, and which operation continues another.
 pub(crate) fn complete(specification: &Specification) -> Value {
     let mut document = json!(specification);
     let schemas = document["components"]["schemas"].take();
-    let mut failures = Map::new();
+    let mut examples = Map::new();
     for (path, operations) in members_of(&mut document, "/paths") {
         for (method, operation) in members_of(operations, "") {
-            // An operation that says nothing of security wants an access token.
-            if operation.get("security").is_none() {
-                operation["security"] = json!([{ "access_token": [] }]);
-            }
-            add_examples(operation, &schemas);
-            for refusal in refusals(method, path, operation) {
-                let (status, code, body) = refusal.example();
-                // What tus clients take for "try again".
-                let is_find = operation["operationId"] == "find_tus" && status == StatusCode::SERVICE_UNAVAILABLE;
-                let status = if is_find { StatusCode::LOCKED } else { status };
-                add_failure(&mut operation["responses"], status, code);
-                failures.insert(code.to_owned(), json!({ "summary": body["error"]["message"], "value": body }));
-            }
-            add_headers(&mut operation["responses"]);
-            add_links(operation);
+            complete_operation(method, path, operation, &schemas, &mut examples);
         }
     }
     document["components"] = json!({
         "schemas": schemas,
-        "examples": failures,
+        "examples": examples,
         "headers": headers(),
         "securitySchemes": {
             "access_token": bearer("The access token of a login."),
@@ -80,6 +66,20 @@ pub(crate) fn complete(specification: &Specification) -> Value {
     document
 }
 
+fn complete_operation(method: &str, path: &str, operation: &mut Value, schemas: &Value, examples: &mut Map<String, Value>) {
+    // An operation that says nothing of security wants an access token.
+    if operation.get("security").is_none() {
+        operation["security"] = json!([{ "access_token": [] }]);
+    }
+    add_examples(operation, schemas);
+    for error in common_errors(method, path, operation) {
+        add_error(&mut operation["responses"], method, &error);
+    }
+    complete_errors(&mut operation["responses"], examples);
+    add_headers(&mut operation["responses"]);
+    add_links(operation);
+}
+
 /// The members of the object there, if there is one.
 fn members_of<'a>(value: &'a mut Value, pointer: &str) -> impl Iterator<Item = (&'a String, &'a mut Value)> {
     value.pointer_mut(pointer).and_then(Value::as_object_mut).into_iter().flatten()
@@ -89,12 +89,12 @@ fn bearer(description: &str) -> Value {
     json!({ "type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": description })
 }
 
-/// Shows the body of the request and of each successful answer.
+/// Shows the body of the request and of each successful response.
 fn add_examples(operation: &mut Value, schemas: &Value) {
     for (_, content) in members_of(operation, "/requestBody/content") {
         content["example"] = example_of(&content["schema"], schemas);
     }
-    for (_, response) in members_of(operation, "/responses") {
+    for (_, response) in members_of(operation, "/responses").filter(|(status, _)| !is_error(status)) {
         let message = response["description"].clone();
         if let Some(answer) = response.pointer_mut("/content/application~1json") {
             answer["example"] = example_of(&answer["schema"], schemas);
@@ -129,118 +129,112 @@ fn example_of(schema: &Value, schemas: &Value) -> Value {
     }
 }
 
-/// What an operation may refuse with.
-fn refusals(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
-    use ApiError as Api;
-    let unauthenticated = |problem| Api::from(Error::Unauthenticated(problem));
-    let conflict = |conflict| Api::from(Error::Conflict(conflict));
-    let denied = |denial| Api::from(Error::Forbidden(denial));
-    let missing = |noun| Api::from(Error::NotFound(noun));
-
-    let short = || denied(Denial::QuotaExceeded(Shortage { unit: "bytes", quota: 1000, used: 990, reserved: 0, needed: 43 }));
-    let failed = || conflict(Conflict::UploadFailed { reason: "it has 42 bytes instead of 43".into() });
-
-    let id = operation["operationId"].as_str().unwrap_or_default();
-    let wants_token = operation["security"] == json!([{ "access_token": [] }]);
-    let has_body = operation.get("requestBody").is_some();
+/// The errors of all operations of a kind; an operation names those that are its own, see [`operation_errors`](crate::operation_errors).
+fn common_errors(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
     let of_tenant = path.contains("{tenant_id}");
-    let mut refusals = Vec::new();
-    if has_body || operation.get("parameters").is_some() {
-        let mut errors = FieldErrors::default();
-        errors.add("name", "is required");
-        refusals
-            .extend([Api::from(Error::Invalid(errors)), Api::Malformed("The body is not JSON: expected value at line 1 column 2.".into())]);
-    }
-    if has_body {
-        let wanted = operation["requestBody"]["content"].as_object().and_then(|types| types.keys().next().cloned());
-        let wanted = match wanted.as_deref() {
-            Some("multipart/form-data") => "multipart/form-data",
-            Some("application/offset+octet-stream") => "application/offset+octet-stream",
-            Some("application/octet-stream") => "the content itself, not a form",
-            _ => "application/json",
-        };
-        refusals.extend([Api::BodyTooSlow, Api::BodyTooLarge, Api::UnsupportedMediaType(wanted)]);
-    }
-    if wants_token || id == "refresh" {
+    let mut errors = request_errors(operation);
+    if wants_token(operation) {
         use TokenProblem::{Expired, Invalid, Missing, Revoked};
-        refusals.extend([Missing, Invalid, Expired, Revoked].map(unauthenticated));
+        errors.extend([Missing, Invalid, Expired, Revoked].map(|problem| Error::Unauthenticated(problem).into()));
     }
     if of_tenant {
-        refusals.extend([missing(Noun::Tenant), denied(Denial::TenantInactive)]);
-        refusals.extend((method != "get").then(|| denied(Denial::RoleTooLow { needed: Role::Admin })));
+        errors.push(Error::Forbidden(Denial::TenantInactive).into());
     }
-    let nouns = [
+    if of_tenant && method != "get" {
+        errors.push(Error::Forbidden(Denial::RoleTooLow { needed: Role::Admin }).into());
+    }
+    errors.extend(path_errors(path));
+    if of_tenant || operation["tags"] != json!(["health"]) {
+        errors.push(Error::Overloaded { what: "database connections", retry_after: Duration::from_secs(1) }.into());
+        errors.push(Error::Unavailable { dependency: Dependency::Database, source: "down".into() }.into());
+    }
+    errors
+}
+
+/// What may be wrong with the parts of a request.
+fn request_errors(operation: &Value) -> Vec<ApiError> {
+    let mut errors = Vec::new();
+    let body = operation.get("requestBody");
+    if body.is_some() || operation.get("parameters").is_some() {
+        errors.push(Error::invalid("name", "is required").into());
+        errors.push(ApiError::Malformed("The body is not JSON: expected value at line 1 column 2.".into()));
+    }
+    if let Some(body) = body {
+        errors.extend([ApiError::BodyTooSlow, ApiError::BodyTooLarge, ApiError::UnsupportedMediaType(media_type(body))]);
+    }
+    errors
+}
+
+/// The media type that a request's body must have.
+fn media_type(body: &Value) -> &'static str {
+    match body["content"].as_object().and_then(|types| types.keys().next()).map(String::as_str) {
+        Some("multipart/form-data") => "multipart/form-data",
+        Some("application/offset+octet-stream") => "application/offset+octet-stream",
+        Some("application/octet-stream") => "the content itself, not a form",
+        _ => "application/json",
+    }
+}
+
+/// Whether some caller needs a token.
+fn wants_token(operation: &Value) -> bool {
+    operation["security"].as_array().into_iter().flatten().any(|scheme| *scheme != json!({}))
+}
+
+/// What a path names may not be there.
+fn path_errors(path: &str) -> impl Iterator<Item = ApiError> {
+    const NOUNS: [(&str, Noun); 6] = [
+        ("{tenant_id}", Noun::Tenant),
         ("{document_id}", Noun::Document),
         ("{version}", Noun::Version),
         ("{upload_id}", Noun::Upload),
         ("{file_id}", Noun::File),
         ("{user_id}", Noun::Member),
     ];
-    refusals.extend(nouns.into_iter().filter(|(part, _)| path.contains(part)).map(|(_, noun)| missing(noun)));
-    refusals.extend(match id {
-        "register" => vec![conflict(Conflict::EmailTaken)],
-        "log_in" => vec![unauthenticated(TokenProblem::BadCredentials)],
-        "refresh" => vec![unauthenticated(TokenProblem::Reused)],
-        "add_member" => vec![missing(Noun::User), conflict(Conflict::AlreadyMember { role: Role::Viewer })],
-        "change_role" | "remove_member" => vec![conflict(Conflict::LastAdmin)],
-        "create_tenant" => vec![conflict(Conflict::IdempotencyKeyReused), conflict(Conflict::IdempotencyKeyInUse)],
-        "upload_document" => vec![conflict(Conflict::IdempotencyKeyReused), short()],
-        "begin_upload" => vec![short()],
-        "begin_tus" => vec![short(), Error::TooLarge { limit: 104_857_600 }.into(), Api::TusVersion],
-        "find_tus" => vec![Api::TusVersion, failed()],
-        "end_tus" => vec![Api::TusVersion],
-        "append_tus" | "override_tus" => vec![
-            conflict(Conflict::UploadOffset { received: 43 }),
-            failed(),
-            Error::ChecksumMismatch.into(),
-            Error::TooLarge { limit: 43 }.into(),
-            Api::TusVersion,
-        ],
-        "complete_upload" => vec![failed()],
-        "abort_upload" => vec![conflict(Conflict::UploadClosed)],
-        "upload_part" => vec![denied(Denial::BadSignature), conflict(Conflict::UploadClosed)],
-        "replace_content" => vec![denied(Denial::NotOwner), Error::PreconditionFailed.into(), short()],
-        "update_document" | "delete_document" | "restore_version" => vec![denied(Denial::NotOwner), Error::PreconditionFailed.into()],
-        "restore_document" | "purge_document" => vec![denied(Denial::NotOwner)],
-        "delete_file" => vec![conflict(Conflict::FileInUse { documents: 2 })],
-        "download_object" => {
-            vec![denied(Denial::BadSignature), missing(Noun::Object), Api::PreconditionFailed, Api::RangeNotSatisfiable]
+    NOUNS.into_iter().filter(move |(part, _)| path.contains(part)).map(|(_, noun)| Error::NotFound(noun).into())
+}
+
+/// Adds an error, unless the operation names an example with its code.
+fn add_error(responses: &mut Value, method: &str, error: &ApiError) {
+    let (status, code, body) = error.example();
+    // Only tus has a HEAD of its own, and its clients take 423, not 503, for "try again".
+    let status = if method == "head" && status == StatusCode::SERVICE_UNAVAILABLE { StatusCode::LOCKED } else { status };
+    let examples = &mut responses[status.as_str()]["content"]["application/json"]["examples"];
+    if examples.get(code).is_none() {
+        examples[code] = json!({ "value": body });
+    }
+}
+
+fn is_error(status: &str) -> bool {
+    status >= "400"
+}
+
+/// Gives each error its description and schema, and moves its examples to those that all operations share.
+fn complete_errors(responses: &mut Value, shared: &mut Map<String, Value>) {
+    for (status, response) in members_of(responses, "").filter(|(status, _)| is_error(status)) {
+        response["description"] = json!(meaning(status));
+        let content = &mut response["content"]["application/json"];
+        content["schema"] = json!({ "$ref": "#/components/schemas/Failure" });
+        for (code, example) in members_of(content, "/examples") {
+            example["summary"] = example["value"]["error"]["message"].clone();
+            let reference = json!({ "$ref": format!("#/components/examples/{code}") });
+            shared.insert(code.clone(), mem::replace(example, reference));
         }
-        "ready" => vec![Api::NotReady([("database".to_owned(), "down")].into())],
-        _ => vec![],
-    });
-    if path.starts_with("/api/demo/") {
-        refusals.push(Api::NoRoute);
     }
-    let rests_on_something = of_tenant || operation["tags"] != json!(["health"]);
-    if rests_on_something {
-        refusals.push(Error::Overloaded { what: "database connections", retry_after: Duration::from_secs(1) }.into());
-        refusals.push(Error::Unavailable { dependency: Dependency::Database, source: "down".into() }.into());
-    }
-    refusals
 }
 
-fn add_failure(responses: &mut Value, status: StatusCode, code: &str) {
-    let response = &mut responses[status.as_str()];
-    response["description"] = json!(meaning(status));
-    let content = &mut response["content"]["application/json"];
-    content["schema"] = json!({ "$ref": "#/components/schemas/Failure" });
-    content["examples"][code] = json!({ "$ref": format!("#/components/examples/{code}") });
-}
-
-const fn meaning(status: StatusCode) -> &'static str {
+fn meaning(status: &str) -> &'static str {
     match status {
-        StatusCode::BAD_REQUEST => "Malformed or not valid",
-        StatusCode::UNAUTHORIZED => "No valid token or credentials",
-        StatusCode::FORBIDDEN => "The role or the state of things forbids it",
-        StatusCode::NOT_FOUND => "Not there, or not yours to know of",
-        StatusCode::REQUEST_TIMEOUT => "The body came too slowly",
-        StatusCode::CONFLICT => "It contradicts what is there",
-        StatusCode::PRECONDITION_FAILED => "The object is not the one that If-Match names",
-        StatusCode::PAYLOAD_TOO_LARGE => "The body is too large",
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => "The body is of another type",
-        StatusCode::RANGE_NOT_SATISFIABLE => "The object ends before that",
-        _ if status.as_u16() == 460 => "The checksum is another one",
+        "400" => "Malformed or not valid",
+        "401" => "No valid token or credentials",
+        "403" => "The role or the state of things forbids it",
+        "404" => "Not there, or not yours to know of",
+        "408" => "The body came too slowly",
+        "409" => "It contradicts what is there",
+        "412" => "The object is not the one that If-Match names",
+        "413" => "The body is too large",
+        "415" => "The body is of another type",
+        "416" => "The object ends before that",
+        "460" => "The checksum is another one",
         _ => "A dependency is down, or there is too much to do",
     }
 }

@@ -10,6 +10,7 @@ use axum::{
 };
 use domain::{Clock, TenantId};
 use futures_util::FutureExt;
+use http_server::PeerAddr;
 use percent_encoding::percent_decode_str;
 use services::traced;
 use tracing::Instrument;
@@ -18,7 +19,6 @@ use crate::{
     App,
     error::{ApiError, Denied},
     extract::bearer_token,
-    server::PeerAddr,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -77,7 +77,7 @@ fn traceparent(value: &HeaderValue) -> Option<String> {
 async fn note_denied(app: &App, credentials: Option<HeaderValue>, path: &str, wanted: &str, code: &str) {
     let headers = credentials.map(|credentials| (header::AUTHORIZATION, credentials)).into_iter().collect();
     let Ok(token) = bearer_token(&headers) else { return };
-    if let Err(error) = app.services.note_denied(token, tenant_in(path), wanted, code).await {
+    if let Err(error) = app.services.record_denial(token, tenant_in(path), wanted, code).await {
         tracing::warn!(error = &error as &dyn std::error::Error, "a denied access could not be noted");
     }
 }

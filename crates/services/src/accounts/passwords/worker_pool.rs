@@ -1,4 +1,4 @@
-//! The gate before the hashing threads: few threads of low priority, a bounded queue, and nothing left when idle.
+//! A bounded worker pool: few threads of low priority, a bounded queue, and no threads when idle.
 
 use std::{
     collections::VecDeque,
@@ -12,35 +12,35 @@ use argon2::Block;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-/// What a thread hashes in. It stays with the thread from job to job, since filling fresh pages costs as much as a good
-/// part of the hashing, and is freed with the thread.
+/// The memory that a thread hashes in. The thread keeps it from job to job, because filling fresh pages costs a large part of the time
+/// of a hash.
 pub(super) type Memory = Vec<Block>;
 
 type Job = Box<dyn FnOnce(&mut Memory) + Send>;
 
-/// Runs work on threads of its own. Dropping it ends them.
-pub(super) struct Gate {
+/// Runs work on its own threads. Dropping the pool ends them.
+pub(super) struct WorkerPool {
     shared: Arc<Shared>,
 }
 
-/// How much a gate lets through.
+/// The bounds of a pool.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
     /// Jobs that run at once, at least 1.
     pub(super) threads: usize,
     /// Jobs that wait, at least 1.
     pub(super) queue: usize,
-    /// How long a thread without work stays.
+    /// How long a thread waits for work before it ends.
     pub(super) idle: Duration,
 }
 
-impl Gate {
-    /// A gate without threads: they come with the work.
+impl WorkerPool {
+    /// A pool without threads: the first work starts them.
     pub(super) fn new(limits: Limits) -> Self {
         Self { shared: Arc::new(Shared { limits, state: Mutex::default(), wake: Condvar::new() }) }
     }
 
-    /// Runs the work and answers its result. Work whose caller has gone away before it began is skipped.
+    /// Runs the work and returns its result. Skips work that has not begun when its caller goes away.
     ///
     /// # Errors
     /// `Overloaded` when the queue is full.
@@ -49,7 +49,7 @@ impl Gate {
         let span = Span::current();
         self.submit(Box::new(move |memory| {
             if !sender.is_closed() {
-                // The caller may still go away meanwhile; then nobody wants the result.
+                // The caller may have gone away meanwhile.
                 let _ = sender.send(span.in_scope(|| work(memory)));
             }
         }))?;
@@ -76,7 +76,7 @@ impl Gate {
         match thread::Builder::new().name(format!("tenantry-hash-{}", state.threads + 1)).spawn(move || shared.work()) {
             Ok(_) => state.threads += 1,
             Err(error) if state.threads == 0 => return Err(domain::Error::internal(error)),
-            Err(error) => tracing::warn!(%error, "no further hashing thread could be started"),
+            Err(error) => tracing::warn!(%error, "cannot start another hashing thread"),
         }
         Ok(())
     }
@@ -92,7 +92,7 @@ impl Gate {
     }
 }
 
-impl Drop for Gate {
+impl Drop for WorkerPool {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.wake.notify_all();
@@ -111,8 +111,8 @@ struct State {
     threads: usize,
     /// Threads that wait for work.
     idle: usize,
-    /// How long the last job took.
-    last_took: Duration,
+    /// The duration of the last job.
+    last_duration: Duration,
     closed: bool,
 }
 
@@ -121,22 +121,22 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A thread's life.
+    /// Runs jobs until the thread is idle for too long, or the pool is dropped.
     fn work(&self) {
         lower_priority();
         let mut memory = Memory::new();
         while let Some(job) = self.next_job() {
-            let begun = Instant::now();
-            // A job that panicked has dropped its sender, so its caller hears of it; the thread is needed by the others.
+            let started = Instant::now();
+            // A job that panics drops its sender, so its caller gets an error; the thread continues with the other jobs.
             if catch_unwind(AssertUnwindSafe(|| job(&mut memory))).is_err() {
                 tracing::error!("hashing a password panicked");
             }
-            self.lock().last_took = begun.elapsed();
+            self.lock().last_duration = started.elapsed();
         }
     }
 
-    /// The next job, or nothing when the thread shall end. It is off the books before the lock is: a job that comes a moment
-    /// later starts a thread and does not wait for this one.
+    /// The next job, or nothing when the thread must end. An ending thread is subtracted before the lock is released, so that the next
+    /// job starts a new thread instead of waiting for this one.
     fn next_job(&self) -> Option<Job> {
         let mut state = self.lock();
         state.idle += 1;
@@ -152,16 +152,16 @@ impl Shared {
         job
     }
 
-    /// When the queue will probably have been worked off, at least a second.
+    /// The expected time until the queue is empty, at least a second.
     fn time_to_drain(&self, state: &State) -> Duration {
         let rounds = u32::try_from(state.queue.len().div_ceil(self.limits.threads)).unwrap_or(u32::MAX);
-        state.last_took.saturating_mul(rounds).max(Duration::from_secs(1))
+        state.last_duration.saturating_mul(rounds).max(Duration::from_secs(1))
     }
 }
 
-/// Lets every other thread of the process go first when the cores are busy.
+/// Gives all other threads of the process precedence when the cores are busy.
 fn lower_priority() {
-    // Only Linux gives each thread a nice value of its own; elsewhere this would slow down the whole process.
+    // Only on Linux each thread has its own nice value; elsewhere this would slow down the whole process.
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::nice(19) {
         tracing::debug!(%error, "a hashing thread runs at normal priority");

@@ -1,4 +1,4 @@
-//! The two bodies of an exchange: the request's, which must not dawdle, and the response's, whose end is the end of the exchange.
+//! The two bodies of an exchange: the request's, which must not be slow, and the response's, whose end is the end of the exchange.
 
 use std::{
     error::Error,
@@ -14,7 +14,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Limits, connection::Activity};
+use crate::{Limits, activity::Activity};
 
 /// The error of reading a request's body that stalls or comes too slowly; to be answered 408 (RFC 9110 §15.5.9). The
 /// connection closes after the answer.
@@ -23,7 +23,7 @@ use super::{Limits, connection::Activity};
 pub struct BodyTooSlow;
 
 impl BodyTooSlow {
-    /// Whether it is what lies behind an error, however often the readers of the body have wrapped it.
+    /// Whether it is the cause of an error, however often the readers of the body have wrapped it.
     #[must_use]
     pub fn is_cause_of(error: &(dyn Error + 'static)) -> bool {
         std::iter::successors(Some(error), |&error| error.source()).any(|error| error.is::<Self>())
@@ -33,21 +33,21 @@ impl BodyTooSlow {
 /// A request's body that fails with [`BodyTooSlow`] when its reader has to wait for the client longer than the limits allow.
 ///
 /// Only time in which the reader waits counts, so a slow handler is not held against the client.
-pub(super) struct RequestBody {
+pub(crate) struct RequestBody {
     incoming: Incoming,
     limits: Arc<Limits>,
     activity: Arc<Activity>,
     received: u64,
     waited: Duration,
     waiting_since: Option<Instant>,
-    /// Made when there first is something to wait for.
+    /// Created at the first wait.
     timer: Option<Pin<Box<Sleep>>>,
     ended: bool,
 }
 
 impl RequestBody {
     /// The body for a handler to read.
-    pub(super) fn wrap(incoming: Incoming, limits: Arc<Limits>, activity: &Arc<Activity>) -> Body {
+    pub(crate) fn wrap(incoming: Incoming, limits: Arc<Limits>, activity: &Arc<Activity>) -> Body {
         if incoming.is_end_stream() {
             return Body::empty();
         }
@@ -63,30 +63,33 @@ impl RequestBody {
         })
     }
 
-    /// How long the reader may wait from now on for the next bytes.
-    fn patience(&self) -> Duration {
+    /// How long the reader may still wait for the next bytes.
+    fn remaining_wait(&self) -> Duration {
         let earned = self.received.saturating_mul(1_000_000).checked_div(self.limits.body_min_rate);
         let in_all = earned.map_or(Duration::MAX, |micros| self.limits.body_grace.saturating_add(Duration::from_micros(micros)));
         self.limits.body_idle_timeout.min(in_all.saturating_sub(self.waited))
     }
 
     /// Ready when the reader has waited too long.
-    fn poll_impatience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_timeout(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.waiting_since.is_none() {
-            let now = Instant::now();
-            self.waiting_since = Some(now);
-            self.timer = now.checked_add(self.patience()).map(|deadline| match self.timer.take() {
-                Some(mut timer) => {
-                    timer.as_mut().reset(deadline);
-                    timer
-                }
-                None => Box::pin(sleep_until(deadline)),
-            });
+            self.begin_wait(Instant::now());
         }
         match &mut self.timer {
             Some(timer) => timer.as_mut().poll(cx),
             None => Poll::Pending,
         }
+    }
+
+    fn begin_wait(&mut self, now: Instant) {
+        self.waiting_since = Some(now);
+        self.timer = now.checked_add(self.remaining_wait()).map(|deadline| match self.timer.take() {
+            Some(mut timer) => {
+                timer.as_mut().reset(deadline);
+                timer
+            }
+            None => Box::pin(sleep_until(deadline)),
+        });
     }
 }
 
@@ -96,7 +99,7 @@ impl HttpBody for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-            ready!(self.poll_impatience(cx));
+            ready!(self.poll_timeout(cx));
             return Poll::Ready(Some(Err(BodyTooSlow.into())));
         };
         if let Some(since) = self.waiting_since.take() {
@@ -127,14 +130,14 @@ impl Drop for RequestBody {
     }
 }
 
-/// A response's body; dropped by the connection when it is sent or given up.
-pub(super) struct ResponseBody {
+/// A response's body; dropped by the connection when it is sent or aborted.
+pub(crate) struct ResponseBody {
     body: Body,
     activity: Arc<Activity>,
 }
 
 impl ResponseBody {
-    pub(super) fn new(body: Body, activity: Arc<Activity>) -> Self {
+    pub(crate) fn new(body: Body, activity: Arc<Activity>) -> Self {
         Self { body, activity }
     }
 }
@@ -158,6 +161,6 @@ impl HttpBody for ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        self.activity.response_ends();
+        self.activity.end_response();
     }
 }

@@ -4,7 +4,7 @@ use crate::{DocumentId, Timestamp, UploadId, UserId};
 
 /// An upload in parts. What it may come to store is reserved from the tenant's quota until it ends or expires.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StagedUpload {
+pub struct MultipartUpload {
     /// Its identifier.
     pub id: UploadId,
     /// How its parts come.
@@ -43,7 +43,7 @@ pub struct StagedUpload {
     pub expires_at: Timestamp,
 }
 
-impl StagedUpload {
+impl MultipartUpload {
     /// The sizes of its parts, in order, where they are laid down.
     pub fn part_sizes(&self) -> impl Iterator<Item = u64> {
         let (size, part) = (self.size, self.part_size.max(1));
@@ -62,7 +62,7 @@ pub struct Gathered {
 
 /// A part that is an object of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StagedPart {
+pub struct UploadPart {
     /// Its first byte's place in the content.
     pub offset: u64,
     /// Its bytes.
