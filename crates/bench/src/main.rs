@@ -49,7 +49,9 @@ struct Arguments {
     options: Options,
 }
 
+/// Options of every benchmark, beside those of its own, which are a group of the same name.
 #[derive(clap::Args)]
+#[group(skip)]
 struct Options {
     /// The database server: `sqlite` or `postgres://…`
     #[arg(long, default_value = "sqlite")]
@@ -189,4 +191,16 @@ fn default_program() -> Result<PathBuf> {
 #[expect(clippy::print_stderr, reason = "a benchmark takes minutes")]
 fn progress(text: &str) {
     eprintln!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Arguments;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
 }

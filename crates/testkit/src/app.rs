@@ -1,4 +1,4 @@
-//! The app under test: the real services on a real socket, in this process.
+//! The app under test: the real services behind a real socket, in this process.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Persona, TestDatabases, TestObjects, invariants};
 
-/// The secret of the app's tokens and signed URLs.
+/// The secret that signs the app's tokens and URLs.
 pub const SECRET: &[u8] = b"a secret for tests, 32 bytes or more";
 
-/// What an app can be given that is not the default.
+/// A builder for apps with settings other than the defaults.
 #[derive(Clone)]
 pub struct Builder {
     settings: Settings,
@@ -31,7 +31,7 @@ impl Default for Builder {
         Self {
             settings: Settings { garbage_grace: Duration::ZERO, trash_retention: Duration::ZERO, ..Settings::default() },
             limits: Limits::default(),
-            // Cheap: what a hash costs is tested elsewhere.
+            // Cheap hashes; other tests cover their cost.
             passwords: PasswordSettings { memory_kib: 64, passes: 1, queue: 256, ..PasswordSettings::default() },
             api: api::Settings::default(),
             objects_are_files: false,
@@ -41,64 +41,64 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// The most bytes of an upload.
+    /// Sets the maximum size of an upload in bytes.
     #[must_use]
     pub fn max_upload_bytes(mut self, bytes: u64) -> Self {
         self.settings.max_upload_bytes = bytes;
         self
     }
 
-    /// How long deleted documents can be brought back. Not at all, unless it is said.
+    /// Sets how long deleted documents can be restored. The default is not at all.
     #[must_use]
     pub fn trash_retention(mut self, retention: Duration) -> Self {
         self.settings.trash_retention = retention;
         self
     }
 
-    /// How many versions of a document are kept.
+    /// Sets how many versions of a document are kept.
     #[must_use]
     pub fn versions_kept(mut self, versions: u64) -> Self {
         self.settings.versions_kept = versions;
         self
     }
 
-    /// How much a tenant may store.
+    /// Sets the storage quota of tenants.
     #[must_use]
     pub fn quota(mut self, quota: Quota) -> Self {
         self.settings.quota = quota;
         self
     }
 
-    /// The limits of the HTTP server.
+    /// Sets the limits of the HTTP server.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// Password hashing.
+    /// Sets the parameters of password hashing.
     #[must_use]
     pub fn passwords(mut self, passwords: PasswordSettings) -> Self {
         self.passwords = passwords;
         self
     }
 
-    /// How the API presents itself.
+    /// Sets the settings of the API.
     #[must_use]
     pub fn api(mut self, api: api::Settings) -> Self {
         self.api = api;
         self
     }
 
-    /// Keeps objects as files whatever the test run is for.
+    /// Stores objects as files, whatever store the test run uses.
     #[must_use]
     pub fn objects_as_files(mut self) -> Self {
         self.objects_are_files = true;
         self
     }
 
-    /// Reaches the bucket by this address: that of a [`FaultyProxy`](crate::FaultyProxy). What is checked when the app is dropped is
-    /// read from the bucket itself.
+    /// Connects to the bucket through this address, that of a [`FaultyProxy`](crate::FaultyProxy). The checks when the app is
+    /// dropped read the bucket directly.
     #[must_use]
     pub fn storage_at(mut self, url: String) -> Self {
         self.storage_url = Some(url);
@@ -110,7 +110,7 @@ impl Builder {
         let home = Arc::new(tempfile::tempdir().unwrap());
         let databases = TestDatabases::new(home.path());
         let (main, _) = databases.open();
-        main.migrate().await.expect("the main database can be made");
+        main.migrate().await.expect("create the main database");
         TestApp::start(self, home, databases, Arc::new(ManualClock::default()), true).await
     }
 }
@@ -141,7 +141,7 @@ impl TestApp {
         Builder::default()
     }
 
-    /// Another instance on the same databases and objects, as behind a load balancer. Keep it shorter than the first.
+    /// Starts another instance on the same databases and objects, as behind a load balancer. Drop it before the first.
     pub async fn second_instance(&self) -> Self {
         Self::start(self.builder.clone(), Arc::clone(&self.home), self.databases.clone(), Arc::clone(&self.clock), false).await
     }
@@ -191,37 +191,37 @@ impl TestApp {
         self.address
     }
 
-    /// The app's services, for what the API does not offer.
+    /// The app's services, for operations that the API does not offer.
     #[must_use]
     pub fn services(&self) -> &Services {
         &self.services
     }
 
-    /// The app's clock, to put forward.
+    /// The app's clock, which tests can advance.
     #[must_use]
     pub fn clock(&self) -> &ManualClock {
         &self.clock
     }
 
-    /// The app's databases, for looking past the API.
+    /// The app's databases, for tests that bypass the API.
     #[must_use]
     pub fn databases(&self) -> &TestDatabases {
         &self.databases
     }
 
-    /// Where the app's objects are.
+    /// The app's objects.
     #[must_use]
     pub fn objects(&self) -> &TestObjects {
         &self.objects
     }
 
-    /// The folder of all that the app keeps on the local file system.
+    /// The folder of all the app's local files.
     #[must_use]
     pub fn home(&self) -> &std::path::Path {
         self.home.path()
     }
 
-    /// Somebody without an account.
+    /// A client without an account.
     #[must_use]
     pub fn stranger(&self) -> Persona {
         Persona::stranger(format!("http://{}", self.address), self.client.clone())
@@ -232,7 +232,7 @@ impl TestApp {
         Persona::registered(&self.stranger(), name).await
     }
 
-    /// A user who was there before us, with a password hash as it was stored then: `name@example.com`, not logged in.
+    /// A user from before this product, with a password hash in the format of that time: `name@example.com`, not logged in.
     pub async fn db_user(&self, name: &str, password_hash: &str) -> Persona {
         let now = self.clock.now();
         let user = User {
@@ -253,11 +253,11 @@ impl TestApp {
         persona
     }
 
-    /// The password hash that is stored for a user.
+    /// The stored password hash of a user.
     pub async fn db_password_hash(&self, user: &Persona) -> String {
         let mut connection = self.databases.open().0.read().await.unwrap();
         let found = users::find_for_login(&mut connection, &Email::parse(&user.email).unwrap()).await.unwrap();
-        found.expect("the user is there").1.expose().to_owned()
+        found.expect("the user exists").1.expose().to_owned()
     }
 }
 
@@ -267,7 +267,7 @@ impl Drop for TestApp {
         if !self.owns_databases {
             return;
         }
-        // On a runtime of its own: this one may have a single thread, which is here.
+        // The checks need a runtime of their own: the current one may have only this thread, which waits here.
         let (databases, objects) = (self.databases.clone(), self.objects.clone());
         let check = !std::thread::panicking();
         let checked = std::thread::spawn(move || {
@@ -279,6 +279,6 @@ impl Drop for TestApp {
             })
         });
         let broken = checked.join().unwrap();
-        assert!(broken.is_empty(), "what must always hold does not:\n{}", broken.join("\n"));
+        assert!(broken.is_empty(), "invariants are violated:\n{}", broken.join("\n"));
     }
 }

@@ -6,16 +6,16 @@ use database::{DatabaseUrl, MainDatabase, PostgresLimits, SqliteThreads, TenantD
 use tokio_postgres::NoTls;
 use uuid::Uuid;
 
-/// The main database and the tenants' databases of one test, on the engine that the test run is for.
+/// The main database and the tenant databases of one test, on the engine of the test run.
 #[derive(Clone, Debug)]
 pub struct TestDatabases {
     /// The main database.
     pub main: DatabaseUrl,
-    /// Where tenants' databases go.
+    /// The servers of the tenant databases, by name.
     pub servers: BTreeMap<String, DatabaseUrl>,
-    /// The server's maintenance URL and the main database's name, to drop it at the end.
+    /// The server's maintenance URL and the name of the main database, to drop it at the end.
     postgres: Option<(String, String)>,
-    /// Servers for tenants' databases beside the usual one, as TENANT_DATABASE_URLS has them.
+    /// Additional servers of tenant databases, as in `TENANT_DATABASE_URLS`.
     further: Vec<(String, String)>,
 }
 
@@ -41,7 +41,7 @@ impl TestDatabases {
         }
     }
 
-    /// A further server for tenants' databases.
+    /// Adds a server for tenant databases.
     #[must_use]
     pub fn with_server(mut self, name: &str, url: &str) -> Self {
         self.servers.insert(name.to_owned(), url.parse().expect("the address of a database server"));
@@ -49,7 +49,7 @@ impl TestDatabases {
         self
     }
 
-    /// Fresh handles on the databases, for the runtime that they are used on.
+    /// Opens new handles on the databases, for use on the current runtime.
     #[must_use]
     pub fn open(&self) -> (MainDatabase, TenantDatabases) {
         let threads = SqliteThreads::start(2, 2).unwrap();
@@ -63,7 +63,7 @@ impl TestDatabases {
         if self.postgres.is_some() { "postgres" } else { "sqlite" }
     }
 
-    /// The values of DATABASE_URL and TENANT_DATABASE_URLS for a process of its own.
+    /// The environment of a child process: `DATABASE_URL` and `TENANT_DATABASE_URLS`.
     #[must_use]
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let (main, tenants) = match &self.postgres {
@@ -78,7 +78,7 @@ impl TestDatabases {
         variables
     }
 
-    /// Which of these databases are on the PostgreSQL server.
+    /// Which of these databases exist on the PostgreSQL server.
     pub async fn db_existing(&self, names: &[String]) -> Vec<String> {
         let (server, _) = self.postgres.as_ref().expect("the test is on PostgreSQL");
         let (client, connection) = tokio_postgres::connect(server, NoTls).await.expect("the PostgreSQL of TEST_DATABASE_URL answers");
@@ -89,7 +89,7 @@ impl TestDatabases {
         found.iter().map(|row| row.get::<_, String>(0)).collect()
     }
 
-    /// Drops what does not go with the folder. Tenants' databases must be gone already.
+    /// Drops the main database if it is on a server. The tenant databases must be dropped already.
     pub async fn drop_main(&self) {
         let Some((server, name)) = &self.postgres else { return };
         let (client, connection) = tokio_postgres::connect(server, NoTls).await.expect("the PostgreSQL of TEST_DATABASE_URL answers");
@@ -100,12 +100,12 @@ impl TestDatabases {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "which server a test run uses is the environment's to say")]
+#[expect(clippy::disallowed_methods, reason = "the environment selects the server of a test run")]
 fn server_url() -> Option<String> {
     std::env::var("TEST_DATABASE_URL").ok().filter(|url| !url.is_empty())
 }
 
-/// The URL with another database.
+/// Replaces the database name in a URL.
 fn with_database(url: &str, name: &str) -> String {
     let (place, parameters) = url.split_once('?').map_or((url, String::new()), |(place, parameters)| (place, format!("?{parameters}")));
     let server = place.rsplit_once('/').expect("TEST_DATABASE_URL names a database").0;

@@ -1,4 +1,4 @@
-//! Tokens made by hand, as an attacker makes them: nothing here is the product's own code.
+//! Forged tokens, as an attacker makes them. Nothing here uses the product's own code.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
@@ -13,25 +13,25 @@ pub fn base64url(bytes: impl AsRef<[u8]>) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// A JWT of any header and claims, JSON or not, signed with HMAC over SHA-256.
+/// A JWT with arbitrary header and claims, JSON or not, signed with HMAC-SHA-256.
 #[must_use]
 pub fn forge(header: &str, claims: &str, key: &[u8]) -> String {
     Forge { header: header.to_owned(), claims: Value::Null, key: key.to_vec() }.sign::<Hmac<Sha256>>(claims)
 }
 
-/// A genuine token taken apart, to be changed and put together again. Unchanged, it is good.
+/// A genuine token, decoded to be altered and signed again. Without alterations it stays valid.
 #[derive(Clone, Debug)]
 pub struct Forge {
-    /// The header as it was written.
+    /// The header, verbatim.
     pub header: String,
     /// The claims.
     pub claims: Value,
-    /// What signs it.
+    /// The signing key.
     pub key: Vec<u8>,
 }
 
 impl Forge {
-    /// Takes a token of the app apart.
+    /// Decodes a token of the app.
     #[must_use]
     pub fn of(token: &str) -> Self {
         let part = |n| BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(n).unwrap()).unwrap();
@@ -39,21 +39,21 @@ impl Forge {
         Self { header, claims: serde_json::from_slice(&part(1)).unwrap(), key: SECRET.to_vec() }
     }
 
-    /// With a claim changed or added.
+    /// Changes or adds a claim.
     #[must_use]
     pub fn claim(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.claims[name] = value.into();
         self
     }
 
-    /// Without a claim.
+    /// Removes a claim.
     #[must_use]
     pub fn without(mut self, name: &str) -> Self {
-        self.claims.as_object_mut().unwrap().remove(name).expect("the claim is there");
+        self.claims.as_object_mut().unwrap().remove(name).expect("the claim exists");
         self
     }
 
-    /// With a part of the header's text replaced.
+    /// Replaces a part of the header's text.
     #[must_use]
     pub fn header(mut self, from: &str, to: &str) -> Self {
         assert!(self.header.contains(from), "{} has no {from}", self.header);
@@ -61,20 +61,20 @@ impl Forge {
         self
     }
 
-    /// With another key.
+    /// Sets another signing key.
     #[must_use]
     pub fn key(mut self, key: &[u8]) -> Self {
         self.key = key.to_vec();
         self
     }
 
-    /// Put together with HMAC over SHA-256.
+    /// The token, signed with HMAC-SHA-256.
     #[must_use]
     pub fn token(&self) -> String {
         self.signed::<Hmac<Sha256>>()
     }
 
-    /// Put together with another MAC.
+    /// The token, signed with another MAC.
     #[must_use]
     pub fn signed<M: Mac + KeyInit>(&self) -> String {
         self.sign::<M>(&self.claims.to_string())

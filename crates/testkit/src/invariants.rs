@@ -1,4 +1,4 @@
-//! What must hold whenever nothing is under way, whatever happened before.
+//! Invariants that hold whenever no operation is in progress, whatever happened before.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +10,14 @@ use sha2::{Digest, Sha256};
 use crate::{TestDatabases, TestObjects};
 use futures_util::TryStreamExt;
 
-/// Looks for what is broken, in words:
+/// Checks the invariants and describes each violation:
 ///
-/// - every tenant is completely made, or not there;
-/// - no tenant is on the move, or was left paused by a move;
-/// - of a tenant that was deleted for good only the tombstone is there;
-/// - every document's object is there, byte for byte as its hash says;
-/// - every object belongs to a file or to an upload that the collector knows of;
-/// - every document that was uploaded or deleted has its event.
+/// - every tenant is fully provisioned or does not exist;
+/// - no tenant is moving, and no move left one paused;
+/// - of a permanently deleted tenant only the tombstone exists;
+/// - every document's object exists and its bytes match the hash;
+/// - every object belongs to a file or to an upload that the garbage collector knows;
+/// - every upload and every deletion of a document has its event.
 pub async fn find_broken(databases: &TestDatabases, objects: &TestObjects) -> Vec<String> {
     let (main, directory) = databases.open();
     let mut broken = Vec::new();
@@ -30,7 +30,7 @@ pub async fn find_broken(databases: &TestDatabases, objects: &TestObjects) -> Ve
             continue;
         }
         if let Some(at) = tenant.writes_paused_at {
-            broken.push(format!("nobody may write to tenant {} since {at}", tenant.name));
+            broken.push(format!("writes to tenant {} are paused since {at}", tenant.name));
         }
         let database = directory.open(&tenant.place).unwrap();
         let mut connection = match database.read().await {
@@ -53,7 +53,7 @@ pub async fn find_broken(databases: &TestDatabases, objects: &TestObjects) -> Ve
                 let object = async { storage.get(key, None).await?.bytes.try_collect::<Vec<_>>().await };
                 match object.await.map(|pieces| pieces.concat()) {
                     Ok(object) if Sha256::digest(&object)[..] == document.file.hash.sha256 => {}
-                    Ok(object) => broken.push(format!("document {name} ({key}): its object of {} bytes is not its content", object.len())),
+                    Ok(object) => broken.push(format!("document {name} ({key}): {}-byte object does not match the hash", object.len())),
                     Err(error) => broken.push(format!("document {name} ({key}): {error}")),
                 }
             }
@@ -63,8 +63,8 @@ pub async fn find_broken(databases: &TestDatabases, objects: &TestObjects) -> Ve
         }
         let events = outbox::list(&mut connection, 1_000_000).await.unwrap();
         let of = |kind| events.iter().filter(|event| event.kind == kind).count();
-        let first = |event: &&Event| event.kind == EventKind::DocumentUploaded && fact(event, "version") == 1;
-        let restored = events.iter().filter(|event| fact(event, "action") == "document.restored").count();
+        let first = |event: &&Event| event.kind == EventKind::DocumentUploaded && payload_field(event, "version") == 1;
+        let restored = events.iter().filter(|event| payload_field(event, "action") == "document.restored").count();
         let (uploaded, deleted) = (events.iter().filter(first).count(), of(EventKind::DocumentDeleted));
         if uploaded + restored != count + deleted {
             broken.push(format!(
@@ -74,35 +74,35 @@ pub async fn find_broken(databases: &TestDatabases, objects: &TestObjects) -> Ve
         }
     }
     for left in moves::list(&mut main.read().await.unwrap()).await.unwrap() {
-        broken.push(format!("left of a move: {left:?}"));
+        broken.push(format!("unfinished move: {left:?}"));
     }
     for tombstone in tombstones::list_since(&mut main.read().await.unwrap(), Timestamp::from_micros(0)).await.unwrap() {
         ids.push(tombstone.place.tenant_id);
         if directory.exists(&tombstone.place).await.unwrap() {
-            broken.push(format!("tenant {} was deleted, but its database is there", tombstone.name));
+            broken.push(format!("tenant {} was deleted, but its database exists", tombstone.name));
         }
     }
-    broken.extend(objects.list(&ids).await.difference(&known).map(|key| format!("the object {key} is nobody's")));
+    broken.extend(objects.list(&ids).await.difference(&known).map(|key| format!("orphaned object: {key}")));
     broken
 }
 
-/// What an event tells.
-fn fact(event: &Event, name: &str) -> Value {
+/// A field of an event's payload.
+fn payload_field(event: &Event, name: &str) -> Value {
     serde_json::from_str::<Value>(&event.data).unwrap()[name].clone()
 }
 
-/// Drops what a test left on a server.
+/// Drops the databases of a test from their servers.
 pub async fn drop_databases(databases: &TestDatabases) {
     let (main, directory) = databases.open();
     if databases.engine() == "postgres" {
         for tenant in tenants::list(&mut main.read().await.unwrap()).await.unwrap() {
             for server in directory.servers() {
-                // A move that failed with its test may have left it on any of them.
+                // A move that failed in the test may have left the database on any server.
                 directory.drop_database(&TenantPlace { server: server.to_owned(), ..tenant.place.clone() }).await.unwrap();
             }
         }
-        for spare in warm_pool::list(&mut main.read().await.unwrap()).await.unwrap() {
-            directory.drop_warm(&spare.server, spare.tenant_id).await.unwrap();
+        for warm in warm_pool::list(&mut main.read().await.unwrap()).await.unwrap() {
+            directory.drop_warm(&warm.server, warm.tenant_id).await.unwrap();
         }
     }
     drop((main, directory));

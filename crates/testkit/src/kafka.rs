@@ -1,4 +1,4 @@
-//! The Kafka that a test run is for.
+//! The Kafka cluster of a test run.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,17 +12,17 @@ use rdkafka::{
 };
 use uuid::Uuid;
 
-/// How long a broker has for what takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout for requests that normally take milliseconds.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Topics of a test's own, on the brokers that the test run is for.
+/// The topics of one test, on the brokers of the test run.
 #[derive(Clone, Debug)]
 pub struct TestKafka {
     servers: String,
     prefix: String,
 }
 
-/// A message as any consumer sees it.
+/// A message, as a consumer receives it.
 #[derive(Clone, Debug)]
 pub struct Delivered {
     /// Its key.
@@ -31,42 +31,42 @@ pub struct Delivered {
     pub value: String,
     /// Its headers.
     pub headers: BTreeMap<String, String>,
-    /// Where it is: its topic's partition and its offset there.
+    /// Its partition and offset.
     pub place: (i32, i64),
 }
 
 impl TestKafka {
-    /// Nothing when the run is for none: `TEST_KAFKA_BOOTSTRAP_SERVERS` is not set.
+    /// The brokers of `TEST_KAFKA_BOOTSTRAP_SERVERS`; absent if it is not set.
     #[must_use]
     pub fn find() -> Option<Self> {
         Self::at("TEST_KAFKA_BOOTSTRAP_SERVERS")
     }
 
-    /// The broker that may be stopped.
+    /// The broker that tests may stop.
     #[must_use]
     pub fn second() -> Option<Self> {
         Self::at("TEST_SECOND_KAFKA_BOOTSTRAP_SERVERS")
     }
 
-    #[expect(clippy::disallowed_methods, reason = "which brokers a test run uses is the environment's to say")]
+    #[expect(clippy::disallowed_methods, reason = "the environment selects the brokers of a test run")]
     fn at(variable: &str) -> Option<Self> {
         let servers = std::env::var(variable).ok().filter(|servers| !servers.is_empty())?;
         Some(Self { servers, prefix: format!("test-{}.", Uuid::new_v4().simple()) })
     }
 
-    /// `host:port`.
+    /// The bootstrap servers, `host:port`.
     #[must_use]
     pub fn servers(&self) -> &str {
         &self.servers
     }
 
-    /// What the names of the test's topics begin with, and the group of its workers.
+    /// The prefix of the test's topics, which also names the consumer group of its workers.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// What the program has to be told. A dead worker is missed after two seconds.
+    /// The environment of a child process. The brokers detect a dead worker after two seconds.
     #[must_use]
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         vec![
@@ -78,7 +78,7 @@ impl TestKafka {
         ]
     }
 
-    /// Everything that is on a topic of the test's, partition after partition. Blocks.
+    /// All messages on a topic of the test, partition by partition. Blocks.
     #[must_use]
     pub fn read(&self, topic: &str) -> Vec<Delivered> {
         let (topic, consumer) = (format!("{}{topic}", self.prefix), self.consumer());
@@ -91,7 +91,7 @@ impl TestKafka {
         ends.retain(|_, end| *end > 0);
         let (mut messages, began) = (Vec::new(), Instant::now());
         while !ends.is_empty() {
-            assert!(began.elapsed() < PATIENCE, "{topic} can't be read: {ends:?}");
+            assert!(began.elapsed() < WAIT_TIMEOUT, "timeout reading {topic}: {ends:?}");
             let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
             let message = message.unwrap();
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -108,7 +108,7 @@ impl TestKafka {
         messages
     }
 
-    /// How many messages of these topics the test's workers have not handled yet, as far as they have said. Blocks.
+    /// How many messages of these topics the test's workers have not handled yet, according to the committed offsets. Blocks.
     #[must_use]
     pub fn lag(&self, topics: &[&str]) -> i64 {
         let consumer = self.consumer();
@@ -119,19 +119,19 @@ impl TestKafka {
             for partition in ends.keys() {
                 asked.add_partition(&topic, *partition);
             }
-            for committed in consumer.committed_offsets(asked, PATIENCE).unwrap().elements() {
+            for committed in consumer.committed_offsets(asked, WAIT_TIMEOUT).unwrap().elements() {
                 lag += ends[&committed.partition()] - committed.offset().to_raw().filter(|offset| *offset > 0).unwrap_or(0);
             }
         }
         lag
     }
 
-    /// The ends of a topic's partitions; none when it is not there.
+    /// The end offsets of a topic's partitions; empty if the topic does not exist.
     fn ends(&self, consumer: &BaseConsumer, topic: &str) -> HashMap<i32, i64> {
-        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap();
+        let metadata = consumer.fetch_metadata(Some(topic), WAIT_TIMEOUT).unwrap();
         let partitions: HashSet<_> =
             metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id()).collect();
-        partitions.into_iter().map(|partition| (partition, consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1)).collect()
+        partitions.into_iter().map(|partition| (partition, consumer.fetch_watermarks(topic, partition, WAIT_TIMEOUT).unwrap().1)).collect()
     }
 
     fn consumer(&self) -> BaseConsumer {

@@ -1,4 +1,4 @@
-//! What tests are written with: an app on real databases and a real socket, and people who use it.
+//! The test kit: an app on real databases and a real socket, and personas who use it.
 //!
 //! ```text
 //! let app = TestApp::new().await;
@@ -7,8 +7,9 @@
 //! alice.uploads(&acme, "hello.txt", b"hello").await.expect(201);
 //! ```
 //!
-//! Every app has databases of its own: SQLite files, or, when `TEST_DATABASE_URL` is set, databases on that PostgreSQL
-//! server. Its objects are files, or, when `TEST_S3_ENDPOINT_URL` is set, in a bucket of that S3 store. Dropping the app checks what must always hold (see [`invariants`]).
+//! Every app has databases of its own: SQLite files or, if `TEST_DATABASE_URL` is set, databases on that PostgreSQL server. Its
+//! objects are files or, if `TEST_S3_ENDPOINT_URL` is set, in a bucket of that S3 store. Dropping the app checks the
+//! [`invariants`].
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that can't go on fails")]
 
 mod app;

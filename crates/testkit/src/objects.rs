@@ -13,8 +13,8 @@ use futures_util::TryStreamExt;
 use secrecy::ExposeSecret;
 use services::{LocalStorage, ObjectStorage, S3Credentials, S3Settings, S3Storage, Spool};
 
-/// Where the objects of one test are: in its folder, or in the bucket that the test run is for. All tests share that, and find
-/// their own objects by their tenants.
+/// The objects of one test, in its folder or in the bucket of the test run. All tests share the bucket, and find their own
+/// objects by their tenants.
 #[derive(Clone, Debug)]
 pub struct TestObjects {
     folder: PathBuf,
@@ -22,25 +22,25 @@ pub struct TestObjects {
 }
 
 impl TestObjects {
-    /// Objects in `folder`, or in the S3 store of `TEST_S3_ENDPOINT_URL`.
+    /// Objects in `folder` or, if it is set, in the S3 store of `TEST_S3_ENDPOINT_URL`.
     #[must_use]
     pub fn new(folder: &Path) -> Self {
         Self { s3: s3_settings(), ..Self::files(folder) }
     }
 
-    /// Objects in `folder` whatever the test run is for.
+    /// Objects in `folder`, whatever store the test run uses.
     #[must_use]
     pub fn files(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), s3: None }
     }
 
-    /// Whether they are in a bucket.
+    /// Whether the objects are in a bucket.
     #[must_use]
     pub fn is_s3(&self) -> bool {
         self.s3.is_some()
     }
 
-    /// A fresh handle, for the runtime that it is used on.
+    /// Opens a new handle, for use on the current runtime.
     #[must_use]
     pub fn open(&self) -> Arc<dyn ObjectStorage> {
         match &self.s3 {
@@ -49,17 +49,17 @@ impl TestObjects {
         }
     }
 
-    /// A fresh handle that reaches the bucket by this address, where somebody stands in between.
+    /// Opens a new handle that connects to the bucket through this address, that of a proxy.
     ///
     /// # Panics
     /// When the objects are files.
     #[must_use]
     pub fn open_at(&self, url: String) -> Arc<dyn ObjectStorage> {
-        let settings = self.s3.clone().expect("objects in a bucket");
+        let settings = self.s3.clone().expect("the objects are in a bucket");
         Arc::new(S3Storage::new(&S3Settings { endpoint: Some(url), ..settings }).unwrap())
     }
 
-    /// Where the store listens, if they are in a bucket.
+    /// The address of the store, if the objects are in a bucket.
     #[must_use]
     pub fn s3_address(&self) -> Option<SocketAddr> {
         let endpoint = self.s3.as_ref()?.endpoint.as_ref()?;
@@ -67,13 +67,13 @@ impl TestObjects {
         Some(authority.parse().expect("the endpoint for tests is http://ADDRESS:PORT"))
     }
 
-    /// The access key's id and its secret, if they are in a bucket: what must never be seen.
+    /// The access key id and the secret, which must never be exposed, if the objects are in a bucket.
     #[must_use]
     pub fn s3_credentials(&self) -> Option<(String, String)> {
         access_key(self.s3.as_ref()?)
     }
 
-    /// The values of S3_* for a process of its own.
+    /// The environment of a child process: `S3_*`.
     #[must_use]
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let Some(settings) = &self.s3 else { return Vec::new() };
@@ -86,14 +86,14 @@ impl TestObjects {
         ]
     }
 
-    /// Stores an object that nobody knows of.
+    /// Stores an object that no row refers to.
     pub async fn leave(&self, key: &str, bytes: &'static [u8]) {
         let mut upload = Spool::new(&self.folder.join("spool")).unwrap().begin(u64::MAX);
         upload.write(Bytes::from_static(bytes)).await.unwrap();
         self.open().put(key, &upload.finish().await.unwrap()).await.unwrap();
     }
 
-    /// The keys of all objects of these tenants; in a folder of one's own, of anybody.
+    /// The keys of all objects of these tenants. In a folder, which no other test shares, of all tenants.
     pub async fn list(&self, tenants: &[TenantId]) -> BTreeSet<String> {
         let storage = self.open();
         let prefixes: Vec<String> =
@@ -113,10 +113,10 @@ fn access_key(settings: &S3Settings) -> Option<(String, String)> {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "which store a test run uses is the environment's to say")]
+#[expect(clippy::disallowed_methods, reason = "the environment selects the store of a test run")]
 fn s3_settings() -> Option<S3Settings> {
     let endpoint = std::env::var("TEST_S3_ENDPOINT_URL").ok().filter(|url| !url.is_empty())?;
-    let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} goes with TEST_S3_ENDPOINT_URL"));
+    let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} is required with TEST_S3_ENDPOINT_URL"));
     Some(S3Settings {
         endpoint: Some(endpoint),
         public_endpoint: None,

@@ -1,4 +1,4 @@
-//! People who use the app over HTTP.
+//! Personas: users of the app over HTTP.
 
 use reqwest::{
     Client, Method, RequestBuilder, StatusCode,
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 /// The password of every persona.
 pub const PASSWORD: &str = "correct horse 1";
 
-/// Somebody with an account and a session, or without.
+/// A user, with or without an account and a session.
 #[derive(Clone, Debug)]
 pub struct Persona {
     base: String,
@@ -26,13 +26,13 @@ pub struct Persona {
 }
 
 impl Persona {
-    /// Somebody without an account, at the app with this base URL.
+    /// A client without an account, for the app with this base URL.
     #[must_use]
     pub fn stranger(base: String, client: Client) -> Self {
         Self { base, client, id: String::new(), email: String::new(), access_token: None, refresh_token: None }
     }
 
-    /// A new user at the stranger's app, logged in: `name@example.com`.
+    /// Registers a new user at the stranger's app and logs in: `name@example.com`.
     pub async fn registered(stranger: &Self, name: &str) -> Self {
         let email = format!("{name}@example.com");
         let registration = json!({ "email": email, "password": PASSWORD, "first_name": name, "last_name": "Example" });
@@ -105,29 +105,29 @@ impl Persona {
         Reply::to(self.request(Method::DELETE, path)).await
     }
 
-    /// Makes a tenant, and answers its id.
+    /// Creates a tenant. Returns its id.
     pub async fn creates_tenant(&self, name: &str) -> String {
         self.post("/api/tenants", &json!({ "name": name })).await.expect(StatusCode::CREATED).id()
     }
 
-    /// Makes somebody a member.
+    /// Adds a user to a tenant as a member.
     pub async fn invites(&self, who: &Self, tenant: &str, role: &str) {
         let member = json!({ "user_id": who.id, "role": role });
         self.post(&format!("/api/tenants/{tenant}/users"), &member).await.expect(StatusCode::CREATED);
     }
 
-    /// Uploads a document as text/plain.
+    /// Uploads a document of type text/plain.
     pub async fn uploads(&self, tenant: &str, filename: &str, content: impl Into<Vec<u8>>) -> Reply {
         let part = Part::bytes(content.into()).file_name(filename.to_owned()).mime_str("text/plain").unwrap();
         self.uploads_form(tenant, Form::new().part("file", part)).await
     }
 
-    /// Posts a form to the documents of a tenant.
+    /// Uploads a document with a custom form.
     pub async fn uploads_form(&self, tenant: &str, form: Form) -> Reply {
         Reply::to(self.request(Method::POST, &format!("/api/tenants/{tenant}/documents")).multipart(form)).await
     }
 
-    /// Downloads a document's content by its signed URL, which needs no token.
+    /// Downloads a document's content from its signed URL, which needs no token.
     pub async fn downloads(&self, tenant: &str, document: &str) -> Vec<u8> {
         let path = format!("/api/tenants/{tenant}/documents/{document}/download?redirect=false");
         let url = self.get(&path).await.expect(StatusCode::OK).data()["url"].as_str().unwrap().to_owned();
@@ -135,7 +135,7 @@ impl Persona {
     }
 }
 
-/// What the app answered.
+/// A response of the app.
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// Its status.
@@ -144,29 +144,29 @@ pub struct Reply {
     pub headers: HeaderMap,
     /// Its body, as bytes.
     pub bytes: Vec<u8>,
-    /// Its body, as JSON; null when it is none.
+    /// Its body as JSON; null if it is not JSON.
     pub json: Value,
 }
 
 impl Reply {
-    /// Sends a request and reads the answer.
+    /// Sends a request and reads the response.
     pub async fn to(request: RequestBuilder) -> Self {
-        let response = request.send().await.expect("the app answers");
+        let response = request.send().await.expect("the app responds");
         let (status, headers) = (response.status(), response.headers().clone());
-        let bytes = response.bytes().await.expect("the answer is whole").to_vec();
+        let bytes = response.bytes().await.expect("the response is complete").to_vec();
         let json = serde_json::from_slice(&bytes).unwrap_or_default();
         Self { status, headers, bytes, json }
     }
 
-    /// The reply, when it has this status.
+    /// Asserts the status.
     #[track_caller]
     pub fn expect(self, status: impl TryInto<StatusCode>) -> Self {
-        let Ok(status) = status.try_into() else { panic!("no status") };
+        let Ok(status) = status.try_into() else { panic!("not a status code") };
         assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.bytes));
         self
     }
 
-    /// The reply, when it has this status and this error code.
+    /// Asserts the status and the error code.
     #[track_caller]
     pub fn expect_error(self, status: u16, code: &str) -> Self {
         let reply = self.expect(status);
@@ -176,7 +176,7 @@ impl Reply {
         reply
     }
 
-    /// Everything in the reply that does not differ from one to the next by design, for comparing two to the byte.
+    /// The reply without the headers that differ between any two replies by design, for byte-wise comparison.
     #[must_use]
     pub fn without_id_and_date(&self) -> String {
         let mut headers = self.headers.clone();
@@ -185,37 +185,37 @@ impl Reply {
         format!("{} {headers:?} {}", self.status, String::from_utf8_lossy(&self.bytes))
     }
 
-    /// What was asked for.
+    /// The `data` of the response.
     #[must_use]
     pub fn data(&self) -> &Value {
         &self.json["data"]
     }
 
-    /// The id of what was asked for.
+    /// The `id` in the `data`.
     #[must_use]
     pub fn id(&self) -> String {
-        self.data()["id"].as_str().expect("the answer has an id").to_owned()
+        self.data()["id"].as_str().expect("the data has an id").to_owned()
     }
 
     /// The items of a list.
     #[must_use]
     pub fn items(&self) -> &[Value] {
-        self.data()["items"].as_array().expect("the answer is a list")
+        self.data()["items"].as_array().expect("the data is a list")
     }
 
-    /// The error's code; empty for a success.
+    /// The error code; empty after a success.
     #[must_use]
     pub fn code(&self) -> &str {
         self.json["error"]["code"].as_str().unwrap_or_default()
     }
 
-    /// The messages about a field.
+    /// The error messages of a field.
     #[must_use]
     pub fn problems(&self, field: &str) -> String {
         self.json["error"]["details"][field].to_string()
     }
 
-    /// A header's value; empty when it is absent.
+    /// A header's value; empty if it is absent.
     #[must_use]
     pub fn header(&self, name: impl Into<&'static str>) -> &str {
         let name = HeaderName::from_static(name.into());

@@ -1,4 +1,4 @@
-//! A network that fails as it is told to.
+//! A proxy that injects network faults.
 
 use std::{
     io,
@@ -18,29 +18,29 @@ use tokio::{
     time::sleep,
 };
 
-/// What a [`FaultyProxy`] does with what passes through it.
+/// How a [`FaultyProxy`] treats its traffic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Behaviour {
-    /// Hands everything on.
+    /// Forwards everything.
     Pass,
-    /// Resets every new connection at once. Those that stand go on as with [`Behaviour::Pass`].
+    /// Resets every new connection at once. Existing connections behave as with [`Behaviour::Pass`].
     Refuse,
-    /// Takes connections and bytes, and neither hands on nor answers anything. What it swallowed is lost, so a connection is of no
-    /// use afterwards.
+    /// Accepts connections and bytes, but neither forwards nor answers anything. The bytes are lost, so such a connection is
+    /// unusable afterwards.
     BlackHole,
-    /// Hands on each piece, either way, after this time.
+    /// Forwards each chunk, in both directions, after this time.
     Delay(Duration),
-    /// Hands on this many bytes a second, either way.
+    /// Forwards this many bytes per second, in both directions.
     Throttle(u64),
-    /// Hands on this many bytes of the body of each response (of a protocol other than HTTP: of all that the target says), then
-    /// resets the connection on both sides.
+    /// Forwards this many bytes of the body of each response, then resets the connection on both sides. With a protocol other
+    /// than HTTP, it counts all bytes from the target.
     ResetResponseAfter(u64),
-    /// Hands on this many bytes of each request, its head included (of a protocol other than HTTP: of all that the client says),
-    /// then resets the connection on both sides.
+    /// Forwards this many bytes of each request, its head included, then resets the connection on both sides. With a protocol
+    /// other than HTTP, it counts all bytes from the client.
     ResetRequestAfter(u64),
-    /// Takes each HTTP request whole and answers it, in place of the target.
+    /// Reads each HTTP request completely and answers it in place of the target.
     Answer(Answer),
-    /// Answers the first requests, over all connections, and hands on those after them.
+    /// Answers the first requests, counted over all connections, and forwards the later ones.
     AnswerFirst(u64, Answer),
 }
 
@@ -53,13 +53,13 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// This status with a word of text.
+    /// A response with this status and a short text.
     #[must_use]
     pub fn status(status: u16) -> Self {
-        Self { status, content_type: "text/plain", body: format!("status {status}, says the proxy\n") }
+        Self { status, content_type: "text/plain", body: format!("status {status} from the proxy\n") }
     }
 
-    /// An error as S3 words it.
+    /// An error in the format of S3.
     #[must_use]
     pub fn s3(status: u16, code: &str, message: &str) -> Self {
         let body = format!(
@@ -69,19 +69,19 @@ impl Answer {
         Self { status, content_type: "application/xml", body }
     }
 
-    /// S3 wants to be asked less often.
+    /// The S3 error for too many requests.
     #[must_use]
     pub fn slow_down() -> Self {
         Self::s3(503, "SlowDown", "Please reduce your request rate.")
     }
 
-    /// S3 has broken down.
+    /// The S3 error for an internal failure.
     #[must_use]
     pub fn internal_error() -> Self {
         Self::s3(500, "InternalError", "We encountered an internal error. Please try again.")
     }
 
-    /// S3 doesn't let the caller in.
+    /// The S3 error for denied access.
     #[must_use]
     pub fn access_denied() -> Self {
         Self::s3(403, "AccessDenied", "Access Denied")
@@ -95,21 +95,21 @@ impl Answer {
     }
 }
 
-/// What passed through a [`FaultyProxy`] since it was started.
+/// The traffic of a [`FaultyProxy`] since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Connections that were accepted, the refused ones included.
+    /// Accepted connections, the refused ones included.
     pub connections: u64,
-    /// HTTP requests that were begun, the answered ones included.
+    /// HTTP requests that began, including those that the proxy answered.
     pub requests: u64,
-    /// Bytes that were handed on to the target.
+    /// Bytes forwarded to the target.
     pub bytes_sent: u64,
-    /// Bytes that the client was given.
+    /// Bytes sent to the client.
     pub bytes_received: u64,
 }
 
-/// A TCP proxy on 127.0.0.1 in front of a target. What it does can be changed while it runs, and holds at once for the connections that
-/// stand, too. It ends, with its connections, when it is dropped.
+/// A TCP proxy on 127.0.0.1 in front of a target. Its behaviour can change while it runs, which applies at once to existing
+/// connections, too. Dropping it ends it and its connections.
 pub struct FaultyProxy {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -117,7 +117,7 @@ pub struct FaultyProxy {
 }
 
 impl FaultyProxy {
-    /// Starts a proxy that passes everything on.
+    /// Starts a proxy that forwards everything.
     pub async fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -127,24 +127,24 @@ impl FaultyProxy {
         Self { address, shared, accepting }
     }
 
-    /// Where it listens.
+    /// Its address.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it listens, for HTTP.
+    /// Its address as an HTTP URL.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Behaves like this from now on. Connections stay.
+    /// Sets the behaviour. Existing connections stay open.
     pub fn set(&self, behaviour: Behaviour) {
         self.change(behaviour, 0);
     }
 
-    /// Behaves like this from now on, and resets the connections that stand, so that nobody goes on with a pooled one.
+    /// Sets the behaviour and resets existing connections, so that clients can't reuse pooled ones.
     pub fn set_and_drop(&self, behaviour: Behaviour) {
         self.change(behaviour, 1);
     }
@@ -156,7 +156,7 @@ impl FaultyProxy {
         });
     }
 
-    /// What passed through until now.
+    /// The traffic so far.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         let Counters { connections, requests, bytes_sent, bytes_received } = &self.shared.traffic;
@@ -177,7 +177,7 @@ impl Drop for FaultyProxy {
 
 struct Now {
     behaviour: Behaviour,
-    /// How often connections were dropped.
+    /// How many times connections were dropped.
     dropped: u64,
 }
 
@@ -192,7 +192,7 @@ struct Counters {
 struct Shared {
     target: SocketAddr,
     now: watch::Sender<Now>,
-    /// Requests answered since the behaviour was set.
+    /// Requests counted since the behaviour was set.
     answered: AtomicU64,
     traffic: Counters,
 }
@@ -202,7 +202,7 @@ impl Shared {
         self.now.borrow().behaviour.clone()
     }
 
-    /// The answer to a request that begins now, unless the target is to give it.
+    /// The proxy's answer to a request that begins now; absent if the target is to answer.
     fn answer(&self) -> Option<Answer> {
         match &self.now.borrow().behaviour {
             Behaviour::Answer(answer) => Some(answer.clone()),
@@ -229,12 +229,12 @@ async fn serve(mut client: TcpStream, shared: Arc<Shared>) {
         _ = changes.wait_for(|now| now.dropped != dropped) => false,
     };
     if !is_passed {
-        // Closing it sends a reset then.
+        // With this, closing the connection sends a reset.
         let _ = client.set_zero_linger();
     }
 }
 
-/// Passes on what the two sides say until both have ended. Fails when the connection is to be reset.
+/// Forwards both directions until both have ended. Fails if the connection is to be reset.
 async fn pass(client: &mut TcpStream, shared: &Shared) -> io::Result<()> {
     match shared.behaviour() {
         Behaviour::Refuse => return Err(io::ErrorKind::ConnectionRefused.into()),
@@ -250,7 +250,7 @@ async fn pass(client: &mut TcpStream, shared: &Shared) -> io::Result<()> {
     let passed = {
         let (from_client, to_client) = client.split();
         let (from_target, to_target) = target.split();
-        // The client hears the target and the proxy's own answers.
+        // Both the target and the proxy itself send to the client.
         let (to_client, requests) = (Mutex::new(to_client), AtomicU64::new(0));
         tokio::try_join!(
             pass_requests(from_client, to_target, &to_client, &requests, shared),
@@ -263,8 +263,8 @@ async fn pass(client: &mut TcpStream, shared: &Shared) -> io::Result<()> {
     passed.map(|_| ())
 }
 
-/// As much as is read at once.
-const PIECE: usize = 16 * 1024;
+/// The size of the read buffer.
+const CHUNK_SIZE: usize = 16 * 1024;
 
 async fn pass_requests(
     mut from: ReadHalf<'_>,
@@ -273,7 +273,7 @@ async fn pass_requests(
     requests: &AtomicU64,
     shared: &Shared,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; PIECE];
+    let mut buffer = vec![0; CHUNK_SIZE];
     let (mut parser, mut answer, mut sent) = (Requests::default(), None, 0);
     loop {
         let read = from.read(&mut buffer).await?;
@@ -289,7 +289,7 @@ async fn pass_requests(
             }
             let (taken, is_whole) = parser.take(rest);
             if answer.is_none() {
-                hand_on(&rest[..taken], &mut sent, &mut to, Way::Request, shared).await?;
+                forward(&rest[..taken], &mut sent, &mut to, Way::Request, shared).await?;
             }
             rest = &rest[taken..];
             if is_whole && let Some(answer) = answer.take() {
@@ -302,7 +302,7 @@ async fn pass_requests(
 }
 
 async fn pass_responses(mut from: ReadHalf<'_>, to_client: &Mutex<WriteHalf<'_>>, requests: &AtomicU64, shared: &Shared) -> io::Result<()> {
-    let mut buffer = vec![0; PIECE];
+    let mut buffer = vec![0; CHUNK_SIZE];
     let (mut head, mut request, mut sent) = (Head::default(), 0, 0);
     loop {
         let read = from.read(&mut buffer).await?;
@@ -317,8 +317,8 @@ async fn pass_responses(mut from: ReadHalf<'_>, to_client: &Mutex<WriteHalf<'_>>
         }
         let (in_head, body) = bytes.split_at(if request == 0 { 0 } else { head.take(bytes) });
         let mut to = to_client.lock().await;
-        hand_on(in_head, &mut 0, &mut to, Way::Head, shared).await?;
-        hand_on(body, &mut sent, &mut to, Way::Response, shared).await?;
+        forward(in_head, &mut 0, &mut to, Way::Head, shared).await?;
+        forward(body, &mut sent, &mut to, Way::Response, shared).await?;
     }
 }
 
@@ -329,16 +329,16 @@ enum Way {
     Response,
 }
 
-/// Hands on bytes as the behaviour says, which may change from piece to piece. Fails when the connection is to be reset.
-async fn hand_on(mut bytes: &[u8], sent: &mut u64, to: &mut WriteHalf<'_>, way: Way, shared: &Shared) -> io::Result<()> {
+/// Forwards bytes according to the behaviour, which may change from chunk to chunk. Fails if the connection is to be reset.
+async fn forward(mut bytes: &[u8], sent: &mut u64, to: &mut WriteHalf<'_>, way: Way, shared: &Shared) -> io::Result<()> {
     while !bytes.is_empty() {
         let (mut length, mut pause, mut resets) = (bytes.len(), Duration::ZERO, false);
         match (shared.behaviour(), way) {
             (Behaviour::BlackHole, _) => return Ok(()),
             (Behaviour::Delay(time), _) => pause = time,
             (Behaviour::Throttle(rate), _) => {
-                // Twenty pieces a second.
-                length = length.min(usize::try_from(rate / 20).map_or(PIECE, |piece| piece.max(1)));
+                // Twenty chunks per second.
+                length = length.min(usize::try_from(rate / 20).map_or(CHUNK_SIZE, |size| size.max(1)));
                 pause = Duration::from_secs(1) * u32::try_from(length).unwrap_or(u32::MAX) / u32::try_from(rate.max(1)).unwrap_or(u32::MAX);
             }
             (Behaviour::ResetRequestAfter(limit), Way::Request) | (Behaviour::ResetResponseAfter(limit), Way::Response) => {
@@ -366,12 +366,12 @@ async fn hand_on(mut bytes: &[u8], sent: &mut u64, to: &mut WriteHalf<'_>, way: 
 /// Finds where the head of a message ends.
 #[derive(Default)]
 struct Head {
-    /// How much of the blank line was seen.
+    /// How many bytes of the line breaks that end the head were matched.
     matched: usize,
 }
 
 impl Head {
-    /// How many of these bytes are the head's.
+    /// How many of these bytes belong to the head.
     fn take(&mut self, bytes: &[u8]) -> usize {
         let mut taken = 0;
         while self.matched < 4 && taken < bytes.len() {
@@ -390,11 +390,11 @@ impl Head {
     }
 }
 
-/// Finds the ends of HTTP requests in what a client says. Anything that doesn't begin like one is taken for another protocol.
+/// Finds the ends of HTTP requests in a client's bytes. Anything that does not begin like HTTP counts as another protocol.
 #[derive(Default)]
 struct Requests {
     part: Part,
-    /// Whether the last request was a `HEAD`, whose answer has no body.
+    /// Whether the last request was a `HEAD`, whose response has no body.
     is_head: bool,
 }
 
@@ -421,7 +421,7 @@ impl Requests {
         is_http
     }
 
-    /// How many of these bytes belong to the request that was begun, and whether it ends with them.
+    /// How many of these bytes belong to the current request, and whether they complete it.
     fn take(&mut self, bytes: &[u8]) -> (usize, bool) {
         let mut at = 0;
         while at < bytes.len() {
@@ -451,7 +451,7 @@ impl Requests {
                     line.push(rest[0]);
                     let text = String::from_utf8_lossy(line);
                     let size = text.split([';', '\r']).next().and_then(|size| u64::from_str_radix(size.trim(), 16).ok()).unwrap_or(0);
-                    // After the last chunk, trailers may come before the blank line: the line end that was just seen counts.
+                    // After the last chunk, trailers may precede the blank line, whose line break was counted already.
                     let next = if size == 0 { Part::Trailers(Head { matched: 2 }) } else { Part::Chunk(size + 2) };
                     (1, (rest[0] == b'\n').then_some(next))
                 }
@@ -484,7 +484,7 @@ mod tests {
 
     use super::*;
 
-    /// An HTTP server that says what it is told: the body of the request is the body of the response.
+    /// An HTTP server that echoes the body of each request.
     async fn echo() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -497,13 +497,13 @@ mod tests {
     }
 
     async fn answer_all(mut stream: TcpStream) -> io::Result<()> {
-        let (mut parser, mut request, mut buffer) = (Requests::default(), Vec::new(), vec![0; PIECE]);
+        let (mut parser, mut request, mut buffer) = (Requests::default(), Vec::new(), vec![0; CHUNK_SIZE]);
         loop {
             let read = stream.read(&mut buffer).await?;
             let Some(first) = buffer[..read].first() else { return Ok(()) };
             parser.begins(*first);
             let (taken, is_whole) = parser.take(&buffer[..read]);
-            assert_eq!(taken, read, "no client here sends its next request early");
+            assert_eq!(taken, read, "no client here pipelines requests");
             request.extend(&buffer[..read]);
             if is_whole {
                 let body = request.split_off(Head::default().take(&request));
@@ -529,7 +529,7 @@ mod tests {
             Ok((response.status(), response.text().await?))
         }
 
-        /// Sends a request of 10 bytes content and reads what comes, over a connection of its own.
+        /// Sends a request with 10 bytes of content over a connection of its own, and reads the response.
         async fn raw(&self) -> (Vec<u8>, io::Result<usize>) {
             let mut stream = TcpStream::connect(self.proxy.address()).await.unwrap();
             let mut response = Vec::new();
@@ -546,7 +546,7 @@ mod tests {
     const OK: StatusCode = StatusCode::OK;
 
     #[tokio::test]
-    async fn pass_hands_on_and_counts() {
+    async fn pass_forwards_and_counts_traffic() {
         let network = Network::new().await;
         let large = "x".repeat(1_000_000);
         for body in ["", "hello", &large] {
@@ -559,22 +559,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_protocol_passes_too() {
+    async fn other_protocols_are_forwarded_too() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = FaultyProxy::start(listener.local_addr().unwrap()).await;
         let mut client = TcpStream::connect(proxy.address()).await.unwrap();
         let (mut target, _) = listener.accept().await.unwrap();
         client.write_all(b"\0\0\0\x08GET").await.unwrap();
         client.shutdown().await.unwrap();
-        let mut heard = Vec::new();
-        target.read_to_end(&mut heard).await.unwrap();
-        assert_eq!(heard, b"\0\0\0\x08GET");
+        let mut received = Vec::new();
+        target.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, b"\0\0\0\x08GET");
         proxy.set(Behaviour::ResetResponseAfter(3));
         target.write_all(b"12345").await.unwrap();
-        let mut heard = [0; 3];
-        client.read_exact(&mut heard).await.unwrap();
-        assert_eq!(&heard, b"123");
-        assert!(is_reset(&client.read(&mut heard).await));
+        let mut received = [0; 3];
+        client.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"123");
+        assert!(is_reset(&client.read(&mut received).await));
         assert_eq!(proxy.traffic().requests, 0);
     }
 
@@ -604,7 +604,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn delay_takes_its_time_both_ways() {
+    async fn delay_applies_in_both_directions() {
         let network = Network::new().await;
         network.proxy.set(Behaviour::Delay(Duration::from_millis(50)));
         let start = Instant::now();
@@ -620,7 +620,7 @@ mod tests {
         let body = "x".repeat(20_000);
         assert_eq!(network.send(&body).await.unwrap(), (OK, body));
         assert!(start.elapsed() >= Duration::from_millis(400), "{:?}", start.elapsed());
-        // Faster from the next piece on.
+        // The change applies from the next chunk on.
         network.proxy.set(Behaviour::Pass);
         network.send("hello").await.unwrap();
     }
@@ -652,7 +652,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answer_stands_in_for_the_target() {
+    async fn answer_replaces_the_target() {
         let network = Network::new().await;
         network.proxy.set(Behaviour::Answer(Answer::access_denied()));
         let large = "x".repeat(1_000_000);
@@ -670,7 +670,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_first_are_answered() {
+    async fn only_the_first_requests_are_answered() {
         let network = Network::new().await;
         network.proxy.set(Behaviour::AnswerFirst(2, Answer::slow_down()));
         let mut statuses = Vec::new();
@@ -682,7 +682,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_end_where_they_end() {
+    fn the_parser_finds_the_ends_of_requests() {
         let text = "PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n10;x=y\r\n0123456789abcdef\r\n0\r\na: b\r\n\r\n\
                     HEAD / HTTP/1.1\r\n\r\nPUT / HTTP/1.1\r\nContent-Length: 3\r\n\r\nGETPOST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
         for size in [1, 2, 7, text.len()] {
@@ -695,7 +695,7 @@ mod tests {
                     rest = &rest[taken..];
                 }
             }
-            assert_eq!((begun, ended), (4, 4), "in pieces of {size}");
+            assert_eq!((begun, ended), (4, 4), "in chunks of {size}");
         }
     }
 }

@@ -147,12 +147,12 @@ impl Settings {
 
     /// Every variable in the table's order, with its effective value.
     pub(super) fn into_description(mut self) -> Vec<Setting> {
-        let mut setting = |variable: &Variable| Setting {
+        let settings = VARIABLES.iter().map(|variable| Setting {
             name: variable.name,
             value: self.effective.remove(variable.name).unwrap_or_default(),
             meaning: variable.meaning,
-        };
-        VARIABLES.iter().map(&mut setting).collect()
+        });
+        settings.collect()
     }
 
     /// A parser of paths that resolves relative ones from the working directory and removes `/./`.

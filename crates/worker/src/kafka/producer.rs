@@ -89,7 +89,7 @@ impl KafkaBus {
     /// # Errors
     /// When librdkafka rejects the settings.
     pub fn new(settings: KafkaSettings, services: EventServices) -> Result<Self> {
-        let producer = RwLock::new(Arc::new(make(&settings)?));
+        let producer = RwLock::new(Arc::new(create_producer(&settings)?));
         Ok(Self { producer, settings, services })
     }
 
@@ -105,7 +105,7 @@ impl KafkaBus {
             return;
         }
         tracing::warn!(reason, "fatal producer error; replacing the producer");
-        match make(&self.settings) {
+        match create_producer(&self.settings) {
             Ok(another) => *current = Arc::new(another),
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "cannot create a producer"),
         }
@@ -187,7 +187,7 @@ impl ProducerContext for Logged {
     }
 }
 
-fn make(settings: &KafkaSettings) -> Result<Client> {
+fn create_producer(settings: &KafkaSettings) -> Result<Client> {
     let producer = settings
         .producer()
         // No event times out, since later events would overtake it. The producer waits for an unreachable broker, and a rejected

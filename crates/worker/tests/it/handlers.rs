@@ -1,4 +1,4 @@
-//! What follows of events, and what becomes of those that can't be handled.
+//! Event handlers and dead letters.
 
 use std::{
     collections::BTreeMap,
@@ -11,15 +11,15 @@ use serde_json::{Value, json};
 use testkit::{Persona, TestApp};
 use worker::handle;
 
-use crate::recorder::{PATIENCE, Running, database_of, unprocess};
+use crate::recorder::{Running, WAIT_TIMEOUT, database_of, unprocess};
 
-/// What a tenant's admin sees of the audit log.
+/// The audit log as a tenant's admin sees it.
 async fn audit(alice: &Persona, tenant: &str, query: &str) -> Vec<Value> {
     alice.get(&format!("/api/tenants/{tenant}/audit?per_page=100{query}")).await.expect(200).items().to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happened_is_in_the_audit_log_for_admins() {
+async fn admins_see_their_tenants_audit_log() {
     let app = TestApp::new().await;
     let relay = Running::handling(&app).await;
     let (alice, bob, carol) = (app.user("alice").await, app.user("bob").await, app.user("carol").await);
@@ -47,7 +47,7 @@ async fn what_happened_is_in_the_audit_log_for_admins() {
     assert_eq!(audit(&alice, &tenant, "&action=no.such").await, Vec::<Value>::new());
     assert_eq!(audit(&alice, &tenant, "&to=2000-01-01T00:00:00Z").await.len(), 0);
     assert_eq!(audit(&alice, &tenant, "&from=2000-01-01T00:00:00Z&to=2100-01-01T00:00:00%2B02:00").await.len(), 5);
-    assert_eq!(audit(&alice, &other, "").await.len(), 1, "nothing of the other tenant");
+    assert_eq!(audit(&alice, &other, "").await.len(), 1, "contains entries of another tenant");
     bob.get(&format!("/api/tenants/{tenant}/audit")).await.expect_error(403, "insufficient_role");
     carol.get(&format!("/api/tenants/{tenant}/audit")).await.expect_error(404, "tenant_not_found");
     for query in ["from=yesterday", "action=Member", "action=.", "user_id=me", "page=0", "sort=up"] {
@@ -58,13 +58,13 @@ async fn what_happened_is_in_the_audit_log_for_admins() {
     let platform =
         audit::list_platform(&mut main.read().await.unwrap(), None, &AuditFilter::default(), PageRequest::first(100)).await.unwrap().items;
     let denied: Vec<_> = platform.iter().filter(|entry| entry.action == "access.denied").collect();
-    assert_eq!(denied.len(), 1, "the stranger's: {platform:?}");
+    assert_eq!(denied.len(), 1, "expected one denied access of a non-member: {platform:?}");
     assert!(denied[0].data.contains(&tenant) && denied[0].tenant_id.is_none(), "{denied:?}");
     relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_that_fails_is_noted_without_what_may_be_a_password() {
+async fn failed_logins_are_audited_without_the_submitted_text() {
     let app = TestApp::new().await;
     let relay = Running::handling(&app).await;
     let alice = app.user("alice").await;
@@ -77,16 +77,16 @@ async fn a_login_that_fails_is_noted_without_what_may_be_a_password() {
     let (main, _) = app.databases().open();
     let filter = AuditFilter { action: Some("login.failed".to_owned()), ..AuditFilter::default() };
     let found = audit::list_platform(&mut main.read().await.unwrap(), None, &filter, PageRequest::first(100)).await.unwrap().items;
-    let mut told: Vec<_> = found.iter().map(|entry| (entry.user_id, entry.data.as_str())).collect();
-    told.sort_unstable();
+    let mut entries: Vec<_> = found.iter().map(|entry| (entry.user_id, entry.data.as_str())).collect();
+    entries.sort_unstable();
     let target = format!(r#"{{"target_user_id":"{}"}}"#, alice.id);
-    let nobody = r#"{"target_user_id":null}"#;
-    assert_eq!(told, [(None, target.as_str()), (None, nobody), (None, nobody)]);
+    let unknown = r#"{"target_user_id":null}"#;
+    assert_eq!(entries, [(None, target.as_str()), (None, unknown), (None, unknown)]);
     relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_audit_log_is_only_ever_added_to() {
+async fn the_audit_log_is_append_only() {
     let app = TestApp::new().await;
     let relay = Running::handling(&app).await;
     let alice = app.user("alice").await;
@@ -105,7 +105,7 @@ async fn the_audit_log_is_only_ever_added_to() {
     relay.stop().await;
 }
 
-/// The state that events are to lead to.
+/// The state that the handled events produce.
 async fn state(app: &TestApp, alice: &Persona, tenant: &str) -> (Vec<Value>, BTreeMap<String, String>, usize) {
     let database = database_of(app, tenant).await;
     let mut connection = database.read().await.unwrap();
@@ -117,7 +117,7 @@ async fn state(app: &TestApp, alice: &Persona, tenant: &str) -> (Vec<Value>, BTr
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_that_come_three_times_in_any_order_change_nothing_more() {
+async fn redelivery_three_times_in_any_order_has_no_further_effect() {
     let app = TestApp::builder().trash_retention(Duration::from_secs(3600)).start().await;
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
@@ -140,15 +140,19 @@ async fn events_that_come_three_times_in_any_order_change_nothing_more() {
         once.1.values().any(|detected| detected == "application/pdf") && once.1.values().any(|detected| detected == "image/gif"),
         "{once:?}"
     );
-    assert_eq!(once.1.values().collect::<Vec<_>>(), known.iter().collect::<Vec<_>>(), "found at the upload, and found by the worker");
-    assert_eq!(once.2, 4, "each file was asked to be processed once");
+    assert_eq!(
+        once.1.values().collect::<Vec<_>>(),
+        known.iter().collect::<Vec<_>>(),
+        "the worker detects a different type than the upload"
+    );
+    assert_eq!(once.2, 4, "expected one processing request per file");
 
     let database = database_of(&app, &tenant).await;
     let (main, _) = app.databases().open();
     let mut events = outbox::list(&mut database.read().await.unwrap(), 10_000).await.unwrap();
     events.extend(outbox::list(&mut main.read().await.unwrap(), 10_000).await.unwrap());
     let mut thrice: Vec<Event> = [events.clone(), events.clone(), events].concat();
-    // A fixed shuffle.
+    // A deterministic shuffle.
     thrice.sort_by_key(|event| uuid::Uuid::from(event.id).as_u128().wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c834));
     let middle = thrice.len() / 2;
     thrice.rotate_left(middle);
@@ -159,7 +163,7 @@ async fn events_that_come_three_times_in_any_order_change_nothing_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_bear_the_trace_of_their_request() {
+async fn events_carry_the_traceparent_of_their_request() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
@@ -173,7 +177,7 @@ async fn events_bear_the_trace_of_their_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_poison_event_is_parked_and_only_its_tenant_waits() {
+async fn a_poison_event_is_dead_lettered_and_delays_only_its_tenant() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let (tenant, other) = (alice.creates_tenant("Acme").await, alice.creates_tenant("Other").await);
@@ -199,24 +203,27 @@ async fn a_poison_event_is_parked_and_only_its_tenant_waits() {
     let began = Instant::now();
     downloads(&other).await;
     while audit(&alice, &other, "&action=document.downloaded").await.is_empty() {
-        assert!(began.elapsed() < PATIENCE);
+        assert!(began.elapsed() < WAIT_TIMEOUT);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert_eq!(audit(&alice, &tenant, "&action=document.downloaded").await.len(), 0, "its own tenant waits");
+    assert_eq!(audit(&alice, &tenant, "&action=document.downloaded").await.len(), 0, "the tenant of the poison event did not wait");
     relay.drained(&app).await;
     assert_eq!(audit(&alice, &tenant, "&action=document.downloaded").await.len(), 1);
     if let Some(kafka) = relay.kafka().cloned() {
-        let parked = tokio::task::spawn_blocking(move || kafka.read("audit.log.dlq")).await.unwrap();
-        assert_eq!((parked.len(), &parked[0].key), (1, &tenant));
-        assert!(parked[0].headers["error"].contains("names no action") && parked[0].value.contains(&poison.id.to_string()), "{parked:?}");
+        let letters = tokio::task::spawn_blocking(move || kafka.read("audit.log.dlq")).await.unwrap();
+        assert_eq!((letters.len(), &letters[0].key), (1, &tenant));
+        assert!(
+            letters[0].headers["error"].contains("names no action") && letters[0].value.contains(&poison.id.to_string()),
+            "{letters:?}"
+        );
     }
-    let parked = app.services().operator.list_dead_letters(PageRequest::default()).await.unwrap();
-    assert_eq!(parked.total, 1);
-    let letter = &parked.items[0];
+    let letters = app.services().operator.list_dead_letters(PageRequest::default()).await.unwrap();
+    assert_eq!(letters.total, 1);
+    let letter = &letters.items[0];
     assert_eq!((&letter.event, letter.attempts), (&poison, 5));
     assert!(letter.error.contains("names no action"), "{letter:?}");
 
-    // The same again, as long as nothing has changed; then it is given up.
+    // A replay fails again while the cause persists. Then the dead letter is dropped.
     app.services().operator.replay_dead_letter(poison.id).await.unwrap();
     relay.drained(&app).await;
     assert_eq!(app.services().operator.get_dead_letter(poison.id).await.unwrap().event.id, poison.id);
@@ -226,7 +233,7 @@ async fn a_poison_event_is_parked_and_only_its_tenant_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_letter_is_handled_once_its_cause_is_gone() {
+async fn a_replayed_dead_letter_is_handled_once_its_cause_is_fixed() {
     let app = TestApp::builder().objects_as_files().start().await;
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
@@ -236,10 +243,10 @@ async fn a_dead_letter_is_handled_once_its_cause_is_gone() {
     unprocess(&app, &tenant).await;
     let relay = Running::handling(&app).await;
     relay.drained(&app).await;
-    let parked = app.services().operator.list_dead_letters(PageRequest::default()).await.unwrap().items;
-    assert_eq!(parked.iter().map(|letter| letter.event.kind).collect::<Vec<_>>(), [EventKind::FileProcess], "{parked:?}");
+    let letters = app.services().operator.list_dead_letters(PageRequest::default()).await.unwrap().items;
+    assert_eq!(letters.iter().map(|letter| letter.event.kind).collect::<Vec<_>>(), [EventKind::FileProcess], "{letters:?}");
     app.objects().leave(&file, b"%PDF-1.7").await;
-    app.services().operator.replay_dead_letter(parked[0].event.id).await.unwrap();
+    app.services().operator.replay_dead_letter(letters[0].event.id).await.unwrap();
     relay.drained(&app).await;
     assert_eq!(app.services().operator.list_dead_letters(PageRequest::default()).await.unwrap().total, 0);
     let (_, files, _) = state(&app, &alice, &tenant).await;

@@ -1,4 +1,4 @@
-//! What is on Kafka, and what a worker makes of it.
+//! Messages on Kafka, and how the worker handles them.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use rdkafka::{
 use serde_json::{Value, json};
 use testkit::{Delivered, TestApp, TestKafka};
 
-use crate::recorder::{PATIENCE, Recorder, Running, database_of, kafka_bus};
+use crate::recorder::{Recorder, Running, WAIT_TIMEOUT, database_of, kafka_bus};
 
 async fn read(kafka: &TestKafka, topic: &'static str) -> Vec<Delivered> {
     let kafka = kafka.clone();
@@ -24,7 +24,7 @@ async fn read(kafka: &TestKafka, topic: &'static str) -> Vec<Delivered> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_is_a_message_with_the_tenant_as_its_key() {
+async fn events_are_messages_keyed_by_tenant() {
     let Some(kafka) = TestKafka::find() else { return };
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
@@ -39,16 +39,16 @@ async fn an_event_is_a_message_with_the_tenant_as_its_key() {
     crate::recorder::drained(&app).await;
     relay.stop().await;
 
-    let mut told = outbox::list(&mut database_of(&app, &tenant).await.read().await.unwrap(), 1_000).await.unwrap();
-    told.reverse();
+    let mut events = outbox::list(&mut database_of(&app, &tenant).await.read().await.unwrap(), 1_000).await.unwrap();
+    events.reverse();
     for (topic, kind) in [("document.uploaded", EventKind::DocumentUploaded), ("document.deleted", EventKind::DocumentDeleted)] {
         let messages = read(&kafka, topic).await;
-        let told: Vec<_> = told.iter().filter(|event| event.kind == kind).collect();
+        let expected: Vec<_> = events.iter().filter(|event| event.kind == kind).collect();
         assert_eq!(messages.len(), 20);
-        for (message, event) in messages.iter().zip(told) {
-            assert_eq!((&message.key, message.place.0), (&tenant, messages[0].place.0), "a tenant's are in one partition");
+        for (message, event) in messages.iter().zip(expected) {
+            assert_eq!((&message.key, message.place.0), (&tenant, messages[0].place.0), "a tenant's events are not in one partition");
             let value: Value = serde_json::from_str(&message.value).unwrap();
-            let told: Value = serde_json::from_str(&event.data).unwrap();
+            let data: Value = serde_json::from_str(&event.data).unwrap();
             assert_eq!(
                 value,
                 json!({
@@ -57,9 +57,9 @@ async fn an_event_is_a_message_with_the_tenant_as_its_key() {
                     "tenant_id": tenant,
                     "user_id": event.user_id.unwrap().to_string(),
                     "timestamp": event.at.to_string(),
-                    "data": told,
+                    "data": data,
                 }),
-                "in their order"
+                "wrong order"
             );
             let mut headers = BTreeMap::from(
                 [("ce_specversion", "1.0"), ("ce_type", topic), ("ce_source", "/tenantry"), ("content-type", "application/json")]
@@ -73,14 +73,14 @@ async fn an_event_is_a_message_with_the_tenant_as_its_key() {
             assert_eq!(message.headers, headers);
         }
     }
-    let made = read(&kafka, "tenant.created").await;
-    assert_eq!(made.iter().map(|message| message.key.as_str()).collect::<Vec<_>>(), [tenant.as_str()]);
-    let of_nobody = read(&kafka, "audit.log").await;
-    assert!(of_nobody.iter().any(|message| message.key == "platform"), "a login concerns no tenant: {of_nobody:?}");
+    let created = read(&kafka, "tenant.created").await;
+    assert_eq!(created.iter().map(|message| message.key.as_str()).collect::<Vec<_>>(), [tenant.as_str()]);
+    let audit = read(&kafka, "audit.log").await;
+    assert!(audit.iter().any(|message| message.key == "platform"), "no platform event of a login: {audit:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_is_no_event_holds_up_nobody() {
+async fn an_invalid_message_does_not_delay_events() {
     let Some(kafka) = TestKafka::find() else { return };
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
@@ -91,21 +91,21 @@ async fn a_message_that_is_no_event_holds_up_nobody() {
     for value in ["", "not JSON", r#"{"event_id":"x"}"#] {
         stranger.send(BaseRecord::to(&topic).key(&tenant).payload(value)).unwrap();
     }
-    stranger.flush(PATIENCE).unwrap();
+    stranger.flush(WAIT_TIMEOUT).unwrap();
     let recorder = Arc::new(Recorder::default());
     let running = Running::on_kafka(&app, kafka.clone(), bus, Arc::clone(&recorder) as _);
     running.drained(&app).await;
-    let parked = read(&kafka, "audit.log.dlq").await;
-    let mut values: Vec<_> = parked.iter().map(|message| message.value.as_str()).collect();
+    let letters = read(&kafka, "audit.log.dlq").await;
+    let mut values: Vec<_> = letters.iter().map(|message| message.value.as_str()).collect();
     values.sort_unstable();
     assert_eq!(values, ["", "not JSON", r#"{"event_id":"x"}"#]);
-    assert!(parked.iter().all(|message| message.key == tenant && !message.headers["error"].is_empty()), "{parked:?}");
+    assert!(letters.iter().all(|message| message.key == tenant && !message.headers["error"].is_empty()), "{letters:?}");
     assert!(recorder.seen().iter().any(|event| event.kind == EventKind::TenantCreated));
     running.stop().await;
 }
 
-/// Events of a tenant that does not exist, in the outbox.
-async fn tell(app: &TestApp, tenant_id: TenantId, what: impl IntoIterator<Item = String>) -> Vec<EventId> {
+/// Emits events of a nonexistent tenant to the outbox.
+async fn emit(app: &TestApp, tenant_id: TenantId, what: impl IntoIterator<Item = String>) -> Vec<EventId> {
     let (main, _) = app.databases().open();
     let mut tx = main.begin().await.unwrap();
     let mut ids = Vec::new();
@@ -125,10 +125,10 @@ async fn tell(app: &TestApp, tenant_id: TenantId, what: impl IntoIterator<Item =
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_is_too_large_for_the_brokers_is_parked_alone() {
+async fn only_the_oversized_event_is_dead_lettered() {
     let Some(kafka) = TestKafka::find() else { return };
     let app = TestApp::new().await;
-    // Before we make it, with another limit.
+    // Create the topic in advance, with a lower limit.
     let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", kafka.servers()).create().unwrap();
     let name = format!("{}audit.log", kafka.prefix());
     let topic = NewTopic::new(&name, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "2000");
@@ -136,61 +136,63 @@ async fn an_event_that_is_too_large_for_the_brokers_is_parked_alone() {
     let bus = kafka_bus(&app, &kafka).await;
     let tenant_id = TenantId::from(uuid::Uuid::from_u128(7));
     let large: String = domain::random_bytes::<4000>().iter().map(|byte| format!("{byte:02x}")).collect();
-    let told = tell(&app, tenant_id, (0..21).map(|n| if n == 10 { large.clone() } else { n.to_string() })).await;
+    let emitted = emit(&app, tenant_id, (0..21).map(|n| if n == 10 { large.clone() } else { n.to_string() })).await;
     let relay = Running::start(&app.services().events, bus);
     crate::recorder::drained(&app).await;
     relay.stop().await;
-    let parked = app.services().operator.list_dead_letters(PageRequest::default()).await.unwrap().items;
-    assert_eq!(parked.iter().map(|letter| letter.event.id).collect::<Vec<_>>(), [told[10]], "{parked:?}");
-    let mut expected: Vec<_> = told.iter().map(EventId::to_string).collect();
+    let letters = app.services().operator.list_dead_letters(PageRequest::default()).await.unwrap().items;
+    assert_eq!(letters.iter().map(|letter| letter.event.id).collect::<Vec<_>>(), [emitted[10]], "{letters:?}");
+    let mut expected: Vec<_> = emitted.iter().map(EventId::to_string).collect();
     expected.remove(10);
-    let mut came: Vec<_> = read(&kafka, "audit.log").await.into_iter().filter(|message| message.key == tenant_id.to_string()).collect();
+    let mut delivered: Vec<_> =
+        read(&kafka, "audit.log").await.into_iter().filter(|message| message.key == tenant_id.to_string()).collect();
     let mut seen = std::collections::HashSet::new();
-    came.retain(|message| seen.insert(message.headers["ce_id"].clone()));
-    assert_eq!(came.iter().map(|message| message.headers["ce_id"].clone()).collect::<Vec<_>>(), expected, "in their order");
+    delivered.retain(|message| seen.insert(message.headers["ce_id"].clone()));
+    assert_eq!(delivered.iter().map(|message| message.headers["ce_id"].clone()).collect::<Vec<_>>(), expected, "wrong order");
 }
 
-/// Planted once, and caught: one queue for all keys (then it is over before the single event comes).
+/// A seeded fault that this test caught: one queue for all keys (the thousand events are done before the single event is
+/// delivered).
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_with_a_thousand_events_holds_up_no_other() {
+async fn a_tenant_with_a_thousand_events_does_not_delay_others() {
     let Some(kafka) = TestKafka::find() else { return };
     let app = TestApp::new().await;
-    // Each takes 5 ms: 5 s for the thousand.
+    // Each event takes 5 ms, so the thousand take 5 s.
     let recorder = Arc::new(Recorder::slow(Duration::from_millis(5)));
     let bus = kafka_bus(&app, &kafka).await;
     let running = Running::on_kafka(&app, kafka, bus, Arc::clone(&recorder) as _);
     let id = |n: u128| TenantId::from(uuid::Uuid::from_u128(n));
-    let took = async |tenant_id| {
+    let delivery_time = async |tenant_id| {
         let began = Instant::now();
-        let event = tell(&app, tenant_id, [String::new()]).await[0];
+        let event = emit(&app, tenant_id, [String::new()]).await[0];
         while recorder.seen_at(event).is_none() {
-            assert!(began.elapsed() < PATIENCE);
+            assert!(began.elapsed() < WAIT_TIMEOUT);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         began.elapsed()
     };
-    took(id(1)).await;
+    delivery_time(id(1)).await;
     let mut idle: Vec<_> = Vec::new();
     for n in 2..9 {
-        idle.push(took(id(n)).await);
+        idle.push(delivery_time(id(n)).await);
     }
-    let queued = tell(&app, id(100), (0..1_000).map(|n| n.to_string())).await;
+    let queued = emit(&app, id(100), (0..1_000).map(|n| n.to_string())).await;
     while recorder.seen_at(queued[20]).is_none() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let mut beside: Vec<_> = Vec::new();
+    let mut busy: Vec<_> = Vec::new();
     for n in 9..16 {
-        beside.push(took(id(n)).await);
+        busy.push(delivery_time(id(n)).await);
     }
-    assert!(recorder.seen_at(queued[999]).is_none(), "it was over too soon to tell anything");
+    assert!(recorder.seen_at(queued[999]).is_none(), "the thousand events finished too early: the test proves nothing");
     idle.sort_unstable();
-    beside.sort_unstable();
-    println!("a single event: {:?} alone, {:?} beside a thousand", idle[3], beside[3]);
-    // The thousand take 5 s; a ratio of milliseconds is the benchmark's to measure.
-    assert!(beside[3] < 10 * idle[3] + Duration::from_millis(200), "{beside:?} instead of {idle:?}");
+    busy.sort_unstable();
+    println!("a single event: {:?} alone, {:?} next to a thousand", idle[3], busy[3]);
+    // The thousand events take 5 s. A ratio of milliseconds is for the benchmark to measure.
+    assert!(busy[3] < 10 * idle[3] + Duration::from_millis(200), "{busy:?} instead of {idle:?}");
     running.drained(&app).await;
     let (first, counts) = recorder.first_deliveries(Some(id(100)));
-    assert_eq!(first.iter().map(|event| event.id).collect::<Vec<_>>(), queued, "in their order");
+    assert_eq!(first.iter().map(|event| event.id).collect::<Vec<_>>(), queued, "wrong order");
     assert!(counts.values().all(|count| *count == 1), "{counts:?}");
     running.stop().await;
 }

@@ -1,4 +1,4 @@
-//! Events from the outboxes to whoever handles them.
+//! Events on their way from the outboxes to the handlers.
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod handlers;

@@ -1,4 +1,4 @@
-//! A bus that remembers what it was given.
+//! A bus that records the events published to it, and helpers to run relays and workers.
 
 use std::{
     collections::HashMap,
@@ -18,14 +18,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::{Bus, DeadLetterTopic, InProcess, KafkaBus, KafkaSettings, KafkaWorker, Published, Relay};
 
-/// How long is waited for what takes milliseconds.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// The timeout for conditions that normally take milliseconds.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Default)]
 pub(crate) struct Recorder {
     seen: Mutex<Vec<(Event, Instant)>>,
     is_down: AtomicBool,
-    /// How long it takes for each event.
+    /// The simulated duration per event.
     takes: Duration,
 }
 
@@ -42,12 +42,12 @@ impl Recorder {
         self.seen.lock().unwrap().iter().map(|(event, _)| event.clone()).collect()
     }
 
-    /// When this event came first.
+    /// When this event was first delivered.
     pub(crate) fn seen_at(&self, id: EventId) -> Option<Instant> {
         self.seen.lock().unwrap().iter().find(|(event, _)| event.id == id).map(|(_, at)| *at)
     }
 
-    /// The first deliveries of a key's events, and how many there were of each.
+    /// The first deliveries of a key's events, and the number of deliveries of each.
     pub(crate) fn first_deliveries(&self, key: OrderingKey) -> (Vec<Event>, HashMap<EventId, usize>) {
         let (mut first, mut counts) = (Vec::new(), HashMap::new());
         for event in self.seen().into_iter().filter(|event| event.tenant_id == key) {
@@ -85,7 +85,7 @@ impl Bus for Recorder {
     }
 }
 
-/// A relay at work, and a worker where there is a broker between the two. Stopped, the relay has flushed.
+/// A running relay and, if there is a broker, a worker. Stopping it flushes the relay.
 pub(crate) struct Running {
     stop: CancellationToken,
     relay: JoinHandle<()>,
@@ -98,7 +98,7 @@ impl Running {
         Self { relay: tokio::spawn(Relay::new(services.clone(), bus).run(stop.clone())), stop, broker: None }
     }
 
-    /// Has events handled, by the bus that the test run is for.
+    /// Runs a relay with the bus of the test run, and handles its events.
     pub(crate) async fn handling(app: &TestApp) -> Self {
         match TestKafka::find() {
             None => Self::start(&app.services().events, Arc::new(InProcess::new(app.services().events.clone()))),
@@ -111,7 +111,7 @@ impl Running {
         }
     }
 
-    /// Has events handled by this, with Kafka between.
+    /// Runs a relay to Kafka and a worker that passes events to `handler`.
     pub(crate) fn on_kafka(app: &TestApp, kafka: TestKafka, bus: Arc<KafkaBus>, handler: Arc<dyn Bus>) -> Self {
         let worker = KafkaWorker::new(kafka_settings(&kafka), Arc::clone(&bus), handler).unwrap();
         let running = Self::start(&app.services().events, bus);
@@ -124,17 +124,17 @@ impl Running {
         self.broker.as_ref().map(|(kafka, _)| kafka)
     }
 
-    /// Waits until everything that was told, and what follows of it, is handled.
+    /// Waits until all events, and the events that their handlers emit, are handled.
     pub(crate) async fn drained(&self, app: &TestApp) {
         let Some((kafka, _)) = &self.broker else { return drained(app).await };
         let (began, mut quiet) = (Instant::now(), 0);
-        // What is handled tells of more, and between two looks that may be on its way.
+        // Handlers emit further events, which may be in flight between the two checks.
         while quiet < 3 {
             drained(app).await;
-            let asked = kafka.clone();
-            let lag = tokio::task::spawn_blocking(move || asked.lag(&EventKind::ALL.map(EventKind::as_str))).await.unwrap();
+            let kafka = kafka.clone();
+            let lag = tokio::task::spawn_blocking(move || kafka.lag(&EventKind::ALL.map(EventKind::as_str))).await.unwrap();
             quiet = if lag == 0 { quiet + 1 } else { 0 };
-            assert!(began.elapsed() < PATIENCE, "{lag} messages are not handled");
+            assert!(began.elapsed() < WAIT_TIMEOUT, "{lag} messages are still unhandled");
         }
     }
 
@@ -147,7 +147,7 @@ impl Running {
     }
 }
 
-/// A producer, once its topics are there.
+/// A Kafka bus whose topics exist.
 pub(crate) async fn kafka_bus(app: &TestApp, kafka: &TestKafka) -> Arc<KafkaBus> {
     let settings = kafka_settings(kafka);
     settings.make_topics().await;
@@ -171,7 +171,7 @@ fn kafka_settings(kafka: &TestKafka) -> KafkaSettings {
     }
 }
 
-/// Waits until nothing waits to be published.
+/// Waits until no event is unpublished.
 pub(crate) async fn drained(app: &TestApp) {
     let began = Instant::now();
     loop {
@@ -179,7 +179,7 @@ pub(crate) async fn drained(app: &TestApp) {
         if status.backlogs.is_empty() {
             return;
         }
-        assert!(began.elapsed() < PATIENCE, "{status:?}");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "{status:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -191,7 +191,7 @@ pub(crate) async fn database_of(app: &TestApp, tenant: &str) -> models::TenantDa
     directory.open(&found.place).unwrap()
 }
 
-/// Makes as if nobody had looked into a tenant's files, as after direct uploads.
+/// Resets a tenant's files to unprocessed, as after direct uploads.
 pub(crate) async fn unprocess(app: &TestApp, tenant: &str) {
     let mut tx = database_of(app, tenant).await.begin().await.unwrap();
     tx.execute("UPDATE files SET processed_at = NULL, detected_mime_type = NULL", Vec::new()).await.unwrap();

@@ -1,4 +1,4 @@
-//! The relay loses no event, invents none, and keeps the order of each tenant's.
+//! The relay loses no event, publishes none that was not emitted, and keeps the order of each tenant's events.
 
 use std::{
     sync::Arc,
@@ -11,7 +11,7 @@ use serde_json::Value;
 use services::OrderingKey;
 use testkit::{Persona, TestApp};
 
-use crate::recorder::{PATIENCE, Recorder, Running, database_of, drained};
+use crate::recorder::{Recorder, Running, WAIT_TIMEOUT, database_of, drained};
 
 fn id_of(tenant: &str) -> OrderingKey {
     Some(tenant.parse::<TenantId>().unwrap())
@@ -29,14 +29,14 @@ fn event(id: EventId, tenant: &str, data: &str) -> Event {
     }
 }
 
-/// As `EventServices::tell`, for transactions of the test's own.
-fn tell<S: Scope>(tx: &mut Tx<S>, event: &Event) {
+/// Emits an event in a transaction of the test.
+fn emit<S: Scope>(tx: &mut Tx<S>, event: &Event) {
     outbox::push(tx, event);
 }
 
-/// What happened to documents, in order: `+name` and `-name`.
-fn of_documents(events: &[Event]) -> Vec<String> {
-    let told = |event: &Event| {
+/// The document events in order: `+name` for an upload, `-name` for a deletion.
+fn document_events(events: &[Event]) -> Vec<String> {
+    let label = |event: &Event| {
         let data: Value = serde_json::from_str(&event.data).unwrap();
         match event.kind {
             EventKind::DocumentUploaded => Some(format!("+{}", data["filename"].as_str().unwrap())),
@@ -44,10 +44,10 @@ fn of_documents(events: &[Event]) -> Vec<String> {
             _ => None,
         }
     };
-    events.iter().filter_map(told).collect()
+    events.iter().filter_map(label).collect()
 }
 
-/// Uploads and deletes, one after the other. Answers what happened.
+/// Uploads and deletes documents sequentially. Returns the expected document events.
 async fn work(alice: Persona, tenant: String, prefix: &'static str, count: usize) -> Vec<String> {
     let mut done = Vec::new();
     for n in 0..count {
@@ -63,7 +63,7 @@ async fn work(alice: Persona, tenant: String, prefix: &'static str, count: usize
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_are_published_once_and_in_order_when_all_is_well() {
+async fn without_failures_events_are_published_once_and_in_order() {
     let app = TestApp::new().await;
     let bus = Arc::new(Recorder::default());
     let relay = Running::start(&app.services().events, bus.clone());
@@ -77,17 +77,17 @@ async fn events_are_published_once_and_in_order_when_all_is_well() {
         let done = worker.await.unwrap();
         drained(&app).await;
         let (first, counts) = bus.first_deliveries(id_of(&tenant));
-        assert_eq!(of_documents(&first), done);
+        assert_eq!(document_events(&first), done);
         assert_eq!(first[0].kind, EventKind::TenantCreated, "{:?}", first[0]);
         assert!(counts.values().all(|count| *count == 1), "{counts:?}");
     }
-    let (of_nobody, _) = bus.first_deliveries(None);
-    assert_eq!(of_nobody.len(), 2, "registered, logged in: {of_nobody:?}");
+    let (of_platform, _) = bus.first_deliveries(None);
+    assert_eq!(of_platform.len(), 2, "expected a registration and a login: {of_platform:?}");
     relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_instances_publish_a_tenants_events_in_order_and_once() {
+async fn two_instances_publish_a_tenants_events_once_and_in_order() {
     let app = TestApp::new().await;
     let other = app.second_instance().await;
     let bus = Arc::new(Recorder::default());
@@ -104,8 +104,8 @@ async fn two_instances_publish_a_tenants_events_in_order_and_once() {
         drained(&app).await;
         let (first, counts) = bus.first_deliveries(id_of(tenant));
         for (prefix, done) in ["one", "two"].iter().zip(done) {
-            let told: Vec<_> = of_documents(&first).into_iter().filter(|told| told[1..].starts_with(prefix)).collect();
-            assert_eq!(told, done);
+            let published: Vec<_> = document_events(&first).into_iter().filter(|published| published[1..].starts_with(prefix)).collect();
+            assert_eq!(published, done);
         }
         assert!(counts.values().all(|count| *count == 1), "{counts:?}");
     }
@@ -114,7 +114,7 @@ async fn two_instances_publish_a_tenants_events_in_order_and_once() {
     }
 }
 
-/// A reader of what is "greater than the last", as many outboxes have it: the control, which must fail.
+/// The control, which must fail: a reader that asks for ids "greater than the last one", as many outboxes do.
 #[derive(Default)]
 struct NaiveReader {
     last: Option<uuid::Uuid>,
@@ -133,21 +133,21 @@ impl NaiveReader {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn commits_in_the_opposite_order_of_their_ids_skip_nothing() {
+async fn commits_in_reverse_order_of_ids_skip_no_event() {
     let app = TestApp::new().await;
     let bus = Arc::new(Recorder::default());
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
-    // Marked, as by every transaction that tells something.
+    // Sets the dirty flag, like every transaction that emits an event.
     alice.uploads(&tenant, "a.txt", "a").await.expect(201);
     let database = database_of(&app, &tenant).await;
     let relay = Running::start(&app.services().events, bus.clone());
     drained(&app).await;
-    let (mut naive, mut told) = (NaiveReader::default(), Vec::new());
+    let (mut naive, mut emitted) = (NaiveReader::default(), Vec::new());
     let seen = async |id: EventId| {
         let began = Instant::now();
         while bus.seen_at(id).is_none() {
-            assert!(began.elapsed() < PATIENCE, "an event was skipped");
+            assert!(began.elapsed() < WAIT_TIMEOUT, "an event was skipped");
             app.services().events.notify(id_of(&tenant));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -157,28 +157,28 @@ async fn commits_in_the_opposite_order_of_their_ids_skip_nothing() {
         ids.sort();
         let [early, late] = ids;
         let mut slow = database.begin().await.unwrap();
-        tell(&mut slow, &event(early, &tenant, &format!("early_{n}")));
+        emit(&mut slow, &event(early, &tenant, &format!("early_{n}")));
         if app.databases().engine() == "postgres" && n % 2 == 0 {
-            // There already, and not committed.
+            // Executes the deferred insert, so that the uncommitted row exists.
             slow.query("SELECT 1", Vec::new()).await.unwrap();
         }
         let mut quick = database.begin().await.unwrap();
-        tell(&mut quick, &event(late, &tenant, &format!("late_{n}")));
+        emit(&mut quick, &event(late, &tenant, &format!("late_{n}")));
         quick.commit().await.unwrap();
         seen(late).await;
         naive.read(&database).await;
         slow.commit().await.unwrap();
         seen(early).await;
         naive.read(&database).await;
-        told.extend([early, late].map(uuid::Uuid::from));
+        emitted.extend([early, late].map(uuid::Uuid::from));
     }
-    let skipped = told.iter().filter(|id| !naive.seen.contains(id)).count();
-    assert_eq!(skipped, 20, "the control did not fail: the test proves nothing");
+    let skipped = emitted.iter().filter(|id| !naive.seen.contains(id)).count();
+    assert_eq!(skipped, 20, "the control skipped fewer events: the test proves nothing");
     relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_notices_that_the_bus_is_down_and_what_waits_drains_in_order() {
+async fn while_the_bus_is_down_requests_succeed_and_afterwards_events_drain_in_order() {
     let app = TestApp::new().await;
     let bus = Arc::new(Recorder::default());
     let relay = Running::start(&app.services().events, bus.clone());
@@ -194,52 +194,52 @@ async fn nobody_notices_that_the_bus_is_down_and_what_waits_drains_in_order() {
     bus.set_down(false);
     drained(&app).await;
     let (first, counts) = bus.first_deliveries(id_of(&tenant));
-    assert_eq!(of_documents(&first), done);
+    assert_eq!(document_events(&first), done);
     assert!(counts.values().all(|count| *count == 1), "{counts:?}");
     relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_crash_left_untold_is_found_by_its_mark() {
+async fn unpublished_events_of_a_crashed_process_are_found_by_the_dirty_flag() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let (tenant, idle) = (alice.creates_tenant("Acme").await, alice.creates_tenant("Idle").await);
     let done = work(alice.clone(), tenant.clone(), "a", 5).await;
     let (main, _) = app.databases().open();
-    let marks = async || {
+    let flags = async || {
         let after = app.clock().now().plus(Duration::from_secs(1));
         dirty_tenants::list_before(&mut main.read().await.unwrap(), after, None, 100).await.unwrap()
     };
-    assert_eq!(marks().await.iter().map(|mark| Some(mark.tenant_id)).collect::<Vec<_>>(), [id_of(&tenant)]);
+    assert_eq!(flags().await.iter().map(|flag| Some(flag.tenant_id)).collect::<Vec<_>>(), [id_of(&tenant)]);
     assert_ne!(id_of(&tenant), id_of(&idle));
 
-    // Another process, which nobody told of it.
+    // Another process, which received no notification.
     let other = app.second_instance().await;
     let bus = Arc::new(Recorder::default());
     let relay = Running::start(&other.services().events, bus.clone());
     drained(&app).await;
-    assert_eq!(of_documents(&bus.first_deliveries(id_of(&tenant)).0), done);
+    assert_eq!(document_events(&bus.first_deliveries(id_of(&tenant)).0), done);
     relay.stop().await;
-    assert_eq!(marks().await.len(), 1, "whoever marked it just now may be writing");
+    assert_eq!(flags().await.len(), 1, "a recent dirty flag must stay: its transaction may be in progress");
 
     app.clock().advance(Duration::from_secs(61));
     let relay = Running::start(&other.services().events, bus.clone());
     let began = Instant::now();
-    while !marks().await.is_empty() {
-        assert!(began.elapsed() < PATIENCE);
+    while !flags().await.is_empty() {
+        assert!(began.elapsed() < WAIT_TIMEOUT);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // Marked again, by one that does not go by its mark from before, and found while the relay runs, once the mark is old.
+    // A new instance, without a cached dirty flag, sets the flag again. The running relay finds it once the flag is old.
     let writer = app.second_instance().await;
     let again = work(alice.at(&writer), tenant.clone(), "b", 2).await;
     app.clock().advance(Duration::from_secs(61));
     drained(&app).await;
-    assert_eq!(of_documents(&bus.first_deliveries(id_of(&tenant)).0), [done, again].concat());
+    assert_eq!(document_events(&bus.first_deliveries(id_of(&tenant)).0), [done, again].concat());
     relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_tenant_had_to_tell_is_told_after_its_deletion() {
+async fn a_deleted_tenants_events_are_still_published() {
     let app = TestApp::new().await;
     let bus = Arc::new(Recorder::default());
     bus.set_down(true);
@@ -253,14 +253,14 @@ async fn what_a_tenant_had_to_tell_is_told_after_its_deletion() {
     bus.set_down(false);
     drained(&app).await;
     let (first, _) = bus.first_deliveries(id_of(&tenant));
-    assert_eq!(of_documents(&first), done);
+    assert_eq!(document_events(&first), done);
     let position = |kind| first.iter().position(|event| event.kind == kind).unwrap();
     assert!(position(EventKind::TenantDeleted) > position(EventKind::DocumentUploaded), "{first:?}");
     relay.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_with_many_events_does_not_hold_up_another() {
+async fn a_tenant_with_many_events_does_not_delay_another() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let (busy, other) = (alice.creates_tenant("Busy").await, alice.creates_tenant("Other").await);
@@ -284,33 +284,36 @@ async fn a_tenant_with_many_events_does_not_hold_up_another() {
     }
     let relay = Running::start(&app.services().events, bus.clone());
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let mut beside = Vec::new();
+    let mut next_to_busy = Vec::new();
     for _ in 0..5 {
-        beside.push(one().await);
+        next_to_busy.push(one().await);
     }
-    beside.sort();
+    next_to_busy.sort();
     let waiting = app.services().operator.outbox_status().await.unwrap();
-    assert!(waiting.backlogs.iter().any(|backlog| backlog.key == id_of(&busy)), "the many were through too early");
-    assert!(beside[2] <= alone * 2, "{beside:?} against {alone:?}");
+    assert!(
+        waiting.backlogs.iter().any(|backlog| backlog.key == id_of(&busy)),
+        "the busy tenant's events finished too early: the test proves nothing"
+    );
+    assert!(next_to_busy[2] <= alone * 2, "{next_to_busy:?} against {alone:?}");
     relay.stop().await;
 }
 
 async fn drained_key(app: &TestApp, tenant: &str) {
     let began = Instant::now();
     while app.services().operator.outbox_status().await.unwrap().backlogs.iter().any(|backlog| backlog.key == id_of(tenant)) {
-        assert!(began.elapsed() < PATIENCE);
+        assert!(began.elapsed() < WAIT_TIMEOUT);
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_published_long_ago_is_forgotten() {
-    const LONGER_THAN_KEPT: Duration = Duration::from_secs(25 * 3600);
+async fn events_published_long_ago_are_purged() {
+    const BEYOND_RETENTION: Duration = Duration::from_secs(25 * 3600);
     let app = TestApp::new().await;
     let relay = Running::start(&app.services().events, Arc::new(Recorder::default()));
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
-    // No document is left whose upload would be forgotten.
+    // Leave no document, since the test purges the events of their uploads.
     let upload_and_delete = async |name: &str| {
         let id = alice.uploads(&tenant, name, name.to_owned()).await.expect(201).id();
         alice.delete(&format!("/api/tenants/{tenant}/documents/{id}")).await.expect(200);
@@ -319,25 +322,25 @@ async fn what_was_published_long_ago_is_forgotten() {
     drained(&app).await;
     relay.stop().await;
     upload_and_delete("waiting").await;
-    let forget = async || {
+    let purge = async || {
         let tenant = app.services().operator.list_all_tenants().await.unwrap().remove(0);
         app.services().operator.collect_garbage(&tenant).await.unwrap();
         app.services().operator.purge_platform_events().await.unwrap();
-        let of_nobody =
+        let of_platform =
             app.services().operator.list_events(None, 100).await.unwrap().iter().filter(|event| event.tenant_id.is_none()).count();
-        let mut of_tenant = of_documents(&app.services().operator.list_events(Some(tenant.id), 100).await.unwrap());
+        let mut of_tenant = document_events(&app.services().operator.list_events(Some(tenant.id), 100).await.unwrap());
         of_tenant.sort();
-        (of_tenant, of_nobody)
+        (of_tenant, of_platform)
     };
     let waiting = ["+waiting", "-waiting"].map(ToOwned::to_owned).to_vec();
     let both = ["+published", "+waiting", "-published", "-waiting"].map(ToOwned::to_owned).to_vec();
-    assert_eq!(forget().await, (both, 2), "published just now");
-    app.clock().advance(LONGER_THAN_KEPT);
-    assert_eq!(forget().await, (waiting.clone(), 0), "one is old, but was never published");
+    assert_eq!(purge().await, (both, 2), "recently published events must stay");
+    app.clock().advance(BEYOND_RETENTION);
+    assert_eq!(purge().await, (waiting.clone(), 0), "an old event that is unpublished must stay");
     let relay = Running::start(&app.services().events, Arc::new(Recorder::default()));
     drained(&app).await;
-    assert_eq!(forget().await, (waiting, 0), "it is old, but was published just now");
-    app.clock().advance(LONGER_THAN_KEPT);
-    assert_eq!(forget().await, (Vec::new(), 0));
+    assert_eq!(purge().await, (waiting, 0), "an old event that was published recently must stay");
+    app.clock().advance(BEYOND_RETENTION);
+    assert_eq!(purge().await, (Vec::new(), 0));
     relay.stop().await;
 }
