@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use domain::{Closure, Conflict, Denial, Error, FieldErrors, Noun, Shortage, TokenProblem};
+use domain::{Conflict, Error, FieldErrors, ForbiddenReason, QuotaExceeded, ResourceKind, TokenProblem, UnavailableReason};
 use http_server::BodyTooSlow;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 #[derive(Debug)]
 pub(crate) enum ApiError {
     /// The services returned an error.
-    Refused(Error),
+    Service(Error),
     /// The request is malformed.
     Malformed(String),
     /// The body's media type is not supported by this operation.
@@ -44,7 +44,7 @@ pub(crate) enum ApiError {
 
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
-        Self::Refused(error)
+        Self::Service(error)
     }
 }
 
@@ -134,7 +134,7 @@ impl ApiError {
     fn describe(&self) -> Problem {
         use StatusCode as S;
         match self {
-            Self::Refused(error) => describe(error),
+            Self::Service(error) => describe(error),
             Self::Malformed(problem) => Problem::new(S::BAD_REQUEST, "malformed_request", problem.clone()),
             Self::UnsupportedMediaType(wanted) => {
                 Problem::new(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", format!("The body must be {wanted}."))
@@ -182,30 +182,30 @@ fn describe(error: &Error) -> Problem {
             Problem::new(S::UNAUTHORIZED, code, message)
         }
         Error::Forbidden(denial) => match denial {
-            Denial::RoleTooLow { needed } => {
+            ForbiddenReason::RoleTooLow { needed } => {
                 let message = format!("This requires the role {} or a higher one.", needed.as_str());
                 Problem::new(S::FORBIDDEN, "insufficient_role", message).details(json!({ "needed": needed.as_str() }))
             }
-            Denial::NotOwner => Problem::new(S::FORBIDDEN, "not_owner", "Only the owner of the document or an admin may do this."),
-            Denial::TenantInactive => Problem::new(S::FORBIDDEN, "tenant_inactive", "The tenant is inactive."),
-            Denial::QuotaExceeded(Shortage { unit, quota, used, reserved, needed }) => {
+            ForbiddenReason::NotOwner => Problem::new(S::FORBIDDEN, "not_owner", "Only the owner of the document or an admin may do this."),
+            ForbiddenReason::TenantInactive => Problem::new(S::FORBIDDEN, "tenant_inactive", "The tenant is inactive."),
+            ForbiddenReason::QuotaExceeded(QuotaExceeded { unit, quota, used, reserved, needed }) => {
                 let message = format!("Quota exceeded: the tenant may store {quota} {unit}.");
                 Problem::new(S::FORBIDDEN, "quota_exceeded", message)
                     .details(json!({ "unit": unit, "quota": quota, "used": used, "reserved": reserved, "needed": needed }))
             }
-            Denial::BadSignature => Problem::new(S::FORBIDDEN, "invalid_signature", "The signed URL is invalid or has expired."),
+            ForbiddenReason::BadSignature => Problem::new(S::FORBIDDEN, "invalid_signature", "The signed URL is invalid or has expired."),
         },
         Error::NotFound(noun) => {
             let (code, message) = match noun {
-                Noun::User => ("user_not_found", "User not found."),
-                Noun::Tenant => ("tenant_not_found", "Tenant not found."),
-                Noun::Member => ("member_not_found", "Member not found."),
-                Noun::Document => ("document_not_found", "Document not found."),
-                Noun::File => ("file_not_found", "File not found."),
-                Noun::Object => ("object_not_found", "Object not found."),
-                Noun::Version => ("version_not_found", "Version not found."),
-                Noun::Upload => ("upload_not_found", "Upload not found."),
-                Noun::DeadLetter => ("dead_letter_not_found", "Dead letter not found."),
+                ResourceKind::User => ("user_not_found", "User not found."),
+                ResourceKind::Tenant => ("tenant_not_found", "Tenant not found."),
+                ResourceKind::Member => ("member_not_found", "Member not found."),
+                ResourceKind::Document => ("document_not_found", "Document not found."),
+                ResourceKind::File => ("file_not_found", "File not found."),
+                ResourceKind::Object => ("object_not_found", "Object not found."),
+                ResourceKind::Version => ("version_not_found", "Version not found."),
+                ResourceKind::Upload => ("upload_not_found", "Upload not found."),
+                ResourceKind::DeadLetter => ("dead_letter_not_found", "Dead letter not found."),
             };
             Problem::new(S::NOT_FOUND, code, message)
         }
@@ -257,13 +257,15 @@ fn describe(error: &Error) -> Problem {
                 .details(json!({ "dependency": dependency.as_str() }))
                 .retry_after(DEPENDENCY_RETRY)
         }
-        Error::Closed(closure) => {
+        Error::TenantUnavailable(closure) => {
             let (code, message, after) = match closure {
-                Closure::Migrating => ("tenant_migrating", "The tenant's database is being migrated. Try again.", MIGRATION_RETRY),
-                Closure::Moving => {
+                UnavailableReason::Migrating => {
+                    ("tenant_migrating", "The tenant's database is being migrated. Try again.", MIGRATION_RETRY)
+                }
+                UnavailableReason::Moving => {
                     ("tenant_moving", "The tenant's database is being moved and accepts no changes. Try again.", MIGRATION_RETRY)
                 }
-                Closure::Quarantined | Closure::TooNew => {
+                UnavailableReason::Quarantined | UnavailableReason::TooNew => {
                     ("tenant_unavailable", "The tenant's database is unavailable until the operator fixes it.", UNAVAILABLE_RETRY)
                 }
             };
@@ -283,10 +285,10 @@ pub(crate) struct Denied(pub(crate) &'static str);
 
 impl ApiError {
     fn is_denial(&self) -> bool {
-        let Self::Refused(error) = self else { return false };
+        let Self::Service(error) = self else { return false };
         match error {
-            Error::Forbidden(denial) => !matches!(denial, Denial::QuotaExceeded(_) | Denial::BadSignature),
-            Error::NotFound(noun) => *noun == Noun::Tenant,
+            Error::Forbidden(denial) => !matches!(denial, ForbiddenReason::QuotaExceeded(_) | ForbiddenReason::BadSignature),
+            Error::NotFound(noun) => *noun == ResourceKind::Tenant,
             _ => false,
         }
     }
@@ -296,8 +298,8 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         // Logged here and nowhere else, inside the request's span.
         match &self {
-            Self::Refused(error @ Error::Internal(_)) => tracing::error!(error = error as &dyn std::error::Error, "internal error"),
-            Self::Refused(error @ Error::Unavailable { .. }) => {
+            Self::Service(error @ Error::Internal(_)) => tracing::error!(error = error as &dyn std::error::Error, "internal error"),
+            Self::Service(error @ Error::Unavailable { .. }) => {
                 tracing::warn!(error = error as &dyn std::error::Error, "a dependency is unavailable");
             }
             _ => {}

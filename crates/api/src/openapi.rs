@@ -3,7 +3,7 @@
 use std::{mem, time::Duration};
 
 use axum::http::StatusCode;
-use domain::{Denial, Dependency, Error, Noun, Role, TokenProblem};
+use domain::{Dependency, Error, ForbiddenReason, ResourceKind, Role, TokenProblem};
 use serde_json::{Map, Value, json};
 use utoipa::{OpenApi, openapi::OpenApi as Specification};
 
@@ -139,10 +139,10 @@ fn common_errors(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
         errors.extend([Missing, Invalid, Expired, Revoked].map(|problem| Error::Unauthenticated(problem).into()));
     }
     if in_tenant {
-        errors.push(Error::Forbidden(Denial::TenantInactive).into());
+        errors.push(Error::Forbidden(ForbiddenReason::TenantInactive).into());
     }
     if in_tenant && method != "get" {
-        errors.push(Error::Forbidden(Denial::RoleTooLow { needed: Role::Admin }).into());
+        errors.push(Error::Forbidden(ForbiddenReason::RoleTooLow { needed: Role::Admin }).into());
     }
     errors.extend(path_errors(path));
     if in_tenant || operation["tags"] != json!(["health"]) {
@@ -183,13 +183,13 @@ fn needs_token(operation: &Value) -> bool {
 
 /// The not-found errors of the resources in a path.
 fn path_errors(path: &str) -> impl Iterator<Item = ApiError> {
-    const NOUNS: [(&str, Noun); 6] = [
-        ("{tenant_id}", Noun::Tenant),
-        ("{document_id}", Noun::Document),
-        ("{version}", Noun::Version),
-        ("{upload_id}", Noun::Upload),
-        ("{file_id}", Noun::File),
-        ("{user_id}", Noun::Member),
+    const NOUNS: [(&str, ResourceKind); 6] = [
+        ("{tenant_id}", ResourceKind::Tenant),
+        ("{document_id}", ResourceKind::Document),
+        ("{version}", ResourceKind::Version),
+        ("{upload_id}", ResourceKind::Upload),
+        ("{file_id}", ResourceKind::File),
+        ("{user_id}", ResourceKind::Member),
     ];
     NOUNS.into_iter().filter(move |(part, _)| path.contains(part)).map(|(_, noun)| Error::NotFound(noun).into())
 }

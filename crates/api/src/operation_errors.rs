@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, marker::PhantomData};
 
-use domain::{Conflict, Denial, Error, Noun, Role, Shortage, TokenProblem};
+use domain::{Conflict, Error, ForbiddenReason, ResourceKind, Role, TokenProblem};
 use utoipa::{
     IntoResponses,
     openapi::{ContentBuilder, RefOr, Response, ResponseBuilder, example::ExampleBuilder},
@@ -57,7 +57,7 @@ errors! {
     TokenReused = Error::Unauthenticated(TokenProblem::Reused);
 
     /// There is no such user.
-    UserNotFound = Error::NotFound(Noun::User);
+    UserNotFound = Error::NotFound(ResourceKind::User);
 
     /// The user is already a member.
     AlreadyMember = Error::Conflict(Conflict::AlreadyMember { role: Role::Viewer });
@@ -72,10 +72,10 @@ errors! {
     IdempotencyKeyInUse = Error::Conflict(Conflict::IdempotencyKeyInUse);
 
     /// The tenant would store more than its quota.
-    QuotaExceeded = Error::Forbidden(Denial::QuotaExceeded(Shortage { unit: "bytes", quota: 1000, used: 990, reserved: 0, needed: 43 }));
+    QuotaExceeded = Error::Forbidden(ForbiddenReason::QuotaExceeded(domain::QuotaExceeded { unit: "bytes", quota: 1000, used: 990, reserved: 0, needed: 43 }));
 
     /// The caller does not own the document.
-    NotOwner = Error::Forbidden(Denial::NotOwner);
+    NotOwner = Error::Forbidden(ForbiddenReason::NotOwner);
 
     /// The document's entity tag does not match `If-Match`.
     DocumentChanged = Error::PreconditionFailed;
@@ -105,10 +105,10 @@ errors! {
     TusVersion = ApiError::TusVersion;
 
     /// The signature does not match the URL, or has expired.
-    BadSignature = Error::Forbidden(Denial::BadSignature);
+    BadSignature = Error::Forbidden(ForbiddenReason::BadSignature);
 
     /// There is no such object.
-    ObjectNotFound = Error::NotFound(Noun::Object);
+    ObjectNotFound = Error::NotFound(ResourceKind::Object);
 
     /// The object's entity tag does not match `If-Match`.
     ObjectChanged = ApiError::PreconditionFailed;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use domain::{TenantId, TenantPlace};
+use domain::{TenantId, TenantLocation};
 use moka::{policy::EvictionPolicy, sync::Cache};
 use rustix::process::{Resource, getrlimit};
 
@@ -36,7 +36,7 @@ pub struct TenantDatabases {
 /// A handle with the location that it was opened for.
 #[derive(Clone, Debug)]
 struct OpenDatabase {
-    location: Arc<TenantPlace>,
+    location: Arc<TenantLocation>,
     database: TenantDatabase,
 }
 
@@ -58,7 +58,7 @@ impl Server {
         }
     }
 
-    fn database(&self, location: &TenantPlace) -> TenantDatabase {
+    fn database(&self, location: &TenantLocation) -> TenantDatabase {
         let engine = match self {
             Self::Sqlite(folder) => EngineDatabase::Sqlite(folder.file(location)),
             Self::Postgres(provisioner) => EngineDatabase::Postgres(provisioner.database(location)),
@@ -103,7 +103,7 @@ impl TenantDatabases {
     ///
     /// # Errors
     /// When the configuration does not name the server (any more).
-    pub fn open(&self, location: &TenantPlace) -> Result<TenantDatabase> {
+    pub fn open(&self, location: &TenantLocation) -> Result<TenantDatabase> {
         let server = self.server(location)?;
         let open = || OpenDatabase { location: Arc::new(location.clone()), database: server.database(location) };
         // All requests share a handle, so that they queue here and not in SQLite. A tenant that was moved gets another one.
@@ -121,7 +121,7 @@ impl TenantDatabases {
     ///
     /// # Errors
     /// When the server is down or has no room.
-    pub async fn create(&self, location: &TenantPlace) -> Result<bool> {
+    pub async fn create(&self, location: &TenantLocation) -> Result<bool> {
         match self.server(location)? {
             Server::Sqlite(folder) => folder.create(location).await,
             // The type of the name admits only [a-z0-9_].
@@ -165,7 +165,7 @@ impl TenantDatabases {
     /// [`Error::Internal`] when a migration does not work on this database; [`Error::Unavailable`] or [`Error::Busy`] for
     /// everything else: the database is missing, down, held by other transactions or another tenant's, or does not fit this
     /// program.
-    pub async fn migrate(&self, location: &TenantPlace) -> Result<Migrated> {
+    pub async fn migrate(&self, location: &TenantLocation) -> Result<Migrated> {
         self.open(location)?.migrate_to(Schema::Tenant(location.tenant_id)).await
     }
 
@@ -173,7 +173,7 @@ impl TenantDatabases {
     ///
     /// # Errors
     /// As [`TenantDatabases::migrate`].
-    pub async fn finish(&self, location: &TenantPlace) -> Result<Migrated> {
+    pub async fn finish(&self, location: &TenantLocation) -> Result<Migrated> {
         self.open(location)?.migrate_to(Schema::NewTenant(location.tenant_id)).await
     }
 
@@ -181,7 +181,7 @@ impl TenantDatabases {
     ///
     /// # Errors
     /// When the server is down.
-    pub async fn drop_database(&self, location: &TenantPlace) -> Result<()> {
+    pub async fn drop_database(&self, location: &TenantLocation) -> Result<()> {
         self.open.invalidate(&location.tenant_id);
         match self.server(location)? {
             Server::Sqlite(folder) => folder.drop_database(location).await,
@@ -193,7 +193,7 @@ impl TenantDatabases {
     ///
     /// # Errors
     /// When the server is down.
-    pub async fn exists(&self, location: &TenantPlace) -> Result<bool> {
+    pub async fn exists(&self, location: &TenantLocation) -> Result<bool> {
         match self.server(location)? {
             Server::Sqlite(folder) => folder.exists(location).await,
             Server::Postgres(provisioner) => provisioner.exists(location).await,
@@ -213,7 +213,7 @@ impl TenantDatabases {
     }
 
     /// The server that holds a tenant's database.
-    pub(crate) fn server(&self, location: &TenantPlace) -> Result<&Server> {
+    pub(crate) fn server(&self, location: &TenantLocation) -> Result<&Server> {
         let missing = || Error::unavailable(format!("the configuration names no server {}", location.server));
         self.servers.get(&location.server).ok_or_else(missing)
     }

@@ -14,7 +14,7 @@ mod write_block;
 
 use std::time::Duration;
 
-use domain::TenantPlace;
+use domain::TenantLocation;
 
 pub use self::rows::TableSum;
 use self::{
@@ -42,7 +42,7 @@ impl TenantDatabases {
     ///
     /// # Errors
     /// When one of the two is down, another tenant's, or has another schema than this program gives.
-    pub async fn transfer(&self, source: &TenantPlace, target: &TenantPlace) -> Result<Transfer> {
+    pub async fn transfer(&self, source: &TenantLocation, target: &TenantLocation) -> Result<Transfer> {
         let tables = tables()?;
         let (mut source, mut target) = (self.side(source).await?, self.side(target).await?);
         source.check_schema().await?;
@@ -55,7 +55,7 @@ impl TenantDatabases {
     ///
     /// # Errors
     /// When it is down, or held by other transactions for too long.
-    pub async fn lift_write_block(&self, location: &TenantPlace) -> Result<()> {
+    pub async fn lift_write_block(&self, location: &TenantLocation) -> Result<()> {
         self.side(location).await?.lift_write_block().await
     }
 
@@ -63,7 +63,7 @@ impl TenantDatabases {
     ///
     /// # Errors
     /// When it is down or another tenant's.
-    pub async fn schema_version_of(&self, location: &TenantPlace) -> Result<i64> {
+    pub async fn schema_version_of(&self, location: &TenantLocation) -> Result<i64> {
         let rows = self.side(location).await?.read("SELECT max(version) FROM schema_migrations", Vec::new()).await?;
         match rows.first().and_then(|row| row.first()) {
             Some(Value::Int(version)) => Ok(*version),
@@ -71,7 +71,7 @@ impl TenantDatabases {
         }
     }
 
-    async fn side(&self, location: &TenantPlace) -> Result<Side> {
+    async fn side(&self, location: &TenantLocation) -> Result<Side> {
         Side::open(self.server(location)?, location).await
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use crate::{Role, Shortage, TextProblem};
+use crate::{QuotaExceeded, Role, TextProblem};
 
 /// The result of an operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -18,10 +18,10 @@ pub enum Error {
     Unauthenticated(TokenProblem),
     /// The caller is authenticated but not permitted.
     #[error("forbidden: {0:?}")]
-    Forbidden(Denial),
+    Forbidden(ForbiddenReason),
     /// The resource does not exist, or the caller may not know that it does.
     #[error("{0:?} not found")]
-    NotFound(Noun),
+    NotFound(ResourceKind),
     /// The request conflicts with the current state.
     #[error("conflict: {0:?}")]
     Conflict(Conflict),
@@ -56,7 +56,7 @@ pub enum Error {
     },
     /// One tenant's database is unavailable; all other tenants work.
     #[error("the tenant is unavailable: {0:?}")]
-    Closed(Closure),
+    TenantUnavailable(UnavailableReason),
     /// A bug, or corrupt data.
     #[error("internal error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -187,7 +187,7 @@ pub enum TokenProblem {
 
 /// Why an authenticated caller is not permitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Denial {
+pub enum ForbiddenReason {
     /// The caller's role is not sufficient.
     RoleTooLow {
         /// The lowest sufficient role.
@@ -200,12 +200,12 @@ pub enum Denial {
     /// The signed URL was altered or has expired.
     BadSignature,
     /// The request would exceed the tenant's quota.
-    QuotaExceeded(Shortage),
+    QuotaExceeded(QuotaExceeded),
 }
 
 /// Why a tenant is unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closure {
+pub enum UnavailableReason {
     /// Its database is being migrated to this program's schema.
     Migrating,
     /// Its database is moving to another server and is read-only.
@@ -218,7 +218,7 @@ pub enum Closure {
 
 /// The kind of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Noun {
+pub enum ResourceKind {
     /// A user.
     User,
     /// A tenant.

@@ -27,7 +27,10 @@ mod user;
 pub use audit::{AuditEntry, AuditFilter};
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp, random_bytes};
 pub use document::{Document, DocumentFilter, DocumentVersion, Filename, MimeType};
-pub use error::{Closure, Conflict, Denial, Dependency, Error, FieldErrors, Noun, Result, TokenProblem, dyn_error, error_chain};
+pub use error::{
+    Conflict, Dependency, Error, FieldErrors, ForbiddenReason, ResourceKind, Result, TokenProblem, UnavailableReason, dyn_error,
+    error_chain,
+};
 pub use event::{DeadLetter, Event, EventKind};
 #[cfg(feature = "failpoints")]
 pub use failpoint::failpoint_reached;
@@ -37,11 +40,11 @@ pub use idempotency::{IdempotencyKey, PastRequest};
 pub use membership::{Member, Membership, Role};
 pub use migration::{MigrationAttempt, MigrationOutcome, Wave};
 pub use moves::{Move, MoveState};
-pub use multipart_upload::{Gathered, MultipartUpload, UploadPart, UploadProtocol, UploadState};
+pub use multipart_upload::{MultipartUpload, StorageUpload, UploadPart, UploadProtocol, UploadState};
 pub use number::saturating_i64;
 pub use page::{Page, PageRequest};
-pub use quota::{Limit, Quota, QuotaLimits, Shortage, StorageUse};
+pub use quota::{Limit, Quota, QuotaExceeded, QuotaLimits, StorageUse};
 pub use session::{Session, TokenKind};
-pub use tenant::{DatabaseName, Provisioning, Tenant, TenantName, TenantPlace, Tombstone};
+pub use tenant::{DatabaseName, Provisioning, Tenant, TenantLocation, TenantName, Tombstone};
 pub use text::TextProblem;
 pub use user::{Email, NewPassword, PasswordHash, PersonName, User};

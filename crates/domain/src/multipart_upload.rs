@@ -28,7 +28,7 @@ pub struct MultipartUpload {
     /// The number of contiguous bytes received and durable. Only tus counts them.
     pub received: u64,
     /// The storage's own multipart upload, if the storage assembles the parts.
-    pub gathered: Option<Gathered>,
+    pub gathered: Option<StorageUpload>,
     /// The size in bytes of each part but the last; 0 if parts may have any size.
     pub part_size: u64,
     /// The document that it created, and whether its content was deduplicated.
@@ -53,7 +53,7 @@ impl MultipartUpload {
 
 /// A multipart upload of the storage, which assembles the parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gathered {
+pub struct StorageUpload {
     /// The key of the resulting object. No other upload uses it.
     pub key: String,
     /// The storage's id of the upload.

@@ -94,11 +94,11 @@ pub struct StorageUse {
 impl StorageUse {
     /// Which limit, if any, these additional bytes and documents would exceed.
     #[must_use]
-    pub fn shortage(&self, quota: Quota, bytes: u64, documents: u64) -> Option<Shortage> {
+    pub fn shortage(&self, quota: Quota, bytes: u64, documents: u64) -> Option<QuotaExceeded> {
         let short = |unit, quota: Option<u64>, used: u64, reserved: u64, needed: u64| {
             let quota = quota?;
             let total = used.saturating_add(reserved).saturating_add(needed);
-            (needed > 0 && total > quota).then_some(Shortage { unit, quota, used, reserved, needed })
+            (needed > 0 && total > quota).then_some(QuotaExceeded { unit, quota, used, reserved, needed })
         };
         short("bytes", quota.bytes, self.bytes, self.reserved_bytes, bytes)
             .or_else(|| short("documents", quota.documents, self.documents, self.reserved_documents, documents))
@@ -107,7 +107,7 @@ impl StorageUse {
 
 /// How a request exceeds the quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shortage {
+pub struct QuotaExceeded {
     /// `bytes` or `documents`.
     pub unit: &'static str,
     /// The limit.
@@ -129,8 +129,8 @@ mod tests {
         let used = StorageUse { bytes: 60, documents: 3, reserved_bytes: 30, reserved_documents: 1, ..StorageUse::default() };
         let quota = Quota { bytes: Some(100), documents: Some(4) };
         assert_eq!(used.shortage(quota, 10, 0), None);
-        assert_eq!(used.shortage(quota, 11, 0), Some(Shortage { unit: "bytes", quota: 100, used: 60, reserved: 30, needed: 11 }));
-        assert_eq!(used.shortage(quota, 0, 1), Some(Shortage { unit: "documents", quota: 4, used: 3, reserved: 1, needed: 1 }));
+        assert_eq!(used.shortage(quota, 11, 0), Some(QuotaExceeded { unit: "bytes", quota: 100, used: 60, reserved: 30, needed: 11 }));
+        assert_eq!(used.shortage(quota, 0, 1), Some(QuotaExceeded { unit: "documents", quota: 4, used: 3, reserved: 1, needed: 1 }));
         assert_eq!(used.shortage(Quota::default(), u64::MAX, u64::MAX), None);
     }
 

@@ -15,7 +15,7 @@ pub struct Tenant {
     /// Its display name.
     pub name: String,
     /// The location of its database.
-    pub place: TenantPlace,
+    pub location: TenantLocation,
     /// The provisioning state of its database.
     pub provisioning: Provisioning,
     /// The schema version of its database; 0 before the first migration.
@@ -38,7 +38,7 @@ pub struct Tenant {
 
 /// The location of a tenant's database: what it takes to open the database and to verify that it is the right one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TenantPlace {
+pub struct TenantLocation {
     /// The tenant. The database's identity row must contain this id.
     pub tenant_id: TenantId,
     /// The configured name of the server.
@@ -92,7 +92,7 @@ pub struct Tombstone {
     /// Its display name.
     pub name: String,
     /// The tenant's id, and the former location of its database.
-    pub place: TenantPlace,
+    pub location: TenantLocation,
     /// When the tenant was created.
     pub created_at: Timestamp,
     /// When its deletion was complete.

@@ -20,7 +20,7 @@ pub use database::{
     TenantDatabases, TenantTx, Transfer, Tx, main_schema_version, tenant_schema_digest, tenant_schema_version,
 };
 
-pub use events::dirty_tenants::Mark;
+pub use events::dirty_tenants::DirtyFlag;
 
 use database::{FromValue, Row, Statement};
 use domain::{Page, PageRequest};

@@ -10,8 +10,8 @@ use std::{
 };
 
 use domain::{
-    Closure, Denial, Dependency, Error, Member, Noun, Provisioning, Quota, Result, Role, SessionId, Tenant, TenantId, TokenKind,
-    TokenProblem, UserId,
+    Dependency, Error, ForbiddenReason, Member, Provisioning, Quota, ResourceKind, Result, Role, SessionId, Tenant, TenantId, TokenKind,
+    TokenProblem, UnavailableReason, UserId,
 };
 use models::{Connection, TenantDatabase};
 use serde_json::Value;
@@ -125,11 +125,11 @@ impl UserServices {
 pub(crate) async fn authorize(core: &Core, caller: &Caller, tenant_id: TenantId, needed: Role) -> Result<TenantCaller> {
     let member = membership(core, caller, tenant_id).await?;
     if !member.of.is_active {
-        return Err(Error::Forbidden(Denial::TenantInactive));
+        return Err(Error::Forbidden(ForbiddenReason::TenantInactive));
     }
     require(member.membership.role, needed)?;
     ensure_schema(core, &member.of).await?;
-    let database = core.parts.tenant_databases.open(&member.of.place)?;
+    let database = core.parts.tenant_databases.open(&member.of.location)?;
     let may_write = member.of.writes_paused_at.is_none();
     let quota = member.of.limits.or(core.settings().quota);
     Ok(TenantCaller { caller: *caller, role: member.membership.role, quota, database, may_write })
@@ -150,7 +150,7 @@ pub(crate) async fn begin(
             return Ok((tenant, tx));
         }
         if Instant::now() > deadline {
-            return Err(Error::Closed(Closure::Moving));
+            return Err(Error::TenantUnavailable(UnavailableReason::Moving));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
@@ -168,10 +168,10 @@ pub(crate) async fn record(core: &Core, tenant: &TenantCaller, action: &str, dat
 
 /// The caller's membership in a tenant, active or not. For a caller who is no member, the tenant does not exist.
 pub(crate) async fn membership(core: &Core, caller: &Caller, tenant_id: TenantId) -> Result<Arc<Member<Tenant>>> {
-    let member = core.access.member(caller.user_id, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
+    let member = core.access.member(caller.user_id, tenant_id).await?.ok_or(Error::NotFound(ResourceKind::Tenant))?;
     match member.of.provisioning {
         Provisioning::Active => Ok(member),
-        Provisioning::Deleting => Err(Error::NotFound(Noun::Tenant)),
+        Provisioning::Deleting => Err(Error::NotFound(ResourceKind::Tenant)),
         _ => Err(Error::Unavailable {
             dependency: Dependency::TenantDatabase,
             source: "the tenant's database is still being created".into(),
@@ -187,5 +187,5 @@ pub(crate) async fn reauthorize_and_begin(core: &Core, tenant: &TenantCaller) ->
 
 /// Fails when a role is lower than the needed one.
 pub(crate) fn require(role: Role, needed: Role) -> Result<()> {
-    if role >= needed { Ok(()) } else { Err(Error::Forbidden(Denial::RoleTooLow { needed })) }
+    if role >= needed { Ok(()) } else { Err(Error::Forbidden(ForbiddenReason::RoleTooLow { needed })) }
 }

@@ -71,7 +71,7 @@ pub struct Settings {
     /// The default storage quota of a tenant; the operator may set another per tenant.
     pub quota: Quota,
     /// The number of warm databases that each server keeps; only PostgreSQL servers have them.
-    pub spare_databases: usize,
+    pub warm_databases: usize,
 }
 
 impl Default for Settings {
@@ -85,7 +85,7 @@ impl Default for Settings {
             versions_kept: 100,
             event_retention: Duration::from_secs(24 * 3600),
             quota: Quota::default(),
-            spare_databases: 0,
+            warm_databases: 0,
         }
     }
 }

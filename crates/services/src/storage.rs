@@ -1,24 +1,21 @@
 //! Object storage: the contract of all stores, and what they have in common.
 
+pub(crate) mod blocking;
 pub(crate) mod buffers;
 pub(crate) mod content_disposition;
+pub(crate) mod detection;
 mod local;
 mod s3;
 pub(crate) mod signed_urls;
 pub(crate) mod spool;
 
-use std::{
-    io::{self, ErrorKind},
-    ops::Range,
-    time::Duration,
-};
+use std::{ops::Range, time::Duration};
 
 use bytes::Bytes;
 #[cfg(doc)]
-use domain::Noun;
-use domain::{Dependency, Error, Filename, MimeType, Result, Timestamp};
+use domain::ResourceKind;
+use domain::{Error, Filename, MimeType, Result, Timestamp};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream, stream::BoxStream};
-use tokio::task::spawn_blocking;
 
 pub use self::{
     local::LocalStorage,
@@ -36,17 +33,17 @@ pub trait ObjectStorage: Send + Sync + 'static {
     /// when the future is dropped, the object may exist or not, but never in part.
     fn put<'a>(&'a self, key: &'a str, content: &'a SpooledContent) -> BoxFuture<'a, Result<()>>;
 
-    /// Reads an object, or a range of it, which must lie within the object. [`Noun::Object`] is not found when there is none.
+    /// Reads an object, or a range of it, which must lie within the object. [`ResourceKind::Object`] is not found when there is none.
     fn get<'a>(&'a self, key: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Object>>;
 
-    /// The size of an object in bytes. [`Noun::Object`] is not found when there is none.
+    /// The size of an object in bytes. [`ResourceKind::Object`] is not found when there is none.
     fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<u64>>;
 
     /// Deletes an object; succeeds when there is none. After success, the object does not come back with a power failure.
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<()>>;
 
     /// Copies an object of at most 5 GiB to a key that was never used before, with the guarantees of [`put`](Self::put).
-    /// [`Noun::Object`] is not found when there is none.
+    /// [`ResourceKind::Object`] is not found when there is none.
     fn copy<'a>(&'a self, from: &'a str, to: &'a str) -> BoxFuture<'a, Result<()>>;
 
     /// The objects whose keys begin with these whole segments, in no order. An object that is put or deleted at the same time may be
@@ -94,7 +91,7 @@ pub trait DirectUploads: Send + Sync {
     fn part_url<'a>(&'a self, key: &'a str, id: &'a str, number: u32, size: u64, life: Duration) -> BoxFuture<'a, Result<String>>;
 
     /// Assembles the object from the parts, which must have these sizes; succeeds when it is assembled already. Invalid while a part
-    /// is missing, has another size or is unexpected; [`Noun::Object`] is not found when there is no such upload.
+    /// is missing, has another size or is unexpected; [`ResourceKind::Object`] is not found when there is no such upload.
     fn complete<'a>(&'a self, key: &'a str, id: &'a str, sizes: &'a [u64]) -> BoxFuture<'a, Result<()>>;
 
     /// Aborts an upload and removes its parts; succeeds when there is none.
@@ -172,25 +169,4 @@ fn is_prefix(text: &str) -> bool {
 
 fn bad_key(key: &str) -> Error {
     Error::internal(format!("not an object key: {key:?}"))
-}
-
-/// Runs blocking work on a thread for it. It starts at once, before the future is polled.
-pub(crate) fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> impl Future<Output = Result<T>> + Send + 'static {
-    let work = spawn_blocking(work);
-    async { work.await.map_err(Error::internal)?.map_err(failed) }
-}
-
-/// The error for callers when the file system fails.
-pub(crate) fn failed(error: io::Error) -> Error {
-    match error.kind() {
-        // We choose all names, and never choose a name twice.
-        ErrorKind::AlreadyExists => Error::internal(error),
-        _ => unavailable(error),
-    }
-}
-
-fn unavailable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Unavailable { dependency: Dependency::ObjectStorage, source: error.into() }
 }

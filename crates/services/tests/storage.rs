@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use domain::{Clock, Dependency, Error, Noun, Result, SystemClock, random_bytes};
+use domain::{Clock, Dependency, Error, ResourceKind, Result, SystemClock, random_bytes};
 use futures_util::{StreamExt, TryStreamExt};
 use reqwest::{Client, StatusCode};
 use services::{
@@ -159,9 +159,9 @@ async fn a_stored_object_is_readable_until_it_is_deleted() {
             }
             assert_eq!(store.storage.get(&store.key(&name), Some(0..1)).await.map(|object| object.size).ok(), Some(size as u64));
             store.storage.delete(&store.key(&name)).await.unwrap();
-            assert!(matches!(store.head(&name).await, Err(Error::NotFound(Noun::Object))));
-            assert!(matches!(store.read(&name, None).await, Err(Error::NotFound(Noun::Object))));
-            assert!(matches!(store.read(&name, Some(0..1)).await, Err(Error::NotFound(Noun::Object))));
+            assert!(matches!(store.head(&name).await, Err(Error::NotFound(ResourceKind::Object))));
+            assert!(matches!(store.read(&name, None).await, Err(Error::NotFound(ResourceKind::Object))));
+            assert!(matches!(store.read(&name, Some(0..1)).await, Err(Error::NotFound(ResourceKind::Object))));
             store.storage.delete(&store.key(&name)).await.unwrap();
         }
         store.storage.check().await.unwrap();
@@ -233,7 +233,7 @@ async fn a_copy_outlives_its_original() {
         store.storage.delete(&store.key("original")).await.unwrap();
         assert_eq!(store.read("copy", None).await.unwrap(), b"content");
         let nothing = store.storage.copy(&store.key("original"), &store.key("copy2")).await;
-        assert!(matches!(nothing, Err(Error::NotFound(Noun::Object))), "{nothing:?}");
+        assert!(matches!(nothing, Err(Error::NotFound(ResourceKind::Object))), "{nothing:?}");
         store.storage.delete(&store.key("copy")).await.unwrap();
     }
 }

@@ -63,7 +63,7 @@ pub fn assemble(config: &Config) -> Result<(Services, MainDatabase)> {
             versions_kept: config.documents.versions_kept,
             event_retention: config.events.retention,
             quota: Quota { bytes: config.documents.tenant_max_bytes, documents: config.documents.tenant_max_documents },
-            spare_databases: databases.tenant_warm_pool,
+            warm_databases: databases.tenant_warm_pool,
         },
     };
     Ok((Services::new(parts), main))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use domain::{DocumentFilter, Event, EventKind, PageRequest, TenantPlace, Timestamp};
+use domain::{DocumentFilter, Event, EventKind, PageRequest, TenantLocation, Timestamp};
 use models::{documents, files, moves, multipart_uploads, outbox, tenants, tombstones, uploads, warm_pool};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -32,7 +32,7 @@ pub async fn find_broken(databases: &TestDatabases, objects: &TestObjects) -> Ve
         if let Some(at) = tenant.writes_paused_at {
             broken.push(format!("writes to tenant {} are paused since {at}", tenant.name));
         }
-        let database = directory.open(&tenant.place).unwrap();
+        let database = directory.open(&tenant.location).unwrap();
         let mut connection = match database.read().await {
             Ok(connection) => connection,
             Err(error) => {
@@ -77,8 +77,8 @@ pub async fn find_broken(databases: &TestDatabases, objects: &TestObjects) -> Ve
         broken.push(format!("unfinished move: {left:?}"));
     }
     for tombstone in tombstones::list_since(&mut main.read().await.unwrap(), Timestamp::from_micros(0)).await.unwrap() {
-        ids.push(tombstone.place.tenant_id);
-        if directory.exists(&tombstone.place).await.unwrap() {
+        ids.push(tombstone.location.tenant_id);
+        if directory.exists(&tombstone.location).await.unwrap() {
             broken.push(format!("tenant {} was deleted, but its database exists", tombstone.name));
         }
     }
@@ -98,7 +98,7 @@ pub async fn drop_databases(databases: &TestDatabases) {
         for tenant in tenants::list(&mut main.read().await.unwrap()).await.unwrap() {
             for server in directory.servers() {
                 // A move that failed in the test may have left the database on any server.
-                directory.drop_database(&TenantPlace { server: server.to_owned(), ..tenant.place.clone() }).await.unwrap();
+                directory.drop_database(&TenantLocation { server: server.to_owned(), ..tenant.location.clone() }).await.unwrap();
             }
         }
         for warm in warm_pool::list(&mut main.read().await.unwrap()).await.unwrap() {

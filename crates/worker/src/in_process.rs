@@ -111,7 +111,7 @@ impl InProcess {
     /// Records a failure of an event. Returns the delay before its retry, or nothing if it was dead-lettered.
     async fn on_failure(&self, key: OrderingKey, event: &Event, error: Error) -> Option<Duration> {
         // Outages pass; they don't count against the event.
-        let is_its_own = !matches!(error, Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. });
+        let is_its_own = !matches!(error, Error::Unavailable { .. } | Error::TenantUnavailable(_) | Error::Overloaded { .. });
         let (kind, message) = (event.kind.as_str(), error.with_causes());
         let Failures { attempts, own, .. } = self.count_failure(key, event.id, is_its_own);
         if own >= MAX_ATTEMPTS {

@@ -12,9 +12,9 @@ use std::{
     time::Duration,
 };
 
-use domain::{Closure, Error, TenantId};
+use domain::{Error, TenantId, UnavailableReason};
 use futures_util::FutureExt;
-use services::{EventServices, Mark, OUTBOX_LEASE, OrderingKey, Unnotified};
+use services::{DirtyFlag, EventServices, OUTBOX_LEASE, OrderingKey, Unnotified};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
@@ -62,9 +62,9 @@ pub struct Relay {
     /// The number of consecutive failures by key.
     failures: HashMap<OrderingKey, u32>,
     /// Dirty flags to clear once the tenant's outbox is drained.
-    marks: HashMap<TenantId, Mark>,
+    marks: HashMap<TenantId, DirtyFlag>,
     /// The dirty flag after which the next sweep continues.
-    next_mark: Option<Mark>,
+    next_mark: Option<DirtyFlag>,
     /// Until when no leases are acquired, because the main database failed.
     no_leases_before: Option<Instant>,
 }
@@ -331,8 +331,8 @@ impl Relay {
                 let failures = self.failures.entry(key).or_default();
                 *failures += 1;
                 let pause = match error {
-                    Error::Closed(Closure::Moving) => MIN_RETRY_DELAY,
-                    Error::Closed(_) => {
+                    Error::TenantUnavailable(UnavailableReason::Moving) => MIN_RETRY_DELAY,
+                    Error::TenantUnavailable(_) => {
                         self.unavailable.insert(key);
                         backoff(*failures, MIN_UNAVAILABLE_DELAY, MAX_UNAVAILABLE_DELAY)
                     }

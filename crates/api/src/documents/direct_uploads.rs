@@ -3,7 +3,7 @@
 use axum::{extract::State, http::HeaderMap};
 use domain::{ContentHash, Document, FieldErrors, Filename, MimeType, MultipartUpload, TenantId, TextProblem, UploadId, UploadState};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
-use services::{Announcement, Begun, PartAt, PartUrl};
+use services::{Begun, DeclaredUpload, PartAt, PartUrl};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -47,7 +47,7 @@ pub(crate) struct BeginUploadIn {
 }
 
 impl BeginUploadIn {
-    fn parse(&self) -> Result<Announcement, crate::error::ApiError> {
+    fn parse(&self) -> Result<DeclaredUpload, crate::error::ApiError> {
         let mut errors = FieldErrors::default();
         let filename = required(&mut errors, "filename", self.filename.as_ref(), Filename::parse);
         let mime_type = optional(&mut errors, "mime_type", self.mime_type.as_ref(), MimeType::parse);
@@ -58,7 +58,7 @@ impl BeginUploadIn {
         let md5 = optional(&mut errors, "md5", self.md5.as_ref(), |text| ContentHash::parse_md5(text).ok_or("must be 32 hex digits"));
         let fields = filename.zip(size).zip(sha256);
         let ((filename, size), sha256) = all(errors, fields)?;
-        Ok(Announcement { filename, mime_type: mime_type.unwrap_or_else(MimeType::octet_stream), size, sha256, md5 })
+        Ok(DeclaredUpload { filename, mime_type: mime_type.unwrap_or_else(MimeType::octet_stream), size, sha256, md5 })
     }
 }
 

@@ -6,7 +6,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response as HttpResponse},
 };
-use domain::{Denial, Error, TenantId, UploadId};
+use domain::{Error, ForbiddenReason, TenantId, UploadId};
 use futures_util::StreamExt;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
@@ -160,7 +160,7 @@ pub(crate) async fn upload_part(
     request: Request,
 ) -> Result<HttpResponse, ApiError> {
     let SignedPartQuery { user_id, offset, size, expires, signature } = query;
-    let number = u32::try_from(number).map_err(|_| Error::Forbidden(Denial::BadSignature))?;
+    let number = u32::try_from(number).map_err(|_| Error::Forbidden(ForbiddenReason::BadSignature))?;
     let part = SignedPart { tenant_id, upload_id, user_id: user_id.into(), number, offset, size, expires };
     let mut upload = services.begin_part(part, &signature).await?;
     let mut body = request.into_body().into_data_stream();
@@ -187,5 +187,5 @@ fn download_headers(download: &SignedDownload, etag: &str) -> Result<HeaderMap, 
 
 /// Signed values are valid header values, so an invalid one was never signed.
 fn header_value(text: String) -> Result<HeaderValue, ApiError> {
-    HeaderValue::try_from(text).map_err(|_| Error::Forbidden(Denial::BadSignature).into())
+    HeaderValue::try_from(text).map_err(|_| Error::Forbidden(ForbiddenReason::BadSignature).into())
 }

@@ -10,7 +10,7 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use domain::{
-    Conflict, Document, Error, FieldErrors, Filename, MimeType, Noun, TenantId, Timestamp, UploadId, UploadProtocol, UploadState,
+    Conflict, Document, Error, FieldErrors, Filename, MimeType, ResourceKind, TenantId, Timestamp, UploadId, UploadProtocol, UploadState,
 };
 use futures_util::StreamExt;
 use services::{Append, Caller, Checksum, UserServices};
@@ -217,7 +217,7 @@ pub(crate) async fn find_tus(
     check_version(&headers)?;
     let (upload, document) = services.get_multipart_upload(&caller, tenant_id, upload_id).await?;
     if upload.protocol != UploadProtocol::Tus {
-        return Err(Error::NotFound(Noun::Upload).into());
+        return Err(Error::NotFound(ResourceKind::Upload).into());
     }
     // The upload is complete but has no document: a client that gets the offset would assume success.
     if let Some(reason) = upload.failure {

@@ -43,7 +43,7 @@ impl From<Tenant> for TenantOut {
         Self {
             id: tenant.id.uuid(),
             name: tenant.name,
-            database_name: tenant.place.database.as_str().to_owned(),
+            database_name: tenant.location.database.as_str().to_owned(),
             is_active: tenant.is_active,
             created_at: Timestamp(tenant.created_at),
             updated_at: Timestamp(tenant.updated_at),

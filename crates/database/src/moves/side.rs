@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use domain::TenantPlace;
+use domain::TenantLocation;
 use futures_util::future::try_join_all;
 use rusqlite::Connection;
 use tokio_postgres::Client;
@@ -46,7 +46,7 @@ impl fmt::Debug for Side {
 
 impl Side {
     /// Connects to a tenant's database.
-    pub(super) async fn open(server: &Server, location: &TenantPlace) -> Result<Self> {
+    pub(super) async fn open(server: &Server, location: &TenantLocation) -> Result<Self> {
         match server {
             Server::Sqlite(folder) => {
                 let (path, tenant_id) = (folder.path_of(location), location.tenant_id);

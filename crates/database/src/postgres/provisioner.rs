@@ -4,7 +4,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use domain::{DatabaseName, TenantId, TenantPlace};
+use domain::{DatabaseName, TenantId, TenantLocation};
 use sha2::{Digest, Sha256};
 use tokio::{
     sync::{Mutex, MutexGuard},
@@ -65,13 +65,13 @@ impl PostgresProvisioner {
     }
 
     /// A handle on a tenant's database.
-    pub(crate) fn database(&self, location: &TenantPlace) -> Arc<PostgresDatabase> {
+    pub(crate) fn database(&self, location: &TenantLocation) -> Arc<PostgresDatabase> {
         PostgresDatabase::new(Arc::clone(&self.server), location.database.as_str().to_owned(), Some(location.tenant_id))
     }
 
     /// Creates a tenant's database, unless it exists: from the tenant's warm database, or as a copy of the template. Returns
     /// whether it was warm: then it is complete.
-    pub(crate) async fn create(&self, location: &TenantPlace) -> Result<bool> {
+    pub(crate) async fn create(&self, location: &TenantLocation) -> Result<bool> {
         let is_warm = within_timeout(self.take_warm(&location.database, location.tenant_id)).await?;
         if !is_warm {
             within_timeout(self.copy_template(location.database.as_str())).await?;
@@ -92,7 +92,7 @@ impl PostgresProvisioner {
     }
 
     /// Drops a tenant's database with its connections, also when it is still warm. A missing one is no error.
-    pub(crate) async fn drop_database(&self, location: &TenantPlace) -> Result<()> {
+    pub(crate) async fn drop_database(&self, location: &TenantLocation) -> Result<()> {
         self.server.close_idle_to(location.database.as_str());
         let client = self.administer().await?;
         // A creation whose caller has gone may still run there: it holds the lock until there is a database to drop.
@@ -102,7 +102,7 @@ impl PostgresProvisioner {
     }
 
     /// Whether the server has a tenant's database.
-    pub(crate) async fn exists(&self, location: &TenantPlace) -> Result<bool> {
+    pub(crate) async fn exists(&self, location: &TenantLocation) -> Result<bool> {
         database_exists(&self.administer().await?, location.database.as_str()).await
     }
 

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use domain::{TenantPlace, failpoint};
+use domain::{TenantLocation, failpoint};
 
 use super::{
     error::from_rusqlite,
@@ -41,23 +41,23 @@ impl SqliteFolder {
     }
 
     /// The path of a tenant's file.
-    pub(crate) fn path_of(&self, location: &TenantPlace) -> PathBuf {
+    pub(crate) fn path_of(&self, location: &TenantLocation) -> PathBuf {
         self.path.join(format!("{}.sqlite3", location.database))
     }
 
     /// A handle on a tenant's file.
-    pub(crate) fn file(&self, location: &TenantPlace) -> Arc<SqliteFile> {
+    pub(crate) fn file(&self, location: &TenantLocation) -> Arc<SqliteFile> {
         SqliteFile::new(self.path_of(location), Some(location.tenant_id), self.threads.clone())
     }
 
     /// Creates a tenant's file with schema and identity, unless it exists. Returns whether it is new.
-    pub(crate) async fn create(self: &Arc<Self>, location: &TenantPlace) -> Result<bool> {
+    pub(crate) async fn create(self: &Arc<Self>, location: &TenantLocation) -> Result<bool> {
         let (folder, location) = (Arc::clone(self), location.clone());
         self.threads.run(move || folder.create_file(&location)).await
     }
 
     /// Deletes a tenant's file. A missing one is no error.
-    pub(crate) async fn drop_database(self: &Arc<Self>, location: &TenantPlace) -> Result<()> {
+    pub(crate) async fn drop_database(self: &Arc<Self>, location: &TenantLocation) -> Result<()> {
         let (folder, path) = (self.path.clone(), self.path_of(location));
         let delete = move || match fs::File::open(folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -71,7 +71,7 @@ impl SqliteFolder {
     }
 
     /// Whether any file of a tenant exists, an unfinished one included.
-    pub(crate) async fn exists(&self, location: &TenantPlace) -> Result<bool> {
+    pub(crate) async fn exists(&self, location: &TenantLocation) -> Result<bool> {
         let path = self.path_of(location);
         let exists = move || any_exists(&path.with_extension(UNFINISHED)).and_then(|remnant| Ok(remnant || any_exists(&path)?));
         self.threads.run(move || exists().map_err(Error::unavailable)).await
@@ -84,7 +84,7 @@ impl SqliteFolder {
     }
 
     /// Completes the file under another name and then renames it, so that it is either complete or missing.
-    fn create_file(&self, location: &TenantPlace) -> Result<bool> {
+    fn create_file(&self, location: &TenantLocation) -> Result<bool> {
         let path = self.path_of(location);
         create_private_folder(&self.path).map_err(Error::unavailable)?;
         // One at a time over all processes: of two that create the same file, the slower one must not replace the other's file,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use database::{Error, PostgresLimits, TenantDatabase, params};
-use domain::TenantPlace;
+use domain::TenantLocation;
 use tokio::time::timeout;
 
 use crate::engine::{Engine, on_postgres};
@@ -22,7 +22,7 @@ async fn connections(admin: &tokio_postgres::Client, tenants: &[String]) -> usiz
 }
 
 /// The largest number of connections that the server had while 50 tasks used these databases.
-async fn max_connections(engine: &Engine, locations: &[TenantPlace], per_server: usize) -> usize {
+async fn max_connections(engine: &Engine, locations: &[TenantLocation], per_server: usize) -> usize {
     let tenants = engine.tenants_with(PostgresLimits { per_server, per_database: 4 });
     let names: Vec<_> = locations.iter().map(|location| location.database.as_str().to_owned()).collect();
     let seen_enough = Arc::new(AtomicBool::new(false));

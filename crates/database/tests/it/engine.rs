@@ -9,7 +9,7 @@ use std::{
 };
 
 use database::{DatabaseUrl, MainDatabase, PostgresLimits, SqliteThreads, TenantDatabase, TenantDatabases};
-use domain::{DatabaseName, SystemClock, TenantId, TenantName, TenantPlace};
+use domain::{DatabaseName, SystemClock, TenantId, TenantLocation, TenantName};
 use futures_util::FutureExt;
 use tokio_postgres::NoTls;
 
@@ -27,7 +27,7 @@ pub(crate) struct Engine {
     limits: PostgresLimits,
     main_url: DatabaseUrl,
     tenant_url: DatabaseUrl,
-    created: Mutex<Vec<TenantPlace>>,
+    created: Mutex<Vec<TenantLocation>>,
 }
 
 enum Kind {
@@ -127,17 +127,17 @@ impl Engine {
     }
 
     /// Ends every connection to these PostgreSQL databases.
-    pub(crate) async fn close_idle(&self, locations: &[TenantPlace]) {
+    pub(crate) async fn close_idle(&self, locations: &[TenantLocation]) {
         let names: Vec<_> = locations.iter().map(|location| location.database.as_str()).collect();
         let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = ANY ($1)";
         self.admin().await.execute(end, &[&names]).await.unwrap();
     }
 
     /// A location without a database.
-    pub(crate) fn location(&self) -> TenantPlace {
+    pub(crate) fn location(&self) -> TenantLocation {
         let tenant_id = TenantId::generate(&SystemClock);
         let name = TenantName::parse("Test").unwrap();
-        let location = TenantPlace { tenant_id, server: SERVER.to_owned(), database: DatabaseName::derive(&name, tenant_id) };
+        let location = TenantLocation { tenant_id, server: SERVER.to_owned(), database: DatabaseName::derive(&name, tenant_id) };
         self.created.lock().unwrap().push(location.clone());
         location
     }
@@ -149,13 +149,13 @@ impl Engine {
         self.tenants.open(&location).unwrap()
     }
 
-    pub(crate) async fn create(&self, location: &TenantPlace) {
+    pub(crate) async fn create(&self, location: &TenantLocation) {
         self.tenants.create(location).await.unwrap();
         self.tenants.finish(location).await.unwrap();
     }
 
     /// The SQLite file of a tenant.
-    pub(crate) fn file_of(&self, location: &TenantPlace) -> Option<PathBuf> {
+    pub(crate) fn file_of(&self, location: &TenantLocation) -> Option<PathBuf> {
         match &self.kind {
             Kind::Sqlite(folder) => Some(folder.path().join("tenants").join(format!("{}.sqlite3", location.database))),
             Kind::Postgres { .. } => None,

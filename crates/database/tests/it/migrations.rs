@@ -134,7 +134,7 @@ async fn a_template_has_the_migrated_schema() {
     .await;
 }
 
-async fn schema(engine: &Engine, location: &domain::TenantPlace) -> Vec<String> {
+async fn schema(engine: &Engine, location: &domain::TenantLocation) -> Vec<String> {
     let mut reader = engine.tenants.open(location).unwrap().read().await.unwrap();
     let mut schema = Vec::new();
     let names = "SELECT type || ' ' || name || ' ' || coalesce(sql, '') FROM sqlite_schema ORDER BY name";

@@ -7,7 +7,7 @@ use std::{
 };
 
 use database::{DatabaseUrl, Error, PostgresLimits, TenantDatabase, TenantDatabases, params};
-use domain::{DatabaseName, FileId, SystemClock, TenantId, TenantName, TenantPlace, Timestamp};
+use domain::{DatabaseName, FileId, SystemClock, TenantId, TenantLocation, TenantName, Timestamp};
 use futures_util::FutureExt;
 
 use crate::engine::{service, threads};
@@ -15,8 +15,8 @@ use crate::engine::{service, threads};
 /// Two servers with a tenant's database on the first and an empty one on the second.
 struct Servers {
     databases: TenantDatabases,
-    from: TenantPlace,
-    to: TenantPlace,
+    from: TenantLocation,
+    to: TenantLocation,
     /// For handles as another process has them.
     urls: BTreeMap<String, DatabaseUrl>,
 }
@@ -44,7 +44,7 @@ async fn run_between(from: &DatabaseUrl, to: &DatabaseUrl, test: &impl AsyncFn(&
     let databases = TenantDatabases::new(&urls, &threads(), LIMITS);
     let tenant_id = TenantId::generate(&SystemClock);
     let database = DatabaseName::derive(&TenantName::parse("Moving").unwrap(), tenant_id);
-    let [from, to] = ["from", "to"].map(|server| TenantPlace { tenant_id, server: server.to_owned(), database: database.clone() });
+    let [from, to] = ["from", "to"].map(|server| TenantLocation { tenant_id, server: server.to_owned(), database: database.clone() });
     let servers = Servers { databases, from, to, urls };
     let locations = [&servers.from, &servers.to];
     let outcome = AssertUnwindSafe(async {
@@ -64,7 +64,7 @@ async fn run_between(from: &DatabaseUrl, to: &DatabaseUrl, test: &impl AsyncFn(&
 
 impl Servers {
     /// A handle as another process has it.
-    fn elsewhere(&self, location: &TenantPlace) -> TenantDatabase {
+    fn elsewhere(&self, location: &TenantLocation) -> TenantDatabase {
         TenantDatabases::new(&self.urls, &threads(), LIMITS).open(location).unwrap()
     }
 }

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use database::{Error, TenantDatabase, params};
-use domain::TenantPlace;
+use domain::TenantLocation;
 
 use crate::engine::{Engine, on_every_engine};
 
@@ -31,7 +31,7 @@ async fn remembered(tenant: &TenantDatabase) -> Vec<String> {
     rows.into_iter().map(|mut row| row.take().unwrap()).collect()
 }
 
-async fn refused(engine: &Engine, location: &TenantPlace) {
+async fn refused(engine: &Engine, location: &TenantLocation) {
     let (_, tenants) = engine.other_process();
     let tenant = tenants.open(location).unwrap();
     for _ in 0..2 {
@@ -152,7 +152,7 @@ async fn another_tenants_database_is_refused() {
         }
         remember(&engine.tenants.open(&ours).unwrap(), "ours").await;
 
-        let misled = TenantPlace { database: theirs.database.clone(), ..ours.clone() };
+        let misled = TenantLocation { database: theirs.database.clone(), ..ours.clone() };
         refused(engine, &misled).await;
         // An open handle does not bypass the check, and goes on working.
         assert!(matches!(engine.tenants.open(&misled).unwrap().read().await, Err(Error::Unavailable(_))));
@@ -177,7 +177,7 @@ async fn swapped_databases_are_refused() {
 }
 
 /// Under the open handles, as when an operator restores the wrong backup.
-async fn swap(engine: &Engine, one: &TenantPlace, other: &TenantPlace) {
+async fn swap(engine: &Engine, one: &TenantLocation, other: &TenantLocation) {
     if let (Some(one), Some(other)) = (engine.file_of(one), engine.file_of(other)) {
         let aside = one.with_extension("aside");
         for (from, to) in [(&one, &aside), (&other, &one), (&aside, &other)] {
@@ -222,7 +222,7 @@ async fn a_missing_database_is_unavailable() {
         engine.create(&location).await;
         remember(&tenant, "the same handle finds it").await;
 
-        let nowhere = TenantPlace { server: "gone".to_owned(), ..location };
+        let nowhere = TenantLocation { server: "gone".to_owned(), ..location };
         assert!(matches!(engine.tenants.open(&nowhere), Err(Error::Unavailable(_))));
         assert!(engine.tenants.ping("gone").await.is_err());
         engine.tenants.ping(crate::engine::SERVER).await.unwrap();

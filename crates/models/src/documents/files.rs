@@ -95,7 +95,7 @@ pub async fn list_unprocessed(connection: &mut Connection<Tenant>, ids: &BTreeSe
 }
 
 /// The object key of a file that is marked for deletion.
-pub async fn find_condemned(connection: &mut Connection<Tenant>, id: FileId) -> Result<Option<String>> {
+pub async fn find_marked(connection: &mut Connection<Tenant>, id: FileId) -> Result<Option<String>> {
     let found = connection.query_opt("SELECT s3_path FROM files WHERE id = $1 AND condemned_at IS NOT NULL", params![id]).await?;
     found.map(single).transpose()
 }
@@ -164,7 +164,7 @@ pub async fn list(connection: &mut Connection<Tenant>, request: PageRequest) -> 
 
 /// Marks a file for deletion. From then on no document can refer to it, and another upload of the same content creates a new
 /// file.
-pub async fn condemn(tx: &mut TenantTx, id: FileId, now: Timestamp) -> Result<()> {
+pub async fn mark_for_deletion(tx: &mut TenantTx, id: FileId, now: Timestamp) -> Result<()> {
     tx.execute("UPDATE files SET condemned_at = $2, updated_at = $2 WHERE id = $1", params![id, now]).await?;
     Ok(())
 }
@@ -189,7 +189,7 @@ pub async fn touch(tx: &mut TenantTx, id: FileId, now: Timestamp) -> Result<()> 
 }
 
 /// Files marked for deletion at `before` or earlier, with their object keys and sizes.
-pub async fn list_condemned(connection: &mut Connection<Tenant>, before: Timestamp, limit: u32) -> Result<Vec<(FileId, String, u64)>> {
+pub async fn list_marked(connection: &mut Connection<Tenant>, before: Timestamp, limit: u32) -> Result<Vec<(FileId, String, u64)>> {
     let rows = connection
         .query(
             "SELECT id, s3_path, file_size FROM files WHERE condemned_at IS NOT NULL AND condemned_at <= $1 ORDER BY condemned_at LIMIT $2",
@@ -203,7 +203,7 @@ pub async fn list_condemned(connection: &mut Connection<Tenant>, before: Timesta
 pub(crate) const MAX_EARLY_DELETIONS: u32 = 10_000;
 
 /// The object keys and sizes of files marked for deletion between two times, with the time of the mark, latest first.
-pub async fn list_condemned_between(
+pub async fn list_marked_between(
     connection: &mut Connection<Tenant>,
     since: Timestamp,
     before: Timestamp,
@@ -219,7 +219,7 @@ pub async fn list_condemned_between(
 }
 
 /// Removes the row of a file that is marked for deletion, after its object was deleted.
-pub async fn delete_condemned(tx: &mut TenantTx, id: FileId) -> Result<()> {
+pub async fn delete_marked(tx: &mut TenantTx, id: FileId) -> Result<()> {
     tx.execute("DELETE FROM files WHERE id = $1 AND condemned_at IS NOT NULL", params![id]).await?;
     Ok(())
 }

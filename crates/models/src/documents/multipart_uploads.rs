@@ -1,7 +1,7 @@
 //! Multipart uploads, and those of their parts that are stored as objects of their own.
 
 use database::{Connection, Result, Row, Tenant, TenantTx, params};
-use domain::{ContentHash, DocumentId, Gathered, MultipartUpload, Timestamp, UploadId, UploadPart, UploadProtocol, UploadState};
+use domain::{ContentHash, DocumentId, MultipartUpload, StorageUpload, Timestamp, UploadId, UploadPart, UploadProtocol, UploadState};
 
 use crate::{documents::files::after, word};
 
@@ -142,7 +142,7 @@ pub async fn count_parts(connection: &mut Connection<Tenant>, id: UploadId) -> R
 }
 
 /// Marks the objects of an upload, which must be locked, for deletion, like those of abandoned uploads.
-pub async fn condemn_objects(tx: &mut TenantTx, id: UploadId, now: Timestamp) -> Result<()> {
+pub async fn mark_objects_for_deletion(tx: &mut TenantTx, id: UploadId, now: Timestamp) -> Result<()> {
     tx.execute(
         "INSERT INTO uploads (s3_path, expires_at, condemned_at, reserved_bytes, reserved_documents)
          SELECT s3_path, CAST($2 AS TIMESTAMPTZ), CAST($2 AS TIMESTAMPTZ), 0, 0 FROM staged_parts WHERE upload_id = $1
@@ -179,7 +179,7 @@ fn multipart_upload(mut row: Row) -> Result<MultipartUpload> {
     let (size, sha256) = (row.take()?, row.take()?);
     let (md5, received): (Option<String>, _) = (row.take()?, row.take()?);
     let (key, storage_upload_id): (Option<String>, Option<String>) = (row.take()?, row.take()?);
-    let gathered = key.zip(storage_upload_id).map(|(key, storage_upload_id)| Gathered { key, storage_upload_id });
+    let gathered = key.zip(storage_upload_id).map(|(key, storage_upload_id)| StorageUpload { key, storage_upload_id });
     let part_size = row.take()?;
     let (document, deduplicated): (Option<DocumentId>, bool) = (row.take()?, row.take()?);
     Ok(MultipartUpload {

@@ -24,25 +24,25 @@ pub async fn complete(tx: &mut TenantTx, object_key: &str) -> Result<bool> {
 }
 
 /// Marks an upload intent for deletion: its object will be deleted, and no file can use it any more.
-pub async fn condemn(tx: &mut TenantTx, object_key: &str, now: Timestamp) -> Result<()> {
+pub async fn mark_for_deletion(tx: &mut TenantTx, object_key: &str, now: Timestamp) -> Result<()> {
     tx.execute("UPDATE uploads SET condemned_at = $2 WHERE s3_path = $1", params![object_key, now]).await?;
     Ok(())
 }
 
 /// Marks the upload intents that expired at `before` or earlier for deletion.
-pub async fn condemn_expired(tx: &mut TenantTx, before: Timestamp, now: Timestamp) -> Result<u64> {
+pub async fn mark_expired(tx: &mut TenantTx, before: Timestamp, now: Timestamp) -> Result<u64> {
     tx.execute("UPDATE uploads SET condemned_at = $2 WHERE expires_at <= $1 AND condemned_at IS NULL", params![before, now]).await
 }
 
 /// The keys of upload intents marked for deletion at `before` or earlier.
-pub async fn list_condemned(connection: &mut Connection<Tenant>, before: Timestamp, limit: u32) -> Result<Vec<String>> {
+pub async fn list_marked(connection: &mut Connection<Tenant>, before: Timestamp, limit: u32) -> Result<Vec<String>> {
     let rows =
         connection.query("SELECT s3_path FROM uploads WHERE condemned_at <= $1 ORDER BY s3_path LIMIT $2", params![before, limit]).await?;
     rows.into_iter().map(|mut row| row.take()).collect()
 }
 
 /// The keys of upload intents marked for deletion after `since`, latest first.
-pub async fn list_condemned_since(connection: &mut Connection<Tenant>, since: Timestamp) -> Result<Vec<String>> {
+pub async fn list_marked_since(connection: &mut Connection<Tenant>, since: Timestamp) -> Result<Vec<String>> {
     let rows = connection
         .query(
             "SELECT s3_path FROM uploads WHERE condemned_at > $1 ORDER BY condemned_at DESC LIMIT $2",
@@ -53,7 +53,7 @@ pub async fn list_condemned_since(connection: &mut Connection<Tenant>, since: Ti
 }
 
 /// Removes an upload intent that is marked for deletion, after its object was deleted.
-pub async fn delete_condemned(tx: &mut TenantTx, object_key: &str) -> Result<()> {
+pub async fn delete_marked(tx: &mut TenantTx, object_key: &str) -> Result<()> {
     tx.execute("DELETE FROM uploads WHERE s3_path = $1 AND condemned_at IS NOT NULL", params![object_key]).await?;
     Ok(())
 }

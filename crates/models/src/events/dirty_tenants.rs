@@ -5,7 +5,7 @@ use domain::{TenantId, Timestamp};
 
 /// The dirty flag of a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct DirtyFlag {
     /// The tenant.
     pub tenant_id: TenantId,
     /// When the flag was last set.
@@ -22,7 +22,12 @@ pub fn mark(tx: &mut MainTx, tenant_id: TenantId, now: Timestamp) {
 }
 
 /// The dirty flags set before a time, oldest first, starting after `after`.
-pub async fn list_before(connection: &mut Connection<Main>, before: Timestamp, after: Option<Mark>, limit: u32) -> Result<Vec<Mark>> {
+pub async fn list_before(
+    connection: &mut Connection<Main>,
+    before: Timestamp,
+    after: Option<DirtyFlag>,
+    limit: u32,
+) -> Result<Vec<DirtyFlag>> {
     let rows = connection
         .query(
             "SELECT tenant_id, marked_at FROM dirty_tenants
@@ -31,11 +36,11 @@ pub async fn list_before(connection: &mut Connection<Main>, before: Timestamp, a
             params![before, after.map(|mark| mark.marked_at), after.map(|mark| mark.tenant_id), limit],
         )
         .await?;
-    rows.into_iter().map(|mut row| Ok(Mark { tenant_id: row.take()?, marked_at: row.take()? })).collect()
+    rows.into_iter().map(|mut row| Ok(DirtyFlag { tenant_id: row.take()?, marked_at: row.take()? })).collect()
 }
 
 /// Clears a dirty flag, unless it was renewed since.
-pub fn clear(tx: &mut MainTx, mark: Mark) {
+pub fn clear(tx: &mut MainTx, mark: DirtyFlag) {
     tx.defer("DELETE FROM dirty_tenants WHERE tenant_id = $1 AND marked_at = $2", params![mark.tenant_id, mark.marked_at]);
 }
 

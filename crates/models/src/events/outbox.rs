@@ -69,7 +69,7 @@ pub async fn list_unpublished_of(connection: &mut Connection<Main>, tenant_id: O
 }
 
 /// The first unpublished events that were [drained](take_over) from a tenant's outbox, in order.
-pub async fn list_taken_over(connection: &mut Connection<Main>, tenant_id: TenantId, limit: u32) -> Result<Vec<Event>> {
+pub async fn list_drained(connection: &mut Connection<Main>, tenant_id: TenantId, limit: u32) -> Result<Vec<Event>> {
     let sql = select!("WHERE published_at IS NULL AND tenant_id = $1 AND seq < 0 ORDER BY seq, id LIMIT $2");
     events(connection.query(sql, params![tenant_id, limit]).await?)
 }

@@ -1,7 +1,7 @@
 //! Tenants.
 
 use database::{Connection, Main, MainTx, Result, Row, params};
-use domain::{DatabaseName, Limit, Provisioning, QuotaLimits, Tenant, TenantId, TenantName, TenantPlace, Timestamp};
+use domain::{DatabaseName, Limit, Provisioning, QuotaLimits, Tenant, TenantId, TenantLocation, TenantName, Timestamp};
 
 use crate::word;
 
@@ -36,8 +36,8 @@ pub async fn insert(tx: &mut MainTx, tenant: &Tenant) -> Result<()> {
         params![
             tenant.id,
             tenant.name.as_str(),
-            tenant.place.server.as_str(),
-            tenant.place.database.as_str(),
+            tenant.location.server.as_str(),
+            tenant.location.database.as_str(),
             tenant.provisioning.as_str(),
             tenant.schema_version,
             tenant.is_active,
@@ -198,20 +198,20 @@ pub async fn relocate(tx: &mut MainTx, id: TenantId, from: &str, to: &str, schem
 
 /// Records the schema version of a tenant's database and lifts the quarantine. An older version never replaces a newer one, and a
 /// location that the tenant has left is ignored.
-pub async fn set_schema_version(tx: &mut MainTx, place: &TenantPlace, schema_version: i64) -> Result<()> {
+pub async fn set_schema_version(tx: &mut MainTx, location: &TenantLocation, schema_version: i64) -> Result<()> {
     tx.execute(
         "UPDATE tenants SET schema_version = $3, quarantined_at = NULL WHERE id = $1 AND server = $2 AND schema_version <= $3",
-        params![place.tenant_id, place.server.as_str(), schema_version],
+        params![location.tenant_id, location.server.as_str(), schema_version],
     )
     .await?;
     Ok(())
 }
 
 /// Quarantines a tenant, if its database is still at this location and has the schema version that could not be migrated.
-pub async fn quarantine(tx: &mut MainTx, place: &TenantPlace, schema_version: i64, now: Timestamp) -> Result<()> {
+pub async fn quarantine(tx: &mut MainTx, location: &TenantLocation, schema_version: i64, now: Timestamp) -> Result<()> {
     tx.execute(
         "UPDATE tenants SET quarantined_at = $4 WHERE id = $1 AND server = $2 AND schema_version = $3 AND quarantined_at IS NULL",
-        params![place.tenant_id, place.server.as_str(), schema_version, now],
+        params![location.tenant_id, location.server.as_str(), schema_version, now],
     )
     .await?;
     Ok(())
@@ -244,11 +244,11 @@ pub async fn count_by_schema_version(connection: &mut Connection<Main>) -> Resul
 pub(crate) fn tenant(row: &mut Row) -> Result<Tenant> {
     let id = row.take()?;
     let name = row.take()?;
-    let place = TenantPlace { tenant_id: id, server: row.take()?, database: word(row, DatabaseName::parse)? };
+    let location = TenantLocation { tenant_id: id, server: row.take()?, database: word(row, DatabaseName::parse)? };
     Ok(Tenant {
         id,
         name,
-        place,
+        location,
         provisioning: word(row, Provisioning::parse)?,
         schema_version: row.take()?,
         quarantined_at: row.take()?,

@@ -1,7 +1,7 @@
 //! Tombstones: what remains of permanently deleted tenants.
 
 use database::{Connection, Main, MainTx, Result, Row, params};
-use domain::{DatabaseName, TenantId, TenantPlace, Timestamp, Tombstone};
+use domain::{DatabaseName, TenantId, TenantLocation, Timestamp, Tombstone};
 
 use crate::word;
 
@@ -18,9 +18,9 @@ pub async fn insert(tx: &mut MainTx, tombstone: &Tombstone) -> Result<()> {
         "INSERT INTO tenant_tombstones (tenant_id, server, database_name, name, created_at, deleted_at, deleted_by)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
         params![
-            tombstone.place.tenant_id,
-            tombstone.place.server.as_str(),
-            tombstone.place.database.as_str(),
+            tombstone.location.tenant_id,
+            tombstone.location.server.as_str(),
+            tombstone.location.database.as_str(),
             tombstone.name.as_str(),
             tombstone.created_at,
             tombstone.deleted_at,
@@ -43,6 +43,6 @@ pub async fn list_since(connection: &mut Connection<Main>, since: Timestamp) -> 
 }
 
 fn tombstone(mut row: Row) -> Result<Tombstone> {
-    let place = TenantPlace { tenant_id: row.take()?, server: row.take()?, database: word(&mut row, DatabaseName::parse)? };
-    Ok(Tombstone { place, name: row.take()?, created_at: row.take()?, deleted_at: row.take()?, deleted_by: row.take()? })
+    let location = TenantLocation { tenant_id: row.take()?, server: row.take()?, database: word(&mut row, DatabaseName::parse)? };
+    Ok(Tombstone { location, name: row.take()?, created_at: row.take()?, deleted_at: row.take()?, deleted_by: row.take()? })
 }

@@ -5,7 +5,7 @@ use domain::{TenantId, Timestamp};
 
 /// A warm database.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spare {
+pub struct WarmDatabase {
     /// The id of its future tenant.
     pub tenant_id: TenantId,
     /// The configured name of its server.
@@ -17,7 +17,7 @@ pub struct Spare {
 }
 
 /// Records a warm database before it is provisioned.
-pub async fn insert(tx: &mut MainTx, spare: &Spare, now: Timestamp) -> Result<()> {
+pub async fn insert(tx: &mut MainTx, spare: &WarmDatabase, now: Timestamp) -> Result<()> {
     tx.execute(
         "INSERT INTO spare_databases (tenant_id, server, schema_digest, is_ready, created_at) VALUES ($1, $2, $3, $4, $5)",
         params![spare.tenant_id, spare.server.as_str(), spare.schema_digest.as_str(), spare.is_ready, now],
@@ -53,10 +53,10 @@ pub async fn delete(tx: &mut MainTx, tenant_id: TenantId) -> Result<()> {
 }
 
 /// All warm databases, oldest first.
-pub async fn list(connection: &mut Connection<Main>) -> Result<Vec<Spare>> {
+pub async fn list(connection: &mut Connection<Main>) -> Result<Vec<WarmDatabase>> {
     let rows =
         connection.query("SELECT tenant_id, server, schema_digest, is_ready FROM spare_databases ORDER BY created_at", params![]).await?;
     rows.into_iter()
-        .map(|mut row| Ok(Spare { tenant_id: row.take()?, server: row.take()?, schema_digest: row.take()?, is_ready: row.take()? }))
+        .map(|mut row| Ok(WarmDatabase { tenant_id: row.take()?, server: row.take()?, schema_digest: row.take()?, is_ready: row.take()? }))
         .collect()
 }

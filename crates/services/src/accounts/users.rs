@@ -1,6 +1,6 @@
 //! Accounts and profiles.
 
-use domain::{Conflict, Email, Error, Member, NewPassword, Noun, Page, PageRequest, PersonName, Result, Tenant, User, UserId};
+use domain::{Conflict, Email, Error, Member, NewPassword, Page, PageRequest, PersonName, ResourceKind, Result, Tenant, User, UserId};
 use models::{members, sessions, users};
 use serde_json::json;
 
@@ -38,7 +38,7 @@ impl UserServices {
     /// When the main database is down.
     pub async fn get_profile(&self, caller: &Caller) -> Result<User> {
         let found = users::find(&mut self.core.main().read().await?, caller.user_id()).await?;
-        found.ok_or(Error::NotFound(Noun::User))
+        found.ok_or(Error::NotFound(ResourceKind::User))
     }
 
     /// Changes the given names in the caller's profile.
@@ -48,7 +48,7 @@ impl UserServices {
     pub async fn update_profile(&self, caller: &Caller, first_name: Option<PersonName>, last_name: Option<PersonName>) -> Result<User> {
         let mut tx = self.core.main().begin().await?;
         let changed = users::rename(&mut tx, caller.user_id(), first_name.as_ref(), last_name.as_ref(), self.core.clock().now()).await?;
-        let user = changed.ok_or(Error::NotFound(Noun::User))?;
+        let user = changed.ok_or(Error::NotFound(ResourceKind::User))?;
         tx.commit().await?;
         Ok(user)
     }
@@ -88,7 +88,7 @@ impl OperatorServices {
         let now = self.core.clock().now();
         let mut tx = begin_main(&self.core).await?;
         if !users::set_active(&mut tx, user_id, is_active, now).await? {
-            return Err(Error::NotFound(Noun::User));
+            return Err(Error::NotFound(ResourceKind::User));
         }
         let action = if is_active { "user.activated" } else { "user.deactivated" };
         tx.emit(&audit_event(&self.core, action, None, None, json!({ "target_user_id": user_id.to_string() })));

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::{
-    Conflict, ContentHash, Dependency, Document, Error, Filename, Gathered, MimeType, MultipartUpload, Noun, Result, Role, TenantId,
-    UploadId, UploadPart, UploadProtocol, UploadState, failpoint,
+    Conflict, ContentHash, Dependency, Document, Error, Filename, MimeType, MultipartUpload, ResourceKind, Result, Role, StorageUpload,
+    TenantId, UploadId, UploadPart, UploadProtocol, UploadState, failpoint,
 };
 use models::{files, multipart_uploads, uploads};
 
@@ -32,7 +32,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An upload as the client declares it.
 #[derive(Clone, Debug)]
-pub struct Announcement {
+pub struct DeclaredUpload {
     /// The document's future name.
     pub filename: Filename,
     /// Its media type.
@@ -103,7 +103,7 @@ impl UserServices {
     ///
     /// # Errors
     /// [`Error::Forbidden`] for viewers and when the quota would be exceeded; [`Error::TooLarge`].
-    pub async fn begin_direct(&self, caller: &Caller, tenant_id: TenantId, declared: &Announcement) -> Result<Begun> {
+    pub async fn begin_direct(&self, caller: &Caller, tenant_id: TenantId, declared: &DeclaredUpload) -> Result<Begun> {
         let tenant = authorize(&self.core, caller, tenant_id, Role::User).await?;
         let limit = self.core.settings().max_upload_bytes;
         if declared.size > limit {
@@ -119,7 +119,7 @@ impl UserServices {
                 let key = format!("{}/content", staged_key(tenant_id, id));
                 let storage_upload_id = storage.begin(&key).await?;
                 failpoint!("direct.gathering");
-                Some(Gathered { key, storage_upload_id })
+                Some(StorageUpload { key, storage_upload_id })
             }
         };
         let now = self.core.clock().now();
@@ -212,7 +212,7 @@ impl UserServices {
     pub async fn complete_direct(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<(MultipartUpload, Option<Document>)> {
         let upload = find_own(&self.core, caller, tenant_id, id).await?;
         if upload.protocol != UploadProtocol::Direct {
-            return Err(Error::NotFound(Noun::Upload));
+            return Err(Error::NotFound(ResourceKind::Upload));
         }
         if upload.state == UploadState::Open {
             assemble(&self.core, caller, tenant_id, &upload).await?;
@@ -230,7 +230,7 @@ async fn record_direct(core: &Core, tenant: &TenantCaller, upload: &MultipartUpl
 }
 
 /// Creates a document from existing content, if the caller may read a document that has it.
-async fn refer_to_readable(core: &Core, tenant: &TenantCaller, declared: &Announcement) -> Result<Option<Uploaded>> {
+async fn refer_to_readable(core: &Core, tenant: &TenantCaller, declared: &DeclaredUpload) -> Result<Option<Uploaded>> {
     let hash = ContentHash { md5: declared.md5.unwrap_or_default(), sha256: declared.sha256 };
     let mut tx = reauthorize_and_begin(core, tenant).await?;
     let quota = tenant.quota();
@@ -255,7 +255,7 @@ async fn sign_part_urls(core: &Core, tenant: &TenantCaller, upload: &MultipartUp
     let mut offset = 0;
     for (number, size) in (1..).zip(upload.part_sizes()) {
         let at = match (&upload.gathered, core.parts.storage.direct_uploads()) {
-            (Some(Gathered { key, storage_upload_id }), Some(storage)) => {
+            (Some(StorageUpload { key, storage_upload_id }), Some(storage)) => {
                 PartAt::Storage(storage.part_url(key, storage_upload_id, number, size, life).await?)
             }
             _ => {
@@ -274,7 +274,7 @@ async fn sign_part_urls(core: &Core, tenant: &TenantCaller, upload: &MultipartUp
 async fn insert_part(core: &Core, tenant: &TenantCaller, id: UploadId, part: &UploadPart) -> Result<Option<String>> {
     let (now, until) = (core.clock().now(), upload_deadline(core));
     let mut tx = reauthorize_and_begin(core, tenant).await?;
-    let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
+    let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(ResourceKind::Upload))?;
     require_open(&upload)?;
     if !uploads::complete(&mut tx, &part.key).await? {
         return Err(Error::Unavailable { dependency: Dependency::ObjectStorage, source: "a part took too long to store".into() });
@@ -282,7 +282,7 @@ async fn insert_part(core: &Core, tenant: &TenantCaller, id: UploadId, part: &Up
     let replaced = multipart_uploads::replace_part(&mut tx, id, part).await?;
     if let Some(replaced) = &replaced {
         uploads::insert(&mut tx, replaced, 0, 0, now);
-        uploads::condemn(&mut tx, replaced, now).await?;
+        uploads::mark_for_deletion(&mut tx, replaced, now).await?;
     }
     multipart_uploads::set_received(&mut tx, id, upload.received, now, until).await?;
     failpoint!("direct.part_keeping");
@@ -294,12 +294,12 @@ async fn insert_part(core: &Core, tenant: &TenantCaller, id: UploadId, part: &Up
 /// Ensures that all parts exist and that none can be changed any more.
 async fn assemble(core: &Core, caller: &Caller, tenant_id: TenantId, upload: &MultipartUpload) -> Result<()> {
     let sizes: Vec<_> = upload.part_sizes().collect();
-    if let (Some(Gathered { key, storage_upload_id }), Some(storage)) = (&upload.gathered, core.parts.storage.direct_uploads()) {
+    if let (Some(StorageUpload { key, storage_upload_id }), Some(storage)) = (&upload.gathered, core.parts.storage.direct_uploads()) {
         storage.complete(key, storage_upload_id, &sizes).await?;
         failpoint!("direct.gathered");
     }
     let (_, mut tx) = begin(core, caller, tenant_id, Role::User).await?;
-    let locked = multipart_uploads::lock(&mut tx, upload.id).await?.ok_or(Error::NotFound(Noun::Upload))?;
+    let locked = multipart_uploads::lock(&mut tx, upload.id).await?.ok_or(Error::NotFound(ResourceKind::Upload))?;
     if locked.state != UploadState::Open {
         return Ok(());
     }

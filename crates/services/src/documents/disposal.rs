@@ -22,7 +22,7 @@ pub(crate) async fn delete_marked_file(core: &Core, database: &TenantDatabase, i
         return Ok(());
     }
     let mut tx = database.begin().await?;
-    files::delete_condemned(&mut tx, id).await?;
+    files::delete_marked(&mut tx, id).await?;
     tx.commit().await?;
     failpoint!("garbage.file_deleted");
     Ok(())
@@ -36,7 +36,7 @@ pub(crate) async fn delete_marked_upload(core: &Core, database: &TenantDatabase,
         return Ok(());
     }
     let mut tx = database.begin().await?;
-    uploads::delete_condemned(&mut tx, key).await?;
+    uploads::delete_marked(&mut tx, key).await?;
     tx.commit().await?;
     failpoint!("garbage.upload_deleted");
     Ok(())
@@ -46,7 +46,7 @@ pub(crate) async fn delete_marked_upload(core: &Core, database: &TenantDatabase,
 pub(crate) async fn abort_upload(core: &Core, tenant: &TenantCaller, key: &str) {
     let mark = async {
         let mut tx = reauthorize_and_begin(core, tenant).await?;
-        uploads::condemn(&mut tx, key, core.clock().now()).await?;
+        uploads::mark_for_deletion(&mut tx, key, core.clock().now()).await?;
         Ok::<_, Error>(tx.commit().await?)
     };
     match mark.await {

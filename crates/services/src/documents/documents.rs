@@ -4,8 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use domain::{
-    Denial, Document, DocumentFilter, DocumentId, Error, File, Filename, MimeType, Noun, Page, PageRequest, Result, Role, TenantId,
-    Timestamp,
+    Document, DocumentFilter, DocumentId, Error, File, Filename, ForbiddenReason, MimeType, Page, PageRequest, ResourceKind, Result, Role,
+    TenantId, Timestamp,
 };
 use futures_util::stream::BoxStream;
 use models::{TenantTx, documents};
@@ -86,7 +86,7 @@ impl UserServices {
     /// [`Error::NotFound`] when the tenant has no such document.
     pub async fn get_document(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId) -> Result<Document> {
         let tenant = authorize(&self.core, caller, tenant_id, Role::Viewer).await?;
-        documents::find(&mut tenant.read().await?, id).await?.ok_or(Error::NotFound(Noun::Document))
+        documents::find(&mut tenant.read().await?, id).await?.ok_or(Error::NotFound(ResourceKind::Document))
     }
 
     /// A temporary URL that lets anyone who has it download the document.
@@ -95,7 +95,7 @@ impl UserServices {
     /// [`Error::NotFound`] when the tenant has no such document.
     pub async fn get_download(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId) -> Result<Download> {
         let tenant = authorize(&self.core, caller, tenant_id, Role::Viewer).await?;
-        let document = documents::find(&mut tenant.read().await?, id).await?.ok_or(Error::NotFound(Noun::Document))?;
+        let document = documents::find(&mut tenant.read().await?, id).await?.ok_or(Error::NotFound(ResourceKind::Document))?;
         let download = sign_download(&self.core, &document.file, &document.filename, &document.mime_type).await?;
         record(&self.core, &tenant, "document.downloaded", event_payload(&document)).await?;
         Ok(download)
@@ -104,7 +104,7 @@ impl UserServices {
     /// Opens the object that a signed claim names. Handlers have no other way to open an object.
     ///
     /// # Errors
-    /// [`Denial::BadSignature`] when the claim was changed or has expired; [`Error::NotFound`] when the object is gone.
+    /// [`ForbiddenReason::BadSignature`] when the claim was changed or has expired; [`Error::NotFound`] when the object is gone.
     pub async fn open_download(&self, claim: &SignedDownload, signature: &str) -> Result<OpenDownload> {
         self.core.parts.url_signer.verify(claim, signature, self.core.clock().now())?;
         let storage = Arc::clone(&self.core.parts.storage);
@@ -127,7 +127,7 @@ impl UserServices {
         let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::Viewer).await?;
         require_precondition(&lock_own(&mut tx, &tenant, id).await?, precondition)?;
         documents::update(&mut tx, id, filename.as_ref(), mime_type.as_ref(), self.core.clock().now()).await?;
-        let document = documents::find(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
+        let document = documents::find(&mut tx, id).await?.ok_or(Error::NotFound(ResourceKind::Document))?;
         tx.emit(&audit_event(&self.core, "document.updated", Some(tenant_id), Some(caller.user_id()), event_payload(&document)));
         tx.commit().await?;
         Ok(document)
@@ -151,7 +151,7 @@ pub(crate) async fn sign_download(core: &Core, file: &File, filename: &str, mime
 
 /// A locked document that the caller may change: any document for an admin, an own one for a user, none for a viewer.
 pub(crate) async fn lock_own(tx: &mut TenantTx, tenant: &TenantCaller, id: DocumentId) -> Result<Document> {
-    let document = documents::lock(tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
+    let document = documents::lock(tx, id).await?.ok_or(Error::NotFound(ResourceKind::Document))?;
     require_own(tenant, &document)?;
     Ok(document)
 }
@@ -161,8 +161,8 @@ pub(crate) fn require_own(tenant: &TenantCaller, document: &Document) -> Result<
     match tenant.role() {
         Role::Admin => Ok(()),
         Role::User if document.user_id == tenant.user_id() => Ok(()),
-        Role::User => Err(Error::Forbidden(Denial::NotOwner)),
-        Role::Viewer => Err(Error::Forbidden(Denial::RoleTooLow { needed: Role::User })),
+        Role::User => Err(Error::Forbidden(ForbiddenReason::NotOwner)),
+        Role::Viewer => Err(Error::Forbidden(ForbiddenReason::RoleTooLow { needed: Role::User })),
     }
 }
 

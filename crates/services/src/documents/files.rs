@@ -1,8 +1,8 @@
 //! Files: what a tenant stores, and the deletion of unreferenced files.
 
 use domain::{
-    Conflict, Document, Error, File, FileId, FileUsage, Noun, Page, PageRequest, Quota, Result, Role, StorageUse, TenantId, dyn_error,
-    failpoint,
+    Conflict, Document, Error, File, FileId, FileUsage, Page, PageRequest, Quota, ResourceKind, Result, Role, StorageUse, TenantId,
+    dyn_error, failpoint,
 };
 use models::{documents, files, quotas};
 use serde_json::json;
@@ -41,7 +41,7 @@ impl UserServices {
     pub async fn get_file(&self, caller: &Caller, tenant_id: TenantId, id: FileId) -> Result<(File, Vec<Document>)> {
         let tenant = authorize(&self.core, caller, tenant_id, Role::Viewer).await?;
         let mut connection = tenant.read().await?;
-        let file = files::find(&mut connection, id).await?.ok_or(Error::NotFound(Noun::File))?;
+        let file = files::find(&mut connection, id).await?.ok_or(Error::NotFound(ResourceKind::File))?;
         Ok((file, documents::list_by_file(&mut connection, id).await?))
     }
 
@@ -51,12 +51,12 @@ impl UserServices {
     /// [`Conflict::FileInUse`] when one does; [`Error::Forbidden`] unless the caller is an admin.
     pub async fn delete_file(&self, caller: &Caller, tenant_id: TenantId, id: FileId) -> Result<()> {
         let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::Admin).await?;
-        let file = files::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::File))?;
+        let file = files::lock(&mut tx, id).await?.ok_or(Error::NotFound(ResourceKind::File))?;
         let documents = documents::count_by_file(&mut tx, id).await?;
         if documents > 0 {
             return Err(Error::Conflict(Conflict::FileInUse { documents }));
         }
-        files::condemn(&mut tx, id, self.core.clock().now()).await?;
+        files::mark_for_deletion(&mut tx, id, self.core.clock().now()).await?;
         let data = json!({ "file_id": id.to_string(), "file_size": file.size });
         tx.emit(&audit_event(&self.core, "file.deleted", Some(tenant_id), Some(caller.user_id()), data));
         failpoint!("file.deleting");

@@ -88,7 +88,7 @@ impl OperatorServices {
             for id in &orphaned {
                 mark_if_orphaned(&database, *id, now).await?;
             }
-            let marked = files::list_condemned(&mut database.read().await?, now.minus(grace.max(late_window)), BATCH).await?;
+            let marked = files::list_marked(&mut database.read().await?, now.minus(grace.max(late_window)), BATCH).await?;
             for (id, key, bytes) in &marked {
                 delete_marked_file(&self.core, &database, *id, key, true).await?;
                 if grace >= late_window {
@@ -97,11 +97,11 @@ impl OperatorServices {
                 }
             }
             let mut tx = database.begin().await?;
-            let expired = uploads::condemn_expired(&mut tx, now, now).await?;
+            let expired = uploads::mark_expired(&mut tx, now, now).await?;
             tx.commit().await?;
             failpoint!("garbage.uploads_condemned");
             collected.uploads += expired;
-            let abandoned = uploads::list_condemned(&mut database.read().await?, now.minus(late_window), BATCH).await?;
+            let abandoned = uploads::list_marked(&mut database.read().await?, now.minus(late_window), BATCH).await?;
             for key in &abandoned {
                 delete_marked_upload(&self.core, &database, key, true).await?;
             }
@@ -169,7 +169,7 @@ async fn delete_again(
 ) -> Result<Collected> {
     let (mut collected, now) = (Collected::default(), core.clock().now());
     if grace < late_window {
-        let in_window = files::list_condemned_between(&mut database.read().await?, now.minus(late_window), now.minus(grace)).await?;
+        let in_window = files::list_marked_between(&mut database.read().await?, now.minus(late_window), now.minus(grace)).await?;
         for (key, bytes, marked_at) in in_window {
             core.parts.storage.delete(&key).await?;
             if marked_at >= began {
@@ -179,7 +179,7 @@ async fn delete_again(
         }
     }
     if !late_window.is_zero() {
-        for key in uploads::list_condemned_since(&mut database.read().await?, now.minus(late_window)).await? {
+        for key in uploads::list_marked_since(&mut database.read().await?, now.minus(late_window)).await? {
             core.parts.storage.delete(&key).await?;
         }
     }
@@ -205,7 +205,7 @@ async fn mark_if_orphaned(database: &TenantDatabase, id: FileId, now: Timestamp)
     let mut tx = database.begin().await?;
     // Checked again under the lock: an upload may have referred to the file since the list was read.
     if files::lock(&mut tx, id).await?.is_some() && documents::count_by_file(&mut tx, id).await? == 0 {
-        files::condemn(&mut tx, id, now).await?;
+        files::mark_for_deletion(&mut tx, id, now).await?;
         failpoint!("garbage.condemning");
         tx.commit().await?;
         failpoint!("garbage.condemned");
@@ -217,7 +217,7 @@ async fn mark_if_orphaned(database: &TenantDatabase, id: FileId, now: Timestamp)
 pub(crate) async fn collect_file(core: &Core, database: &TenantDatabase, id: FileId) -> Result<()> {
     let now = core.clock().now();
     mark_if_orphaned(database, id, now).await?;
-    if let Some(key) = files::find_condemned(&mut database.read().await?, id).await? {
+    if let Some(key) = files::find_marked(&mut database.read().await?, id).await? {
         delete_marked_file(core, database, id, &key, true).await?;
     }
     Ok(())

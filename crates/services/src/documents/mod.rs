@@ -1,7 +1,6 @@
 //! Documents: their contents, versions, trash and files, and how uploads become documents.
 
 pub(crate) mod content;
-pub(crate) mod detection;
 pub(crate) mod direct_uploads;
 pub(crate) mod disposal;
 pub(crate) mod documents;

@@ -11,8 +11,8 @@ use std::{
 };
 
 use domain::{
-    Conflict, ContentHash, Denial, Document, Error, Filename, Gathered, MimeType, MultipartUpload, Noun, Quota, Result, Role, TenantId,
-    Timestamp, UploadId, UploadPart, UploadState, dyn_error, failpoint, object_prefix,
+    Conflict, ContentHash, Document, Error, Filename, ForbiddenReason, MimeType, MultipartUpload, Quota, ResourceKind, Result, Role,
+    StorageUpload, TenantId, Timestamp, UploadId, UploadPart, UploadState, dyn_error, failpoint, object_prefix,
 };
 use futures_util::TryStreamExt;
 use models::{TenantDatabase, TenantTx, documents, multipart_uploads, quotas, uploads};
@@ -25,7 +25,7 @@ use crate::{
         targets::{NewDocument, UploadTrigger, upload_deadline},
         uploads::{Content, UPLOAD_LIFE, put, refuse, store},
     },
-    storage::{blocking, spool::Hasher},
+    storage::{blocking::blocking, spool::Hasher},
 };
 
 /// How often a caller that waits for an upload's completion polls.
@@ -88,7 +88,7 @@ impl UserServices {
     pub async fn abort_multipart_upload(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<()> {
         find_own(&self.core, caller, tenant_id, id).await?;
         let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::User).await?;
-        let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
+        let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(ResourceKind::Upload))?;
         if matches!(upload.state, UploadState::Completing | UploadState::Completed) {
             return Err(Error::Conflict(Conflict::UploadClosed));
         }
@@ -106,7 +106,7 @@ pub(crate) async fn find_own(core: &Core, caller: &Caller, tenant_id: TenantId, 
     let found = multipart_uploads::find(&mut tenant.read().await?, id).await?;
     // To other callers the upload does not exist.
     let own = found.filter(|upload| upload.user_id == caller.user_id() && upload.expires_at > core.clock().now());
-    own.ok_or(Error::NotFound(Noun::Upload))
+    own.ok_or(Error::NotFound(ResourceKind::Upload))
 }
 
 /// Adds the document that an upload became, if that still exists.
@@ -191,7 +191,7 @@ fn complete_in_background(core: &Core, caller: Caller, tenant_id: TenantId, id: 
 async fn complete(core: &Core, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<()> {
     let tenant = authorize(core, caller, tenant_id, Role::User).await?;
     let mut connection = tenant.read().await?;
-    let upload = multipart_uploads::find(&mut connection, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
+    let upload = multipart_uploads::find(&mut connection, id).await?.ok_or(Error::NotFound(ResourceKind::Upload))?;
     if upload.state != UploadState::Completing {
         return Ok(());
     }
@@ -209,7 +209,7 @@ async fn complete(core: &Core, caller: &Caller, tenant_id: TenantId, id: UploadI
     };
     match outcome {
         // All bytes were received and acknowledged: a temporary problem must not end the upload.
-        Err(error @ (Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. } | Error::Internal(_))) => {
+        Err(error @ (Error::Unavailable { .. } | Error::TenantUnavailable(_) | Error::Overloaded { .. } | Error::Internal(_))) => {
             return Err(error);
         }
         // A permanent problem: it can never become a document.
@@ -237,7 +237,7 @@ async fn store_staged(core: &Core, tenant: &TenantCaller, upload: &MultipartUplo
 
 /// Reads an upload's content and computes its hash.
 async fn assemble_content(core: &Core, upload: &MultipartUpload, parts: &[UploadPart]) -> Result<Content> {
-    if let Some(Gathered { key, .. }) = &upload.gathered {
+    if let Some(StorageUpload { key, .. }) = &upload.gathered {
         let object = core.parts.storage.get(key, None).await?;
         let size = object.size;
         let hashing = object.bytes.try_fold(Hasher::default(), async |mut hasher, bytes| {
@@ -271,7 +271,7 @@ async fn record_failed(core: &Core, tenant: &TenantCaller, id: UploadId, reason:
     let now = core.clock().now();
     let mut tx = reauthorize_and_begin(core, tenant).await?;
     if multipart_uploads::lock(&mut tx, id).await?.is_some_and(|upload| upload.state == UploadState::Completing) {
-        multipart_uploads::condemn_objects(&mut tx, id, now).await?;
+        multipart_uploads::mark_objects_for_deletion(&mut tx, id, now).await?;
         multipart_uploads::set_state(&mut tx, id, UploadState::Failed, None, Some(reason), now, upload_deadline(core)).await?;
     }
     Ok(tx.commit().await?)
@@ -280,13 +280,13 @@ async fn record_failed(core: &Core, tenant: &TenantCaller, id: UploadId, reason:
 /// Deletes the record of a locked upload. Returns the keys of its parts, which are marked for deletion.
 async fn purge_upload(core: &Core, tx: &mut TenantTx, upload: &MultipartUpload) -> Result<Vec<String>> {
     let parts = multipart_uploads::list_parts(tx, upload.id).await?;
-    multipart_uploads::condemn_objects(tx, upload.id, core.clock().now()).await?;
+    multipart_uploads::mark_objects_for_deletion(tx, upload.id, core.clock().now()).await?;
     multipart_uploads::delete(tx, upload.id).await?;
     Ok(parts.into_iter().map(|part| part.key).collect())
 }
 
 /// Removes the objects of an ended upload. The collector removes what fails here.
-async fn discard_parts(core: &Core, tenant: &TenantCaller, gathered: Option<&Gathered>, keys: &[String]) {
+async fn discard_parts(core: &Core, tenant: &TenantCaller, gathered: Option<&StorageUpload>, keys: &[String]) {
     if let Some(gathered) = gathered {
         abort_storage_upload(core, gathered).await;
         discard_object(core, tenant, &gathered.key).await;
@@ -297,7 +297,7 @@ async fn discard_parts(core: &Core, tenant: &TenantCaller, gathered: Option<&Gat
 }
 
 /// Has the storage discard the parts of its multipart upload, if it still has them.
-pub(crate) async fn abort_storage_upload(core: &Core, Gathered { key, storage_upload_id }: &Gathered) {
+pub(crate) async fn abort_storage_upload(core: &Core, StorageUpload { key, storage_upload_id }: &StorageUpload) {
     let Some(storage) = core.parts.storage.direct_uploads() else { return };
     if let Err(error) = storage.abort(key, storage_upload_id).await {
         tracing::warn!(error = dyn_error(&error), "could not discard the parts of an upload; the collector will");
@@ -312,9 +312,9 @@ pub(crate) async fn collect_multipart_uploads(core: &Core, database: &TenantData
         let Some(task) = complete_in_background(core, Caller::of(upload.user_id), database.tenant_id(), upload.id) else { continue };
         let outcome = task.await.map_err(Error::internal).flatten();
         let is_over = match outcome {
-            Ok(()) | Err(Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. }) => false,
+            Ok(()) | Err(Error::Unavailable { .. } | Error::TenantUnavailable(_) | Error::Overloaded { .. }) => false,
             // The tenant may become active again, or an internal fault be fixed, until the upload expires.
-            Err(Error::Forbidden(Denial::TenantInactive) | Error::Internal(_)) => upload.expires_at <= now,
+            Err(Error::Forbidden(ForbiddenReason::TenantInactive) | Error::Internal(_)) => upload.expires_at <= now,
             // The user may no longer upload, and no other user can complete this upload.
             Err(_) => true,
         };
@@ -343,7 +343,7 @@ async fn expire(core: &Core, database: &TenantDatabase, seen: &MultipartUpload, 
     }
     let mut tx = database.begin().await?;
     if multipart_uploads::lock(&mut tx, seen.id).await?.as_ref() == Some(seen) {
-        multipart_uploads::condemn_objects(&mut tx, seen.id, now).await?;
+        multipart_uploads::mark_objects_for_deletion(&mut tx, seen.id, now).await?;
         multipart_uploads::delete(&mut tx, seen.id).await?;
     }
     failpoint!("staged.expiring");

@@ -9,15 +9,12 @@ use serde_json::{Value, json};
 
 use crate::{
     Core, EventServices, OrderingKey,
-    documents::{
-        detection::{HEAD, detect},
-        disposal::excludes_late_writes,
-        garbage::collect_file,
-    },
+    documents::{disposal::excludes_late_writes, garbage::collect_file},
     events::{
         events::{begin_in, event},
         outbox::open_tenant,
     },
+    storage::detection::{HEAD, detect},
     tenants::moves::has_move,
 };
 

@@ -2,7 +2,9 @@
 
 use std::convert::Infallible;
 
-use domain::{Document, DocumentId, Error, File, Filename, MimeType, MultipartUpload, Noun, Result, Timestamp, UploadId, UploadState};
+use domain::{
+    Document, DocumentId, Error, File, Filename, MimeType, MultipartUpload, ResourceKind, Result, Timestamp, UploadId, UploadState,
+};
 use models::{Tenant, TenantTx, multipart_uploads};
 
 use crate::{
@@ -97,7 +99,7 @@ impl UploadTarget for NewDocument<'_> {
             UploadTrigger::Multipart(id) => match multipart_uploads::lock(tx, id).await? {
                 Some(MultipartUpload { state: UploadState::Completing, .. }) => Ok(None),
                 Some(_) => Ok(Some(String::new())),
-                None => Err(Error::NotFound(Noun::Upload)),
+                None => Err(Error::NotFound(ResourceKind::Upload)),
             },
         }
     }
@@ -175,7 +177,7 @@ impl UploadTarget for NewVersion<'_> {
 /// Records that a multipart upload became a document, in the document's transaction.
 async fn record_completed(core: &Core, tx: &mut TenantTx, id: UploadId, uploaded: &Uploaded) -> Result<()> {
     let (now, document) = (core.clock().now(), Some((uploaded.document.id, uploaded.deduplicated)));
-    multipart_uploads::condemn_objects(tx, id, now).await?;
+    multipart_uploads::mark_objects_for_deletion(tx, id, now).await?;
     Ok(multipart_uploads::set_state(tx, id, UploadState::Completed, document, None, now, upload_deadline(core)).await?)
 }
 

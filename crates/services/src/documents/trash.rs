@@ -1,6 +1,8 @@
 //! The trash: deleted documents can be restored for a time, and are then deleted permanently.
 
-use domain::{Document, DocumentId, Error, EventKind, Noun, Page, PageRequest, Result, Role, TenantId, Timestamp, UserId, failpoint};
+use domain::{
+    Document, DocumentId, Error, EventKind, Page, PageRequest, ResourceKind, Result, Role, TenantId, Timestamp, UserId, failpoint,
+};
 use models::{TenantDatabase, TenantTx, documents, files, trash, versions};
 
 use crate::{
@@ -62,10 +64,10 @@ impl UserServices {
     /// [`Error::NotFound`] when it is not in the trash; [`Error::Forbidden`] unless the caller owns it or is an admin.
     pub async fn restore_document(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId) -> Result<Document> {
         let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::User).await?;
-        let document = trash::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
+        let document = trash::lock(&mut tx, id).await?.ok_or(Error::NotFound(ResourceKind::Document))?;
         require_own(&tenant, &document)?;
         trash::restore(&mut tx, id, self.core.clock().now()).await?;
-        let document = documents::find(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
+        let document = documents::find(&mut tx, id).await?.ok_or(Error::NotFound(ResourceKind::Document))?;
         tx.emit(&audit_event(&self.core, "document.restored", Some(tenant_id), Some(caller.user_id()), event_payload(&document)));
         failpoint!("document.restoring");
         tx.commit().await?;
@@ -79,7 +81,7 @@ impl UserServices {
     /// As [`UserServices::restore_document`].
     pub async fn purge_document(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId) -> Result<()> {
         let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::User).await?;
-        let document = trash::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
+        let document = trash::lock(&mut tx, id).await?.ok_or(Error::NotFound(ResourceKind::Document))?;
         require_own(&tenant, &document)?;
         purge(&self.core, tx, &document, Some(caller.user_id()), tenant_id).await
     }

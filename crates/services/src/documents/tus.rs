@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::{
-    Conflict, Dependency, Document, Error, Filename, MimeType, MultipartUpload, Noun, Result, Role, TenantId, UploadId, UploadPart,
+    Conflict, Dependency, Document, Error, Filename, MimeType, MultipartUpload, ResourceKind, Result, Role, TenantId, UploadId, UploadPart,
     UploadProtocol, UploadState, failpoint,
 };
 use models::{multipart_uploads, uploads};
@@ -116,7 +116,7 @@ impl UserServices {
     ) -> Result<Append> {
         let upload = find_own(&self.core, caller, tenant_id, id).await?;
         if upload.protocol != UploadProtocol::Tus {
-            return Err(Error::NotFound(Noun::Upload));
+            return Err(Error::NotFound(ResourceKind::Upload));
         }
         if upload.received != offset {
             return Err(Error::Conflict(Conflict::UploadOffset { received: upload.received }));
@@ -137,7 +137,7 @@ impl UserServices {
     pub async fn finish_tus(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<Option<Document>> {
         match complete_and_wait(&self.core, caller, tenant_id, id, WAIT_TIMEOUT).await {
             Ok((_, document)) => Ok(document),
-            Err(Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. }) => Ok(None),
+            Err(Error::Unavailable { .. } | Error::TenantUnavailable(_) | Error::Overloaded { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -146,7 +146,7 @@ impl UserServices {
 /// Makes a stored object the next part of an upload, if the upload is still at this offset.
 async fn count_part(core: &Core, tenant: &TenantCaller, id: UploadId, part: &UploadPart) -> Result<()> {
     let mut tx = reauthorize_and_begin(core, tenant).await?;
-    let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
+    let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(ResourceKind::Upload))?;
     if upload.received != part.offset || upload.state != UploadState::Open {
         return Err(Error::Conflict(Conflict::UploadOffset { received: upload.received }));
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::{
-    ContentHash, Dependency, DocumentId, Error, File, FileId, Filename, MimeType, Noun, Quota, Result, Role, TenantId, failpoint,
+    ContentHash, Dependency, DocumentId, Error, File, FileId, Filename, MimeType, Quota, ResourceKind, Result, Role, TenantId, failpoint,
     object_key,
 };
 use models::{documents, files, files::InsertOutcome, quotas, uploads};
@@ -129,7 +129,7 @@ impl UserServices {
         precondition: Precondition<'_>,
     ) -> Result<Upload> {
         let upload = self.begin_upload(caller, tenant_id, declared).await?;
-        let document = documents::find(&mut upload.tenant.read().await?, id).await?.ok_or(Error::NotFound(Noun::Document))?;
+        let document = documents::find(&mut upload.tenant.read().await?, id).await?.ok_or(Error::NotFound(ResourceKind::Document))?;
         require_own(&upload.tenant, &document)?;
         require_precondition(&document, precondition)?;
         Ok(upload)
@@ -328,7 +328,7 @@ async fn add<T: UploadTarget>(core: &Core, tenant: &TenantCaller, file: &File, t
             if !target.record(core, &mut tx, tenant, &uploaded).await? {
                 return Ok(UploadOutcome::Overtaken);
             }
-            uploads::condemn(&mut tx, &file.object_key, core.clock().now()).await?;
+            uploads::mark_for_deletion(&mut tx, &file.object_key, core.clock().now()).await?;
             failpoint!("upload.condemning");
             tx.commit().await?;
             failpoint!("upload.condemned");
@@ -367,6 +367,6 @@ async fn finish(content: spool::Upload) -> Result<SpooledContent> {
 }
 
 /// Fails when a quota would be exceeded.
-pub(crate) fn refuse(shortage: Option<domain::Shortage>) -> Result<()> {
-    shortage.map_or(Ok(()), |shortage| Err(Error::Forbidden(domain::Denial::QuotaExceeded(shortage))))
+pub(crate) fn refuse(shortage: Option<domain::QuotaExceeded>) -> Result<()> {
+    shortage.map_or(Ok(()), |shortage| Err(Error::Forbidden(domain::ForbiddenReason::QuotaExceeded(shortage))))
 }

@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 
-use domain::{Error, File, Noun, Result, Tenant, object_prefix};
+use domain::{Error, File, ResourceKind, Result, Tenant, object_prefix};
 use futures_util::TryStreamExt;
 use models::{TenantDatabase, files, multipart_uploads, uploads};
 use sha2::{Digest, Sha256};
 
-use crate::{Core, OperatorServices, tenants::fleet::open_for_operator};
+use crate::{Core, OperatorServices, storage::blocking::blocking, tenants::fleet::open_for_operator};
 
 /// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,7 +96,7 @@ async fn verify_prefix(core: &Core, database: &TenantDatabase, prefix: &str, dee
         // Its row, and the object with it, may have been deleted since the objects were listed.
         match core.parts.storage.head(&key).await {
             Ok(_) => findings.push(Finding { key, problem: ObjectProblem::Unknown }),
-            Err(Error::NotFound(Noun::Object)) => verification.objects -= 1,
+            Err(Error::NotFound(ResourceKind::Object)) => verification.objects -= 1,
             Err(error) => return Err(error),
         }
     }
@@ -111,7 +111,7 @@ async fn verify_file(core: &Core, database: &TenantDatabase, file: &File, found:
         // It may have been stored since the objects were listed.
         None => match core.parts.storage.head(&file.object_key).await {
             Ok(size) => Some(size),
-            Err(Error::NotFound(Noun::Object)) => None,
+            Err(Error::NotFound(ResourceKind::Object)) => None,
             Err(error) => return Err(error),
         },
     };
@@ -120,7 +120,7 @@ async fn verify_file(core: &Core, database: &TenantDatabase, file: &File, found:
         Some(found) if found != file.size => Some(ObjectProblem::WrongSize { expected: file.size, found }),
         Some(_) if deep => match hash_object(core, &file.object_key).await {
             Ok(hash) => (hash != file.hash.sha256).then_some(ObjectProblem::WrongHash),
-            Err(Error::NotFound(Noun::Object)) => Some(ObjectProblem::Missing),
+            Err(Error::NotFound(ResourceKind::Object)) => Some(ObjectProblem::Missing),
             Err(error) => return Err(error),
         },
         Some(_) => None,
@@ -132,9 +132,7 @@ async fn verify_file(core: &Core, database: &TenantDatabase, file: &File, found:
 
 async fn hash_object(core: &Core, key: &str) -> Result<[u8; 32]> {
     let object = core.parts.storage.get(key, None).await?;
-    let hasher = object
-        .bytes
-        .try_fold(Sha256::new(), async |hasher, bytes| crate::storage::blocking(move || Ok(hasher.chain_update(&bytes))).await)
-        .await?;
+    let hasher =
+        object.bytes.try_fold(Sha256::new(), async |hasher, bytes| blocking(move || Ok(hasher.chain_update(&bytes))).await).await?;
     Ok(hasher.finalize().into())
 }

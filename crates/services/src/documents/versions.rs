@@ -1,6 +1,6 @@
 //! Versions: a document's current and earlier contents.
 
-use domain::{Document, DocumentId, DocumentVersion, Error, Noun, Page, PageRequest, Result, Role, TenantId, failpoint};
+use domain::{Document, DocumentId, DocumentVersion, Error, Page, PageRequest, ResourceKind, Result, Role, TenantId, failpoint};
 use models::{documents, files, versions};
 
 use crate::{
@@ -26,7 +26,7 @@ impl UserServices {
     ) -> Result<Page<DocumentVersion>> {
         let tenant = authorize(&self.core, caller, tenant_id, Role::Viewer).await?;
         let mut connection = tenant.read().await?;
-        documents::find(&mut connection, id).await?.ok_or(Error::NotFound(Noun::Document))?;
+        documents::find(&mut connection, id).await?.ok_or(Error::NotFound(ResourceKind::Document))?;
         Ok(versions::list(&mut connection, id, request).await?)
     }
 
@@ -37,8 +37,8 @@ impl UserServices {
     pub async fn get_version_download(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId, number: u64) -> Result<Download> {
         let tenant = authorize(&self.core, caller, tenant_id, Role::Viewer).await?;
         let mut connection = tenant.read().await?;
-        let document = documents::find(&mut connection, id).await?.ok_or(Error::NotFound(Noun::Document))?;
-        let version = versions::find(&mut connection, id, number).await?.ok_or(Error::NotFound(Noun::Version))?;
+        let document = documents::find(&mut connection, id).await?.ok_or(Error::NotFound(ResourceKind::Document))?;
+        let version = versions::find(&mut connection, id, number).await?.ok_or(Error::NotFound(ResourceKind::Version))?;
         drop(connection);
         let download = sign_download(&self.core, &version.file, &document.filename, &version.mime_type).await?;
         let mut data = event_payload(&document);
@@ -64,7 +64,7 @@ impl UserServices {
         let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::Viewer).await?;
         let document = lock_own(&mut tx, &tenant, id).await?;
         require_precondition(&document, precondition)?;
-        let version = versions::find(&mut tx, id, number).await?.ok_or(Error::NotFound(Noun::Version))?;
+        let version = versions::find(&mut tx, id, number).await?.ok_or(Error::NotFound(ResourceKind::Version))?;
         // The document's lock keeps its versions from being pruned, so the file exists.
         let file =
             files::lock(&mut tx, version.file.id).await?.ok_or_else(|| Error::internal("a version's file was marked for deletion"))?;

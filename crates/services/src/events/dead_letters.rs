@@ -1,6 +1,6 @@
 //! Dead letters, for the operator: events that could not be handled.
 
-use domain::{DeadLetter, Dependency, Error, Event, EventId, Noun, Page, PageRequest, Result};
+use domain::{DeadLetter, Dependency, Error, Event, EventId, Page, PageRequest, ResourceKind, Result};
 use models::{dead_letters, outbox};
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ impl OperatorServices {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn get_dead_letter(&self, id: EventId) -> Result<DeadLetter> {
-        dead_letters::find(&mut self.core.main().read().await?, id).await?.ok_or(Error::NotFound(Noun::DeadLetter))
+        dead_letters::find(&mut self.core.main().read().await?, id).await?.ok_or(Error::NotFound(ResourceKind::DeadLetter))
     }
 
     /// Publishes a dead letter's event again, after all other events of its tenant.
@@ -45,7 +45,7 @@ impl OperatorServices {
     /// [`Error::NotFound`] when it does not exist (any more).
     pub async fn replay_dead_letter(&self, id: EventId) -> Result<()> {
         let mut tx = begin_main(&self.core).await?;
-        let letter = dead_letters::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::DeadLetter))?;
+        let letter = dead_letters::lock(&mut tx, id).await?.ok_or(Error::NotFound(ResourceKind::DeadLetter))?;
         dead_letters::delete(&mut tx, id);
         // An event of the main outbox is still there. The relay that dead-lettered it will record it as published in a moment; an
         // event re-emitted before that would be recorded as published, too, without being published.
@@ -67,7 +67,7 @@ impl OperatorServices {
     /// [`Error::NotFound`] when it does not exist (any more).
     pub async fn drop_dead_letter(&self, id: EventId) -> Result<()> {
         let mut tx = begin_main(&self.core).await?;
-        let letter = dead_letters::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::DeadLetter))?;
+        let letter = dead_letters::lock(&mut tx, id).await?.ok_or(Error::NotFound(ResourceKind::DeadLetter))?;
         dead_letters::delete(&mut tx, id);
         tx.emit(&audit_event(&self.core, "dead_letter.dropped", None, None, event_payload(&letter.event)));
         Ok(tx.commit().await?)

@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
-use domain::{Closure, Error, Event, EventKind, Noun, Provisioning, Result, Tenant, TenantId, Timestamp, failpoint};
-use models::{Mark, Scope, TenantDatabase, Tx, dirty_tenants, handled_events, leases, outbox, tenants};
+use domain::{Error, Event, EventKind, Provisioning, ResourceKind, Result, Tenant, TenantId, Timestamp, UnavailableReason, failpoint};
+use models::{DirtyFlag, Scope, TenantDatabase, Tx, dirty_tenants, handled_events, leases, outbox, tenants};
 
 use crate::{Core, EventServices, OperatorServices, OrderingKey, tenants::migrations::closure};
 
@@ -47,9 +47,9 @@ pub struct Unnotified {
     /// The ordering keys of those events.
     pub keys: Vec<OrderingKey>,
     /// Dirty flags that may be cleared once the tenant's outbox was found empty.
-    pub marks: Vec<Mark>,
+    pub marks: Vec<DirtyFlag>,
     /// The flag after which to continue, when there are more.
-    pub next: Option<Mark>,
+    pub next: Option<DirtyFlag>,
 }
 
 /// Unpublished events of an ordering key.
@@ -93,7 +93,7 @@ impl OperatorServices {
         let (mut unknown, mut after) = (Vec::new(), None);
         loop {
             let marks = dirty_tenants::list_before(&mut main, self.core.clock().now().plus(MAX_CLOCK_SKEW), after, FLAG_BATCH).await?;
-            for Mark { tenant_id, .. } in &marks {
+            for DirtyFlag { tenant_id, .. } in &marks {
                 let counted = async {
                     let Some(database) = open_tenant(&self.core, *tenant_id).await? else { return Ok((0, None)) };
                     Ok(outbox::count_unpublished(&mut database.read().await?).await?)
@@ -121,7 +121,7 @@ impl OperatorServices {
         match key {
             None => Ok(outbox::list(&mut self.core.main().read().await?, limit).await?),
             Some(tenant_id) => {
-                let database = open_tenant(&self.core, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
+                let database = open_tenant(&self.core, tenant_id).await?.ok_or(Error::NotFound(ResourceKind::Tenant))?;
                 Ok(outbox::list(&mut database.read().await?, limit).await?)
             }
         }
@@ -162,7 +162,7 @@ impl EventServices {
     ///
     /// # Errors
     /// When the main database is down.
-    pub async fn release_outboxes(&self, keys: &[OrderingKey], marks: &[Mark]) -> Result<()> {
+    pub async fn release_outboxes(&self, keys: &[OrderingKey], marks: &[DirtyFlag]) -> Result<()> {
         let mut tx = self.core.main().begin().await?;
         for name in keys.iter().map(lease).collect::<BTreeSet<_>>() {
             leases::release(&mut tx, &name, self.core.instance);
@@ -176,7 +176,7 @@ impl EventServices {
     /// The first unpublished events of an ordering key; none when the tenant is gone.
     ///
     /// # Errors
-    /// [`Error::Closed`] while the tenant's database is unavailable; or when a database is down.
+    /// [`Error::TenantUnavailable`] while the tenant's database is unavailable; or when a database is down.
     pub async fn unpublished(&self, key: OrderingKey, limit: u32) -> Result<Unpublished> {
         let mut main = self.core.main().read().await?;
         let mut events = outbox::list_unpublished_of(&mut main, key, limit).await?;
@@ -185,7 +185,7 @@ impl EventServices {
             // before that.
             let tenant = tenants::find(&mut main, tenant_id).await?;
             if tenant.is_some_and(|tenant| tenant.provisioning == Provisioning::Deleting) {
-                events = outbox::list_taken_over(&mut main, tenant_id, limit).await?;
+                events = outbox::list_drained(&mut main, tenant_id, limit).await?;
                 return Ok(Unpublished { events, are_all: false, outbox: Outbox::Main });
             }
         }
@@ -212,7 +212,7 @@ impl EventServices {
     ///
     /// # Errors
     /// When the main database is down.
-    pub async fn find_unnotified(&self, at_start: bool, after: Option<Mark>) -> Result<Unnotified> {
+    pub async fn find_unnotified(&self, at_start: bool, after: Option<DirtyFlag>) -> Result<Unnotified> {
         let now = self.core.clock().now();
         let old = now.minus(OLD_AFTER);
         // At the start, even the flags that an instance with a fast clock has set.
@@ -239,7 +239,7 @@ async fn record_published(core: &Core, unpublished: &Unpublished, count: usize) 
 
 /// Drains the unpublished events of a tenant that is being deleted to the main database, before the tenant's own is dropped.
 pub(crate) async fn drain_events(core: &Core, tenant: &Tenant) -> Result<()> {
-    if !core.parts.tenant_databases.exists(&tenant.place).await? {
+    if !core.parts.tenant_databases.exists(&tenant.location).await? {
         return Ok(());
     }
     let database = open_outbox(core, tenant)?;
@@ -267,11 +267,11 @@ pub(crate) async fn purge_events(core: &Core, database: &TenantDatabase) -> Resu
 /// A tenant's database, for its event handlers. None when the tenant is deleted or being deleted.
 ///
 /// # Errors
-/// [`Error::Closed`] while it is unavailable.
+/// [`Error::TenantUnavailable`] while it is unavailable.
 pub(crate) async fn open_tenant(core: &Core, tenant_id: TenantId) -> Result<Option<TenantDatabase>> {
     let tenant = tenants::find(&mut core.main().read().await?, tenant_id).await?;
     match tenant.filter(|tenant| tenant.provisioning == Provisioning::Active) {
-        Some(tenant) if tenant.writes_paused_at.is_some() => Err(Error::Closed(Closure::Moving)),
+        Some(tenant) if tenant.writes_paused_at.is_some() => Err(Error::TenantUnavailable(UnavailableReason::Moving)),
         Some(tenant) => open_outbox(core, &tenant).map(Some),
         None => Ok(None),
     }
@@ -280,8 +280,8 @@ pub(crate) async fn open_tenant(core: &Core, tenant_id: TenantId) -> Result<Opti
 fn open_outbox(core: &Core, tenant: &Tenant) -> Result<TenantDatabase> {
     // The relay does not migrate: the operator does, in waves, or the first request.
     match closure(tenant) {
-        None => Ok(core.parts.tenant_databases.open(&tenant.place)?),
-        Some(closure) => Err(Error::Closed(closure)),
+        None => Ok(core.parts.tenant_databases.open(&tenant.location)?),
+        Some(closure) => Err(Error::TenantUnavailable(closure)),
     }
 }
 

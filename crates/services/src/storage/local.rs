@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use domain::{Error, Noun, Result, failpoint};
+use domain::{Error, ResourceKind, Result, failpoint};
 use futures_util::{
     FutureExt, StreamExt, TryStreamExt,
     future::BoxFuture,
@@ -22,7 +22,9 @@ use rustix::fs::{Access, access, statvfs};
 
 use self::files::{link, open, prepare, read, remove, sync_directories};
 use super::{
-    ContentHeaders, DownloadUrl, Object, ObjectEntry, ObjectStorage, bad_key, blocking, check_key, failed, is_prefix, unavailable,
+    ContentHeaders, DownloadUrl, Object, ObjectEntry, ObjectStorage, bad_key,
+    blocking::{blocking, failed, unavailable},
+    check_key, is_prefix,
 };
 use crate::storage::spool::SpooledContent;
 
@@ -69,7 +71,7 @@ impl ObjectStorage for LocalStorage {
     fn get<'a>(&'a self, key: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Object>> {
         async move {
             let path = self.path(key)?;
-            let (file, size) = blocking(move || open(&path)).await?.ok_or(Error::NotFound(Noun::Object))?;
+            let (file, size) = blocking(move || open(&path)).await?.ok_or(Error::NotFound(ResourceKind::Object))?;
             let range = range.unwrap_or(0..size);
             if range.end > size {
                 return Err(Error::internal(format!("bytes {range:?} of an object of {size} bytes")));
@@ -82,7 +84,7 @@ impl ObjectStorage for LocalStorage {
     fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<u64>> {
         async move {
             let path = self.path(key)?;
-            let (_, size) = blocking(move || open(&path)).await?.ok_or(Error::NotFound(Noun::Object))?;
+            let (_, size) = blocking(move || open(&path)).await?.ok_or(Error::NotFound(ResourceKind::Object))?;
             Ok(size)
         }
         .boxed()
@@ -106,7 +108,7 @@ impl ObjectStorage for LocalStorage {
                 link(&from, &to, &root)?;
                 sync_directories(&to, &root).map(Some)
             });
-            linked.await?.ok_or(Error::NotFound(Noun::Object))
+            linked.await?.ok_or(Error::NotFound(ResourceKind::Object))
         }
         .boxed()
     }

@@ -1,6 +1,6 @@
 //! Signed URLs of our own API, for stores without signed URLs: each permits one download or one upload of a part, for a limited time.
 
-use domain::{Denial, Error, Result, TenantId, Timestamp, UploadId, UserId};
+use domain::{Error, ForbiddenReason, Result, TenantId, Timestamp, UploadId, UserId};
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -62,7 +62,7 @@ impl UrlSigner {
     /// Verifies the signature of a download and that it has not expired.
     ///
     /// # Errors
-    /// [`Denial::BadSignature`]
+    /// [`ForbiddenReason::BadSignature`]
     pub fn verify(&self, download: &SignedDownload, signature: &str, now: Timestamp) -> Result<()> {
         verify(self.mac(download), signature, download.expires, now)
     }
@@ -76,7 +76,7 @@ impl UrlSigner {
     /// Verifies the signature of a part and that it has not expired.
     ///
     /// # Errors
-    /// [`Denial::BadSignature`]
+    /// [`ForbiddenReason::BadSignature`]
     pub fn verify_part(&self, part: &SignedPart, signature: &str, now: Timestamp) -> Result<()> {
         verify(self.mac_of_part(part), signature, part.expires, now)
     }
@@ -109,7 +109,7 @@ impl UrlSigner {
 
 fn verify(mac: Hmac<Sha256>, signature: &str, expires: i64, now: Timestamp) -> Result<()> {
     let is_genuine = hex::decode(signature).is_ok_and(|signature| mac.verify_slice(&signature).is_ok());
-    if is_genuine && now.seconds() < expires { Ok(()) } else { Err(Error::Forbidden(Denial::BadSignature)) }
+    if is_genuine && now.seconds() < expires { Ok(()) } else { Err(Error::Forbidden(ForbiddenReason::BadSignature)) }
 }
 
 /// A key for one purpose, by HKDF-SHA-256 (RFC 5869) without salt.
@@ -144,7 +144,7 @@ mod tests {
         assert!(UrlSigner::new(b"secret").verify(&download(), &signature, seconds(999)).is_ok());
         for now in [1_000, 1_001] {
             let refused = signer.verify(&download(), &signature, seconds(now));
-            assert!(matches!(refused, Err(Error::Forbidden(Denial::BadSignature))), "{now}");
+            assert!(matches!(refused, Err(Error::Forbidden(ForbiddenReason::BadSignature))), "{now}");
         }
     }
 

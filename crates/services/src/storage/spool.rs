@@ -17,8 +17,8 @@ use self::{
     writer::Writer,
 };
 use crate::{
-    documents::detection::{HEAD, detect},
-    storage::{blocking, failed},
+    storage::blocking::{blocking, failed},
+    storage::detection::{HEAD, detect},
 };
 
 /// The largest content that stays in memory. It is hashed on the async thread, which takes about 150 µs, little more than the transfer

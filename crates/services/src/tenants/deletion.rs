@@ -83,10 +83,10 @@ impl OperatorServices {
     /// # Errors
     /// When a database or the storage is down.
     pub async fn check_deletion(&self, tombstone: Tombstone) -> Result<Deletion> {
-        let tenant_id = tombstone.place.tenant_id;
+        let tenant_id = tombstone.location.tenant_id;
         let prefix = object_prefix(tenant_id);
         Ok(Deletion {
-            database_is_there: self.core.parts.tenant_databases.exists(&tombstone.place).await?,
+            database_is_there: self.core.parts.tenant_databases.exists(&tombstone.location).await?,
             objects: self.core.parts.storage.list(&prefix).try_fold(0, async |count, _| Ok(count + 1)).await?,
             row_is_there: tenants::find(&mut self.core.main().read().await?, tenant_id).await?.is_some(),
             tombstone,
@@ -124,7 +124,7 @@ impl OperatorServices {
         let recent = tombstones::list_since(&mut self.core.main().read().await?, since).await?;
         let mut collected = 0;
         for tombstone in recent {
-            collected += delete_objects(&self.core, tombstone.place.tenant_id).await?;
+            collected += delete_objects(&self.core, tombstone.location.tenant_id).await?;
         }
         Ok(collected)
     }
@@ -152,7 +152,7 @@ async fn complete_deletion(core: &Core, tenant: &Tenant) -> Result<()> {
     // It may have been moved or migrated since it was read. If another process completed the deletion, no event is left to drain.
     if let Some(now) = tenants::find(&mut core.main().read().await?, tenant.id).await? {
         match drain_events(core, &now).await {
-            Err(error @ (Error::Closed(_) | Error::Internal(_))) => {
+            Err(error @ (Error::TenantUnavailable(_) | Error::Internal(_))) => {
                 let error = dyn_error(&error);
                 tracing::error!(tenant_id = %tenant.id, error, "cannot read a deleted tenant's database: its unpublished events are lost");
             }
@@ -194,7 +194,7 @@ async fn delete_row(core: &Core, tenant_id: TenantId) -> Result<()> {
     dirty_tenants::remove(&mut tx, tenant_id);
     let tombstone = Tombstone {
         name: tenant.name,
-        place: tenant.place,
+        location: tenant.location,
         created_at: tenant.created_at,
         deleted_at: core.clock().now(),
         deleted_by: None,

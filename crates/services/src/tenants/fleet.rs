@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use domain::{Dependency, Error, Member, Move, Noun, Provisioning, QuotaLimits, Result, StorageUse, Tenant, TenantId, User};
+use domain::{Dependency, Error, Member, Move, Provisioning, QuotaLimits, ResourceKind, Result, StorageUse, Tenant, TenantId, User};
 use models::{TenantDatabase, members, moves, quotas, tenant_schema_version, tenants};
 use serde_json::json;
 
@@ -41,7 +41,7 @@ impl OperatorServices {
     /// [`Error::NotFound`] when the tenant is deleted or being deleted.
     pub async fn set_tenant_active(&self, tenant_id: TenantId, is_active: bool) -> Result<bool> {
         let known = tenants::find(&mut self.core.main().read().await?, tenant_id).await?;
-        let known = known.filter(|tenant| tenant.provisioning != Provisioning::Deleting).ok_or(Error::NotFound(Noun::Tenant))?;
+        let known = known.filter(|tenant| tenant.provisioning != Provisioning::Deleting).ok_or(Error::NotFound(ResourceKind::Tenant))?;
         if known.is_active == is_active {
             return Ok(false);
         }
@@ -117,7 +117,7 @@ impl OperatorServices {
     pub async fn set_limits(&self, tenant_id: TenantId, limits: QuotaLimits) -> Result<Tenant> {
         let mut tx = begin_main(&self.core).await?;
         let tenant =
-            tenants::set_limits(&mut tx, tenant_id, limits, self.core.clock().now()).await?.ok_or(Error::NotFound(Noun::Tenant))?;
+            tenants::set_limits(&mut tx, tenant_id, limits, self.core.clock().now()).await?.ok_or(Error::NotFound(ResourceKind::Tenant))?;
         let data = json!({ "name": tenant.name, "max_bytes": limits.bytes.stored(), "max_documents": limits.documents.stored() });
         tx.emit(&audit_event(&self.core, "tenant.quota_set", Some(tenant_id), None, data));
         commit_access_change(&self.core, tx, tenant_id).await?;
@@ -139,5 +139,5 @@ pub(crate) fn open_for_operator(core: &Core, tenant: &Tenant) -> Result<TenantDa
             source: format!("its schema has version {}; first run `tenantry migrate`", tenant.schema_version).into(),
         });
     }
-    Ok(core.parts.tenant_databases.open(&tenant.place)?)
+    Ok(core.parts.tenant_databases.open(&tenant.location)?)
 }

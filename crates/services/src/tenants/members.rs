@@ -1,6 +1,6 @@
 //! Members of tenants and their roles.
 
-use domain::{Conflict, Email, Error, Membership, Noun, Result, Role, TenantId, User, UserId};
+use domain::{Conflict, Email, Error, Membership, ResourceKind, Result, Role, TenantId, User, UserId};
 use models::{MainTx, members, tenants, users};
 use serde_json::json;
 
@@ -29,12 +29,12 @@ impl UserServices {
         authorize(&self.core, caller, tenant_id, Role::Admin).await?;
         let now = self.core.clock().now();
         let mut tx = begin_main(&self.core).await?;
-        tenants::lock(&mut tx, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
+        tenants::lock(&mut tx, tenant_id).await?.ok_or(Error::NotFound(ResourceKind::Tenant))?;
         let user = match who {
             Candidate::Id(id) => users::find(&mut tx, id).await?,
             Candidate::Email(email) => users::find_by_email(&mut tx, &email).await?,
         };
-        let user = user.filter(|user| user.is_active).ok_or(Error::NotFound(Noun::User))?;
+        let user = user.filter(|user| user.is_active).ok_or(Error::NotFound(ResourceKind::User))?;
         if let Some(already) = members::find(&mut tx, tenant_id, user.id).await? {
             return Err(Error::Conflict(Conflict::AlreadyMember { role: already.role }));
         }
@@ -52,7 +52,7 @@ impl UserServices {
         authorize(&self.core, caller, tenant_id, Role::Admin).await?;
         let mut tx = begin_main(&self.core).await?;
         let before = lock_member(&mut tx, tenant_id, user_id).await?;
-        let user = users::find(&mut tx, user_id).await?.ok_or(Error::NotFound(Noun::Member))?;
+        let user = users::find(&mut tx, user_id).await?.ok_or(Error::NotFound(ResourceKind::Member))?;
         if role == before.role {
             return Ok((before, user));
         }
@@ -100,8 +100,8 @@ async fn commit_member_change(
 
 /// A member, with the tenant locked: no other transaction changes its members until this one ends.
 async fn lock_member(tx: &mut MainTx, tenant_id: TenantId, user_id: UserId) -> Result<Membership> {
-    tenants::lock(tx, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
-    members::find(tx, tenant_id, user_id).await?.ok_or(Error::NotFound(Noun::Member))
+    tenants::lock(tx, tenant_id).await?.ok_or(Error::NotFound(ResourceKind::Tenant))?;
+    members::find(tx, tenant_id, user_id).await?.ok_or(Error::NotFound(ResourceKind::Member))
 }
 
 /// Fails when the member is the tenant's only admin.

@@ -13,7 +13,9 @@ use std::{
     time::Duration,
 };
 
-use domain::{Closure, Dependency, Error, MigrationAttempt, MigrationOutcome, Provisioning, Result, Tenant, TenantId, Wave, failpoint};
+use domain::{
+    Dependency, Error, MigrationAttempt, MigrationOutcome, Provisioning, Result, Tenant, TenantId, UnavailableReason, Wave, failpoint,
+};
 use futures_util::{
     FutureExt, StreamExt, TryStreamExt,
     future::{BoxFuture, Shared, try_join_all},
@@ -243,7 +245,7 @@ async fn migrate_all(
 ) -> Result<Vec<(Tenant, Turn)>> {
     let mut by_server: BTreeMap<String, Vec<Tenant>> = BTreeMap::new();
     for tenant in turns {
-        by_server.entry(tenant.place.server.clone()).or_default().push(tenant);
+        by_server.entry(tenant.location.server.clone()).or_default().push(tenant);
     }
     let failures = AtomicUsize::new(0);
     let on_server = async |(server, tenants): (String, Vec<Tenant>)| -> Result<Vec<_>> {
@@ -294,7 +296,7 @@ async fn migrate_next(core: &Core, tenant: &Tenant, server: &str, is_down: &Atom
 /// When the main database is down.
 async fn migrate_tenant(core: &Core, tenant: &Tenant) -> Result<Result<models::Migrated>> {
     let began_at = core.clock().now();
-    let migrated = core.parts.tenant_databases.migrate(&tenant.place).await.map_err(Error::from);
+    let migrated = core.parts.tenant_databases.migrate(&tenant.location).await.map_err(Error::from);
     failpoint!("migration.applied");
     let ended_at = core.clock().now();
     let outcome = migration_outcome(migrated.as_ref().err());
@@ -312,9 +314,9 @@ async fn migrate_tenant(core: &Core, tenant: &Tenant) -> Result<Result<models::M
     // Older programs set no dirty flag for events that they recorded there.
     dirty_tenants::mark(&mut tx, tenant.id, ended_at);
     match &migrated {
-        Ok(migrated) => tenants::set_schema_version(&mut tx, &tenant.place, migrated.to).await?,
+        Ok(migrated) => tenants::set_schema_version(&mut tx, &tenant.location, migrated.to).await?,
         Err(_) if outcome == MigrationOutcome::Failed => {
-            tenants::quarantine(&mut tx, &tenant.place, tenant.schema_version, ended_at).await?;
+            tenants::quarantine(&mut tx, &tenant.location, tenant.schema_version, ended_at).await?;
         }
         Err(_) => {}
     }
@@ -331,12 +333,12 @@ async fn migrate_tenant(core: &Core, tenant: &Tenant) -> Result<Result<models::M
 /// Ensures that a tenant's database has a schema that this program supports. A missed database is migrated now.
 ///
 /// # Errors
-/// [`Error::Closed`] when it does not, or does not yet.
+/// [`Error::TenantUnavailable`] when it does not, or does not yet.
 pub(crate) async fn ensure_schema(core: &Core, tenant: &Tenant) -> Result<()> {
     match closure(tenant) {
         None => Ok(()),
-        Some(Closure::Migrating) => Box::pin(migrate_missed(core, tenant)).await,
-        Some(closure) => Err(Error::Closed(closure)),
+        Some(UnavailableReason::Migrating) => Box::pin(migrate_missed(core, tenant)).await,
+        Some(closure) => Err(Error::TenantUnavailable(closure)),
     }
 }
 
@@ -347,7 +349,7 @@ async fn migrate_missed(core: &Core, tenant: &Tenant) -> Result<()> {
         match awaited.by_tenant.get(&tenant.id) {
             Some(migration) => migration.clone(),
             None => {
-                let turns = awaited.turns.entry(tenant.place.server.clone());
+                let turns = awaited.turns.entry(tenant.location.server.clone());
                 let turns = Arc::clone(turns.or_insert_with(|| Arc::new(Semaphore::new(MISSED_CONCURRENCY))));
                 let migration = migrate_in_turn(core.clone(), tenant.clone(), turns).boxed().shared();
                 awaited.by_tenant.insert(tenant.id, migration.clone());
@@ -358,10 +360,10 @@ async fn migrate_missed(core: &Core, tenant: &Tenant) -> Result<()> {
     };
     match timeout(WAIT_TIMEOUT, migration).await {
         Ok(Ok(())) => Ok(()),
-        Err(_) => Err(Error::Closed(Closure::Migrating)),
+        Err(_) => Err(Error::TenantUnavailable(UnavailableReason::Migrating)),
         Ok(Err(problem)) => match migration_outcome(Some(&problem)) {
             MigrationOutcome::Postponed => Err(Error::Unavailable { dependency: Dependency::TenantDatabase, source: problem.into() }),
-            _ => Err(Error::Closed(Closure::Quarantined)),
+            _ => Err(Error::TenantUnavailable(UnavailableReason::Quarantined)),
         },
     }
 }
@@ -376,12 +378,12 @@ fn awaited_migrations(core: &Core) -> std::sync::MutexGuard<'_, Awaited> {
 }
 
 /// Why a tenant is unavailable, if it is: its migration failed, its schema is too new, or it has to be migrated first.
-pub(crate) fn closure(tenant: &Tenant) -> Option<Closure> {
+pub(crate) fn closure(tenant: &Tenant) -> Option<UnavailableReason> {
     match tenant_schema_version() - tenant.schema_version {
-        _ if tenant.quarantined_at.is_some() => Some(Closure::Quarantined),
+        _ if tenant.quarantined_at.is_some() => Some(UnavailableReason::Quarantined),
         -1..=1 => None,
-        ..-1 => Some(Closure::TooNew),
-        2.. => Some(Closure::Migrating),
+        ..-1 => Some(UnavailableReason::TooNew),
+        2.. => Some(UnavailableReason::Migrating),
     }
 }
 

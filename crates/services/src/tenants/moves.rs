@@ -11,7 +11,7 @@
 
 use std::time::{Duration, Instant};
 
-use domain::{Dependency, Error, Move, MoveState, Provisioning, Result, Tenant, TenantId, TenantPlace, dyn_error, failpoint};
+use domain::{Dependency, Error, Move, MoveState, Provisioning, Result, Tenant, TenantId, TenantLocation, dyn_error, failpoint};
 use models::{MainTx, TableSum, Transfer, moves, tenant_schema_version, tenants};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
@@ -40,7 +40,7 @@ pub struct Moved {
     /// The tenant in its new location.
     pub tenant: Tenant,
     /// The location of its source database, which is kept.
-    pub former: TenantPlace,
+    pub former: TenantLocation,
     /// The compared tables, equal on both sides.
     pub tables: Vec<TableSum>,
     /// How long copying took before writes paused.
@@ -83,10 +83,10 @@ pub enum MoveError {
     UnderWay,
     /// It was moved before, and its source database must be dropped or returned to first.
     #[error("its source database is still kept on server {0}")]
-    FormerKept(String),
+    SourceKept(String),
     /// There is no source database to drop, to return to or to purge from the records.
     #[error("no source database of it is kept")]
-    NoFormer,
+    NoSource,
     /// This program can move only databases of its own schema version; this one is older.
     #[error("its database has schema version {found}: first run `tenantry migrate`, which brings it to {wanted}")]
     Outdated {
@@ -178,7 +178,7 @@ impl OperatorServices {
             settled => return settled,
         };
         let found = tenants::find(&mut self.core.main().read().await?, tenant_id).await?;
-        if found.is_some_and(|tenant| tenant.place.server == to_server) {
+        if found.is_some_and(|tenant| tenant.location.server == to_server) {
             return Err(MoveError::Unfinished { server: to_server.to_owned(), problem });
         }
         if let Err(error) = drop_orphan(&self.core, &tenant, &the_move).await {
@@ -218,7 +218,7 @@ impl OperatorServices {
     ///
     /// # Errors
     /// When there is none, the tenant's present database is unreachable, or the source's server is down.
-    pub async fn drop_source_database(&self, tenant: &Tenant) -> Result<TenantPlace, MoveError> {
+    pub async fn drop_source_database(&self, tenant: &Tenant) -> Result<TenantLocation, MoveError> {
         let (tenant, the_move) = find_kept(&self.core, tenant.id).await?;
         // The source may be dropped only while the present database is readable.
         count_contents(&self.core, &tenant).await?;
@@ -231,7 +231,7 @@ impl OperatorServices {
     ///
     /// # Errors
     /// When there is no source database, or it is unreachable.
-    pub async fn roll_back_move(&self, tenant: &Tenant) -> Result<TenantPlace, MoveError> {
+    pub async fn roll_back_move(&self, tenant: &Tenant) -> Result<TenantLocation, MoveError> {
         let (tenant, the_move) = find_kept(&self.core, tenant.id).await?;
         let source = on(&tenant, &the_move.from_server);
         // Migrations since the move have not reached the source.
@@ -262,7 +262,7 @@ impl OperatorServices {
     ///
     /// # Errors
     /// When none is left, the server is reachable, or the main database is down.
-    pub async fn forget_source_database(&self, tenant: &Tenant) -> Result<TenantPlace, MoveError> {
+    pub async fn forget_source_database(&self, tenant: &Tenant) -> Result<TenantLocation, MoveError> {
         let mut tx = self.core.main().begin().await?;
         let found = moves::find(&mut tx, tenant.id).await?;
         let (the_move, server) = match found {
@@ -270,7 +270,7 @@ impl OperatorServices {
             Some(the_move) if the_move.state == MoveState::Abandoned && tenant.writes_paused_at.is_none() => {
                 (the_move.clone(), the_move.to_server)
             }
-            _ => return Err(MoveError::NoFormer),
+            _ => return Err(MoveError::NoSource),
         };
         if self.core.parts.tenant_databases.ping(&server).await.is_ok() {
             return Err(MoveError::NotGone(server));
@@ -317,7 +317,7 @@ async fn begin_move(core: &Core, tenant_id: TenantId, to_server: &str) -> Result
     let mut connection = core.main().read().await?;
     let tenant = may_move(tenants::find(&mut connection, tenant_id).await?, to_server)?;
     if let Some(kept) = moves::find(&mut connection, tenant_id).await? {
-        return Err(MoveError::FormerKept(kept.from_server));
+        return Err(MoveError::SourceKept(kept.from_server));
     }
     drop(connection);
     if databases.exists(&on(&tenant, to_server)).await? {
@@ -327,7 +327,7 @@ async fn begin_move(core: &Core, tenant_id: TenantId, to_server: &str) -> Result
     let tenant = may_move(tenants::lock(&mut tx, tenant_id).await?, to_server)?;
     let the_move = Move {
         tenant_id,
-        from_server: tenant.place.server.clone(),
+        from_server: tenant.location.server.clone(),
         to_server: to_server.to_owned(),
         state: MoveState::Copying,
         began_at: core.clock().now(),
@@ -349,7 +349,7 @@ async fn carry_out(
     watch: &(dyn Fn(MoveStep) + Sync),
 ) -> Result<Moved, MoveError> {
     let databases = &core.parts.tenant_databases;
-    let (from, to) = (&tenant.place, on(tenant, &the_move.to_server));
+    let (from, to) = (&tenant.location, on(tenant, &the_move.to_server));
     databases.create(&to).await?;
     databases.finish(&to).await?;
     failpoint!("move.made");
@@ -382,7 +382,7 @@ async fn carry_out(
     resume_writes(core, the_move).await?;
     let paused_for = began.elapsed();
     failpoint!("move.resumed");
-    Ok(Moved { tenant: Tenant { place: to, ..tenant.clone() }, former: from.clone(), tables, copied_in, paused_for })
+    Ok(Moved { tenant: Tenant { location: to, ..tenant.clone() }, former: from.clone(), tables, copied_in, paused_for })
 }
 
 /// Copies the last changes, compares, and write-blocks the source.
@@ -466,7 +466,7 @@ async fn drop_unused(core: &Core, tenant: &Tenant, the_move: &Move, state: MoveS
     let mut tx = core.main().begin().await?;
     let now = tenants::lock(&mut tx, tenant.id).await?;
     let is_same = moves::find(&mut tx, tenant.id).await?.is_some_and(|found| found == Move { state, ..the_move.clone() });
-    if !is_same || now.is_none_or(|now| now.place.server == server) {
+    if !is_same || now.is_none_or(|now| now.location.server == server) {
         return Err(lost_lease());
     }
     core.parts.tenant_databases.drop_database(&on(tenant, server)).await?;
@@ -479,7 +479,7 @@ async fn drop_unused(core: &Core, tenant: &Tenant, the_move: &Move, state: MoveS
 async fn drop_orphan(core: &Core, tenant: &Tenant, the_move: &Move) -> Result<()> {
     let mut tx = core.main().begin().await?;
     let now = tenants::lock(&mut tx, tenant.id).await?;
-    if moves::find(&mut tx, tenant.id).await?.is_none() && now.is_none_or(|now| now.place.server != the_move.to_server) {
+    if moves::find(&mut tx, tenant.id).await?.is_none() && now.is_none_or(|now| now.location.server != the_move.to_server) {
         core.parts.tenant_databases.drop_database(&on(tenant, &the_move.to_server)).await?;
     }
     Ok(())
@@ -524,7 +524,7 @@ async fn find_kept(core: &Core, tenant_id: TenantId) -> Result<(Tenant, Move), M
     let found = moves::find(&mut connection, tenant_id).await?;
     let tenant = tenants::find(&mut connection, tenant_id).await?;
     let kept = found.filter(|found| found.state == MoveState::Kept);
-    tenant.zip(kept).ok_or(MoveError::NoFormer)
+    tenant.zip(kept).ok_or(MoveError::NoSource)
 }
 
 /// Drops a tenant's database, and the databases that moves left or began on other servers.
@@ -534,7 +534,7 @@ pub(crate) async fn drop_databases_of(core: &Core, tenant: &Tenant) -> Result<()
     let (found, now) = (moves::find(&mut connection, tenant.id).await?, tenants::find(&mut connection, tenant.id).await?);
     drop(connection);
     // It may have moved since it was read.
-    databases.drop_database(&now.as_ref().unwrap_or(tenant).place).await?;
+    databases.drop_database(&now.as_ref().unwrap_or(tenant).location).await?;
     if let Some(Move { from_server, to_server, .. }) = found {
         databases.drop_database(&on(tenant, &from_server)).await?;
         databases.drop_database(&on(tenant, &to_server)).await?;
@@ -603,7 +603,7 @@ fn may_move(tenant: Option<Tenant>, to_server: &str) -> Result<Tenant, MoveError
     let tenant = tenant.ok_or(MoveError::NotInUse(Provisioning::Deleting))?;
     let (found, wanted) = (tenant.schema_version, tenant_schema_version());
     match tenant.provisioning {
-        Provisioning::Active if tenant.place.server == to_server => Err(MoveError::ThereAlready(to_server.to_owned())),
+        Provisioning::Active if tenant.location.server == to_server => Err(MoveError::ThereAlready(to_server.to_owned())),
         Provisioning::Active if found < wanted => Err(MoveError::Outdated { found, wanted }),
         Provisioning::Active if found > wanted => Err(MoveError::TooNew { found, wanted }),
         Provisioning::Active => Ok(tenant),
@@ -622,6 +622,6 @@ fn lost_lease() -> Error {
 }
 
 /// A tenant's location on another server.
-fn on(tenant: &Tenant, server: &str) -> TenantPlace {
-    TenantPlace { server: server.to_owned(), ..tenant.place.clone() }
+fn on(tenant: &Tenant, server: &str) -> TenantLocation {
+    TenantLocation { server: server.to_owned(), ..tenant.location.clone() }
 }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use domain::{
-    Conflict, DatabaseName, Dependency, Email, Error, EventKind, IdempotencyKey, Member, Membership, Noun, Provisioning, QuotaLimits,
-    Result, Role, Tenant, TenantId, TenantName, TenantPlace, Timestamp, UserId, dyn_error, failpoint,
+    Conflict, DatabaseName, Dependency, Email, Error, EventKind, IdempotencyKey, Member, Membership, Provisioning, QuotaLimits,
+    ResourceKind, Result, Role, Tenant, TenantId, TenantLocation, TenantName, Timestamp, UserId, dyn_error, failpoint,
 };
 use models::{idempotency, members, tenant_schema_digest, tenant_schema_version, tenants, users, warm_pool};
 use serde_json::json;
@@ -35,7 +35,7 @@ impl OperatorServices {
     /// [`UserServices::create_tenant`](crate::UserServices::create_tenant).
     pub async fn create_tenant_for_address(&self, email: &Email, name: &TenantName) -> Result<Member<Tenant>> {
         let found = users::find_by_email(&mut self.core.main().read().await?, email).await?;
-        let user = found.filter(|user| user.is_active).ok_or(Error::NotFound(Noun::User))?;
+        let user = found.filter(|user| user.is_active).ok_or(Error::NotFound(ResourceKind::User))?;
         self.create_tenant_for(user.id, name).await
     }
 
@@ -84,8 +84,8 @@ impl EventServices {
             None => None,
         };
         match found.filter(|tenant| tenant.provisioning == Provisioning::Active) {
-            Some(tenant) if !self.core.parts.tenant_databases.exists(&tenant.place).await? => {
-                Err(Error::internal(format!("server {} has no database {}", tenant.place.server, tenant.place.database)))
+            Some(tenant) if !self.core.parts.tenant_databases.exists(&tenant.location).await? => {
+                Err(Error::internal(format!("server {} has no database {}", tenant.location.server, tenant.location.database)))
             }
             _ => Ok(()),
         }
@@ -130,7 +130,7 @@ async fn create_on(core: &Core, server: &str, user_id: UserId, name: &TenantName
     let mut tenant = Tenant {
         id,
         name: name.as_str().to_owned(),
-        place: TenantPlace { tenant_id: id, server: server.to_owned(), database: DatabaseName::derive(name, id) },
+        location: TenantLocation { tenant_id: id, server: server.to_owned(), database: DatabaseName::derive(name, id) },
         provisioning: Provisioning::Reserved,
         schema_version: 0,
         quarantined_at: None,
@@ -173,19 +173,19 @@ async fn create_on(core: &Core, server: &str, user_id: UserId, name: &TenantName
 /// Provisions a reserved tenant's database, or completes it. Every step can be repeated.
 async fn provision(core: &Core, tenant: &Tenant) -> Result<(i64, Timestamp)> {
     let databases = &core.parts.tenant_databases;
-    let is_finished = databases.create(&tenant.place).await?;
+    let is_finished = databases.create(&tenant.location).await?;
     failpoint!("tenant.created");
-    let schema_version = if is_finished { tenant_schema_version() } else { databases.finish(&tenant.place).await?.to };
+    let schema_version = if is_finished { tenant_schema_version() } else { databases.finish(&tenant.location).await?.to };
     failpoint!("tenant.migrated");
     let now = core.clock().now();
     let mut tx = begin_main(core).await?;
     if tenants::set_provisioning(&mut tx, tenant.id, Provisioning::Active, schema_version, now).await? {
-        let data = json!({ "name": tenant.name, "database_name": tenant.place.database.as_str() });
+        let data = json!({ "name": tenant.name, "database_name": tenant.location.database.as_str() });
         tx.emit(&event(core, EventKind::TenantCreated, Some(tenant.id), tenant.created_by, &data));
         tx.emit(&audit_event(core, "tenant.created", Some(tenant.id), tenant.created_by, data));
     } else if tenants::find(&mut tx, tenant.id).await?.is_none_or(|settled| settled.provisioning != Provisioning::Active) {
         // The process that aborted the creation may have dropped the database before it was created here again.
-        databases.drop_database(&tenant.place).await?;
+        databases.drop_database(&tenant.location).await?;
         return Err(Error::Unavailable { dependency: Dependency::TenantDatabase, source: "the tenant's creation was aborted".into() });
     }
     // Requests that found the tenant unfinished find it active at once.
@@ -204,7 +204,7 @@ async fn undo_creation(core: &Core, tenant: &Tenant) -> Result<()> {
     }
     tx.commit().await?;
     failpoint!("tenant.given_up");
-    core.parts.tenant_databases.drop_database(&tenant.place).await?;
+    core.parts.tenant_databases.drop_database(&tenant.location).await?;
     let mut tx = core.main().begin().await?;
     tenants::delete_failed(&mut tx, tenant.id).await?;
     // No response named the tenant, so its request may be sent again.

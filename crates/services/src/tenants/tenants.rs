@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use domain::{
-    Conflict, Denial, Error, EventKind, Member, Noun, Page, PageRequest, PastRequest, Provisioning, Result, Role, Tenant, TenantId,
-    TenantName, User, UserId,
+    Conflict, Error, EventKind, ForbiddenReason, Member, Page, PageRequest, PastRequest, Provisioning, ResourceKind, Result, Role, Tenant,
+    TenantId, TenantName, User, UserId,
 };
 use models::{idempotency, members, tenants};
 use serde_json::json;
@@ -78,7 +78,7 @@ impl UserServices {
     pub async fn get_tenant(&self, caller: &Caller, tenant_id: TenantId) -> Result<TenantDetails> {
         let tenant = membership(&self.core, caller, tenant_id).await?;
         if !tenant.of.is_active && tenant.membership.role < Role::Admin {
-            return Err(Error::Forbidden(Denial::TenantInactive));
+            return Err(Error::Forbidden(ForbiddenReason::TenantInactive));
         }
         let members = members::list_users(&mut self.core.main().read().await?, tenant_id).await?;
         Ok(TenantDetails { tenant, members })
@@ -97,7 +97,7 @@ impl UserServices {
     ) -> Result<Member<Tenant>> {
         let known = membership(&self.core, caller, tenant_id).await?;
         if !known.of.is_active && known.membership.role < Role::Admin {
-            return Err(Error::Forbidden(Denial::TenantInactive));
+            return Err(Error::Forbidden(ForbiddenReason::TenantInactive));
         }
         require(known.membership.role, Role::Admin)?;
         let tenant = change_tenant(&self.core, tenant_id, Some(caller.user_id()), name.as_ref(), is_active).await?;
@@ -124,8 +124,8 @@ pub(crate) async fn change_tenant(
 ) -> Result<Tenant> {
     let now = core.clock().now();
     let mut tx = begin_main(core).await?;
-    let before = tenants::lock(&mut tx, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
-    let tenant = tenants::update(&mut tx, tenant_id, name, is_active, now).await?.ok_or(Error::NotFound(Noun::Tenant))?;
+    let before = tenants::lock(&mut tx, tenant_id).await?.ok_or(Error::NotFound(ResourceKind::Tenant))?;
+    let tenant = tenants::update(&mut tx, tenant_id, name, is_active, now).await?.ok_or(Error::NotFound(ResourceKind::Tenant))?;
     let data = json!({ "name": tenant.name, "former_name": before.name });
     if before.is_active && !tenant.is_active {
         tx.emit(&event(core, EventKind::TenantDeleted, Some(tenant_id), user_id, &json!({ "name": tenant.name })));

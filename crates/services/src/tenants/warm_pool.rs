@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use domain::{Result, TenantId, dyn_error, failpoint};
-use models::{tenant_schema_digest, warm_pool, warm_pool::Spare};
+use models::{tenant_schema_digest, warm_pool, warm_pool::WarmDatabase};
 
 use crate::{
     Core, OperatorServices,
@@ -65,11 +65,11 @@ async fn refill_step(core: &Core, server: &str) -> Result<Step> {
     warm_databases.retain(|warm| warm.server == server);
     // This instance holds the lease, so no other process is creating one that is not ready.
     let useless = warm_databases.iter().find(|warm| !warm.is_ready || warm.schema_digest != digest);
-    if let Some(warm) = useless.or_else(|| warm_databases.get(core.settings().spare_databases)) {
+    if let Some(warm) = useless.or_else(|| warm_databases.get(core.settings().warm_databases)) {
         remove_warm(core, warm).await?;
         return Ok(Step::Removed);
     }
-    if warm_databases.len() == core.settings().spare_databases {
+    if warm_databases.len() == core.settings().warm_databases {
         return Ok(Step::Enough);
     }
     create_warm(core, server, digest).await?;
@@ -77,7 +77,7 @@ async fn refill_step(core: &Core, server: &str) -> Result<Step> {
 }
 
 async fn create_warm(core: &Core, server: &str, schema_digest: String) -> Result<()> {
-    let warm = Spare { tenant_id: TenantId::generate(core.clock()), server: server.to_owned(), schema_digest, is_ready: false };
+    let warm = WarmDatabase { tenant_id: TenantId::generate(core.clock()), server: server.to_owned(), schema_digest, is_ready: false };
     let mut tx = core.main().begin().await?;
     warm_pool::insert(&mut tx, &warm, core.clock().now()).await?;
     tx.commit().await?;
@@ -94,7 +94,7 @@ async fn create_warm(core: &Core, server: &str, schema_digest: String) -> Result
     Ok(())
 }
 
-async fn remove_warm(core: &Core, warm: &Spare) -> Result<()> {
+async fn remove_warm(core: &Core, warm: &WarmDatabase) -> Result<()> {
     // A tenant that takes it meanwhile has renamed it already and keeps it, or finds it gone and gets a new one created.
     core.parts.tenant_databases.drop_warm(&warm.server, warm.tenant_id).await?;
     let mut tx = core.main().begin().await?;

@@ -57,7 +57,7 @@ async fn collect(services: &OperatorServices, Arguments { dry_run, tenant, .. }:
         let result = if *dry_run { services.find_garbage(&tenant).await } else { services.collect_garbage(&tenant).await };
         match result {
             Ok(collected) => outcome.collected = outcome.collected + collected,
-            Err(error) => outcome.failed.push(format!("{}: {}", tenant.place.database, error.with_causes())),
+            Err(error) => outcome.failed.push(format!("{}: {}", tenant.location.database, error.with_causes())),
         }
     }
     if !dry_run && tenant.is_none() {

@@ -110,7 +110,7 @@ async fn create_test_tenant(services: &OperatorServices, prompt: &Prompt, given:
         return Ok(());
     }
     let tenant = services.create_tenant_for(admin.id, &name).await?.of;
-    print(format_args!("Created tenant {}: id {}, database {}", tenant.name, tenant.id, tenant.place.database));
+    print(format_args!("Created tenant {}: id {}, database {}", tenant.name, tenant.id, tenant.location.database));
     Ok(())
 }
 

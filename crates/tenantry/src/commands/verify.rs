@@ -70,7 +70,7 @@ async fn verify<'a>(services: &OperatorServices, tenants: &'a [Tenant], deep: bo
                 report.objects += objects;
                 report.findings.extend(findings.into_iter().map(|finding| (tenant, finding)));
             }
-            Err(error) => report.failed.push(format!("{}: {}", tenant.place.database, error.with_causes())),
+            Err(error) => report.failed.push(format!("{}: {}", tenant.location.database, error.with_causes())),
         }
         bar.inc(1);
     }
@@ -80,7 +80,7 @@ async fn verify<'a>(services: &OperatorServices, tenants: &'a [Tenant], deep: bo
 
 fn print_report(Report { files, bytes, objects, findings, failed }: &Report<'_>, tenants: usize, deep: bool) {
     for (tenant, Finding { key, problem }) in findings {
-        print(format_args!("{}: {key}: {}", tenant.place.database, describe(problem)));
+        print(format_args!("{}: {key}: {}", tenant.location.database, describe(problem)));
     }
     failed.iter().for_each(print);
     let verb = if deep { "Compared and read" } else { "Compared" };

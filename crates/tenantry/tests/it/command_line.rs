@@ -155,7 +155,7 @@ async fn a_dry_run_of_migrate_shows_what_migrate_does() {
     tx.execute("UPDATE tenants SET schema_version = 0", Vec::new()).await.unwrap();
     tx.commit().await.unwrap();
     drop(main);
-    let name = tenant.place.database.as_str();
+    let name = tenant.location.database.as_str();
     for _ in 0..2 {
         assert_eq!(json(&["migrate", "--dry-run", "--json"])["outdated"], json!([name]), "a dry run changes nothing");
     }

@@ -90,7 +90,7 @@ async fn recorded_events(home: &Home) -> HashMap<Option<TenantId>, Vec<Event>> {
     let latest_first = outbox::list(&mut connection, 10_000_000).await.unwrap();
     latest_first.into_iter().rev().for_each(|event| events.entry(event.tenant_id).or_default().push(event));
     for tenant in tenants::list(&mut connection).await.unwrap() {
-        let mut connection = directory.open(&tenant.place).unwrap().read().await.unwrap();
+        let mut connection = directory.open(&tenant.location).unwrap().read().await.unwrap();
         let latest_first = outbox::list(&mut connection, 10_000_000).await.unwrap();
         events.entry(Some(tenant.id)).or_default().extend(latest_first.into_iter().rev());
     }
@@ -158,7 +158,7 @@ async fn record_events(home: &Home, count: usize) {
     let all = tenants::list(&mut main.read().await.unwrap()).await.unwrap();
     let of_each = count.div_ceil(all.len());
     let recording = all.into_iter().map(|tenant| {
-        let (main, database) = (main.clone(), directory.open(&tenant.place).unwrap());
+        let (main, database) = (main.clone(), directory.open(&tenant.location).unwrap());
         async move {
             let now = || domain::Clock::now(&domain::SystemClock);
             let mut tx = main.begin().await.unwrap();

@@ -45,7 +45,7 @@ pub(crate) async fn find_unhandled(home: &Home) -> Vec<String> {
     let mut missing = Vec::new();
     let all = tenants::list(&mut main.read().await.unwrap()).await.unwrap();
     for tenant in all {
-        let mut connection = directory.open(&tenant.place).unwrap().read().await.unwrap();
+        let mut connection = directory.open(&tenant.location).unwrap().read().await.unwrap();
         let unprocessed = connection.query("SELECT id FROM files WHERE processed_at IS NULL", Vec::new()).await.unwrap().len();
         if unprocessed > 0 {
             missing.push(format!("{unprocessed} files of {} were not processed", tenant.name));
@@ -127,7 +127,7 @@ fn a_crash_on_the_way_of_an_event_loses_none() {
 pub(crate) async fn leave_unprocessed(home: &Home, kind: EventKind) {
     let (main, directory) = home.databases().open();
     let tenant = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0);
-    let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
+    let mut tx = directory.open(&tenant.location).unwrap().begin().await.unwrap();
     let sql = "UPDATE files SET processed_at = NULL, detected_mime_type = NULL WHERE id = (SELECT id FROM files LIMIT 1) RETURNING id";
     let file: domain::FileId = tx.query_one(sql, Vec::new()).await.unwrap().take().unwrap();
     let event = Event {

@@ -290,9 +290,9 @@ async fn a_busy_database_is_retried_and_stays_in_service() {
     let server = home.serve().await;
     let (alice, tenants) = fleet(&server, 3).await;
     let later = Later::new(&home, &[ADDS]);
-    let place = find_tenant(&home, &tenants[0]).await.place;
+    let location = find_tenant(&home, &tenants[0]).await.location;
     let (_, databases) = home.databases().open();
-    let database = databases.open(&place).unwrap();
+    let database = databases.open(&location).unwrap();
     let mut tx = database.begin().await.unwrap();
     tx.execute("UPDATE documents SET filename = filename", Vec::new()).await.unwrap();
     // For longer than all attempts: PostgreSQL ends an idle transaction after 15 s.
@@ -309,7 +309,7 @@ async fn a_busy_database_is_retried_and_stays_in_service() {
     let output = String::from_utf8(busy.stdout).unwrap();
     assert_eq!(busy.status.code(), Some(1), "{output}");
     assert!(output.contains("1 migrated, 0 were up to date, 0 failed, 1 postponed\n"), "{output}");
-    assert!(output.contains(&format!("{} (postponed, still in service)", place.database)), "{output}");
+    assert!(output.contains(&format!("{} (postponed, still in service)", location.database)), "{output}");
     assert!(output.contains("1 were deleted in the meantime"), "{output}");
     assert_eq!(responses(&alice, &tenants).await, [available(), available()]);
     let status = later.run(&["migrate", "status"]).expect(0).out;
@@ -358,7 +358,7 @@ async fn an_incompatible_program_quarantines_no_tenant() {
 
     // A successful migration lifts the quarantine, even if its reason is gone.
     let mut tx = home.databases().open().0.begin().await.unwrap();
-    tenants::quarantine(&mut tx, &find_tenant(&home, &tenants[0]).await.place, current_version() + 1, domain::Timestamp::from_micros(0))
+    tenants::quarantine(&mut tx, &find_tenant(&home, &tenants[0]).await.location, current_version() + 1, domain::Timestamp::from_micros(0))
         .await
         .unwrap();
     tx.commit().await.unwrap();

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Move, MoveState, Tenant, TenantPlace};
+use domain::{Move, MoveState, Tenant, TenantLocation};
 use models::{moves, tenants};
 use serde_json::{Value, json};
 use testkit::Persona;
@@ -61,10 +61,10 @@ async fn find_move(home: &Home, id: &str) -> Option<Move> {
 
 /// The servers that have a database of the tenant.
 async fn servers_of(home: &Home, id: &str) -> Vec<String> {
-    let (place, (_, directory)) = (find_tenant(home, id).await.place, home.databases().open());
+    let (location, (_, directory)) = (find_tenant(home, id).await.location, home.databases().open());
     let mut found = Vec::new();
     for server in directory.servers() {
-        if directory.exists(&TenantPlace { server: server.to_owned(), ..place.clone() }).await.unwrap() {
+        if directory.exists(&TenantLocation { server: server.to_owned(), ..location.clone() }).await.unwrap() {
             found.push(server.to_owned());
         }
     }
@@ -74,7 +74,7 @@ async fn servers_of(home: &Home, id: &str) -> Vec<String> {
 /// A scene on a home with several servers, whose tenant is on the server `main`.
 async fn scene_on_main(home: Home) -> Scene {
     let scene = Scene::on(home, &[]).await;
-    if find_tenant(&scene.home, &scene.tenant).await.place.server != "main" {
+    if find_tenant(&scene.home, &scene.tenant).await.location.server != "main" {
         scene.home.run(["tenants", "move", &scene.tenant, "--to", "main"]).expect(0);
         scene.home.run(["tenants", "move", &scene.tenant, "--drop-former"]).expect(0);
     }
@@ -233,7 +233,7 @@ impl Crashes {
     /// Asserts that the tenant is on this server, complete and writable.
     async fn assert_on(&self, server: &str, why: &str) {
         let Scene { alice, tenant, .. } = &self.scene;
-        assert_eq!(self.find_tenant().await.place.server, server, "{why}");
+        assert_eq!(self.find_tenant().await.location.server, server, "{why}");
         assert_eq!(alice.downloads(tenant, &self.document).await, b"kept", "{why}");
         alice.uploads(tenant, "more.txt", why).await.expect(201);
     }
@@ -378,8 +378,8 @@ async fn the_source_on_a_lost_server_can_be_forgotten() {
 
     // The server is back. Its database is not overwritten; the operator must drop it.
     assert!(crashes.run(&["--to", "main"]).error_line(1).contains("server main already has a database of this name"));
-    let place = TenantPlace { server: "main".to_owned(), ..crashes.find_tenant().await.place };
-    home.databases().open().1.drop_database(&place).await.unwrap();
+    let location = TenantLocation { server: "main".to_owned(), ..crashes.find_tenant().await.location };
+    home.databases().open().1.drop_database(&location).await.unwrap();
     crashes.run(&["--to", "main"]).expect(0);
     crashes.run(&["--drop-former"]).expect(0);
     crashes.end().await;
@@ -389,7 +389,7 @@ async fn the_source_on_a_lost_server_can_be_forgotten() {
 async fn writes_wait_for_the_maximum_pause_at_most() {
     let crashes = Crashes::new().await;
     let (_, directory) = crashes.scene.home.databases().open();
-    let database = directory.open(&crashes.find_tenant().await.place).unwrap();
+    let database = directory.open(&crashes.find_tenant().await.location).unwrap();
     let mut tx = database.begin().await.unwrap();
     tx.execute("UPDATE documents SET filename = filename", Vec::new()).await.unwrap();
     let aborted = run_in_background(&crashes.scene.home, &crashes.arguments(&["--to", crashes.to, "--max-pause", "1"])).await;
@@ -435,12 +435,12 @@ async fn a_refused_move_states_its_reason() {
     assert!(run(&["--rollback"]).error_line(1).ends_with("no source database is kept"));
 
     // The target server has a database of this name.
-    let place = TenantPlace { server: to.to_owned(), ..find_tenant(home, tenant).await.place };
+    let location = TenantLocation { server: to.to_owned(), ..find_tenant(home, tenant).await.location };
     let (_, directory) = home.databases().open();
-    directory.create(&place).await.unwrap();
+    directory.create(&location).await.unwrap();
     assert!(run(&["--to", to]).error_line(1).contains(&format!("server {to} already has a database of this name")));
-    assert!(directory.exists(&place).await.unwrap(), "it is not dropped");
-    directory.drop_database(&place).await.unwrap();
+    assert!(directory.exists(&location).await.unwrap(), "it is not dropped");
+    directory.drop_database(&location).await.unwrap();
 
     // An inactive tenant can be moved. The command prints its progress.
     home.run(["tenants", "deactivate", "Acme"]).expect(0);
@@ -458,7 +458,7 @@ async fn a_refused_move_states_its_reason() {
     let deleted = home.run(["tenants", "delete", "Acme", "--hard", "--confirm", "Acme"]).expect(0);
     assert!(deleted.out.contains("row and memberships: gone"), "{deleted:?}");
     for server in ["main", to] {
-        assert!(!directory.exists(&TenantPlace { server: server.to_owned(), ..place.clone() }).await.unwrap(), "{server}");
+        assert!(!directory.exists(&TenantLocation { server: server.to_owned(), ..location.clone() }).await.unwrap(), "{server}");
     }
     scene.stop_and_check().await;
 }
@@ -482,8 +482,8 @@ async fn a_moving_tenant_cannot_be_deleted_and_an_unavailable_server_is_no_targe
     let (_, directory) = home.databases().open();
     let tombstone = wait_for_tombstone(home, crashes.scene.tenant.parse().unwrap()).await;
     for server in ["main", crashes.to] {
-        let place = TenantPlace { server: server.to_owned(), ..tombstone.place.clone() };
-        assert!(!directory.exists(&place).await.unwrap(), "{server}");
+        let location = TenantLocation { server: server.to_owned(), ..tombstone.location.clone() };
+        assert!(!directory.exists(&location).await.unwrap(), "{server}");
     }
     crashes.scene.stop_and_check().await;
 }

@@ -169,7 +169,7 @@ async fn crash_at_every_step(protocol: Protocol, steps: &[&str]) {
 pub(crate) async fn expire_uploads(home: &Home) {
     let (main, directory) = home.databases().open();
     for tenant in models::tenants::list(&mut main.read().await.unwrap()).await.unwrap() {
-        let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
+        let mut tx = directory.open(&tenant.location).unwrap().begin().await.unwrap();
         for expire in ["UPDATE uploads SET expires_at = $1", "UPDATE staged_uploads SET expires_at = $1"] {
             tx.execute(expire, vec![tenant.created_at.into()]).await.unwrap();
         }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use models::{tenants, warm_pool, warm_pool::Spare};
+use models::{tenants, warm_pool, warm_pool::WarmDatabase};
 
 use crate::{
     process::{Home, Server, WAIT_TIMEOUT},
@@ -13,12 +13,12 @@ use crate::{
 /// The creation of a warm database.
 pub(crate) const CREATE: &[&str] = &["spare.noted", "spare.made", "spare.ready"];
 
-async fn listed(home: &Home) -> Vec<Spare> {
+async fn listed(home: &Home) -> Vec<WarmDatabase> {
     warm_pool::list(&mut home.databases().open().0.read().await.unwrap()).await.unwrap()
 }
 
 /// Waits until there are `count` warm databases, all of them ready, and returns them.
-async fn filled(home: &Home, count: usize) -> Vec<Spare> {
+async fn filled(home: &Home, count: usize) -> Vec<WarmDatabase> {
     let started = Instant::now();
     loop {
         let spares = listed(home).await;

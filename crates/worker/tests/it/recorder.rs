@@ -188,7 +188,7 @@ pub(crate) async fn drained(app: &TestApp) {
 pub(crate) async fn database_of(app: &TestApp, tenant: &str) -> models::TenantDatabase {
     let (main, directory) = app.databases().open();
     let found = tenants::find(&mut main.read().await.unwrap(), tenant.parse().unwrap()).await.unwrap().unwrap();
-    directory.open(&found.place).unwrap()
+    directory.open(&found.location).unwrap()
 }
 
 /// Resets a tenant's files to unprocessed, as after direct uploads.

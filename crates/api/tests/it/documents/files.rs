@@ -1,6 +1,6 @@
 //! Files.
 
-use domain::{Error, Noun};
+use domain::{Error, ResourceKind};
 use serde_json::{Value, json};
 use testkit::{Reply, TestApp};
 
@@ -56,7 +56,7 @@ async fn only_an_orphaned_file_can_be_deleted() {
     alice.get(&path).await.expect_error(404, "file_not_found");
     alice.delete(&path).await.expect_error(404, "file_not_found");
     let object = app.objects().open().head(details.data()["s3_path"].as_str().unwrap()).await;
-    assert!(matches!(object, Err(Error::NotFound(Noun::Object))), "{object:?}");
+    assert!(matches!(object, Err(Error::NotFound(ResourceKind::Object))), "{object:?}");
 }
 
 #[tokio::test]

@@ -54,7 +54,7 @@ impl World {
     /// Changes the tenant's database, bypassing the API.
     async fn executes(&self, sql: &'static str) {
         let tenants = self.app.services().operator.list_all_tenants().await.unwrap();
-        let mut tx = self.app.databases().open().1.open(&tenants[0].place).unwrap().begin().await.unwrap();
+        let mut tx = self.app.databases().open().1.open(&tenants[0].location).unwrap().begin().await.unwrap();
         tx.execute(sql, vec![]).await.unwrap();
         tx.commit().await.unwrap();
     }

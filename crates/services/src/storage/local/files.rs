@@ -18,7 +18,7 @@ use futures_util::{
 };
 use rustix::io::{ReadWriteFlags, preadv2};
 
-use crate::storage::{CHUNK_SIZE, blocking, buffers::BufferPool};
+use crate::storage::{CHUNK_SIZE, blocking::blocking, buffers::BufferPool};
 
 /// Creates the store's own directory, durably; returns its canonical path.
 pub(super) fn prepare(root: &Path) -> io::Result<PathBuf> {

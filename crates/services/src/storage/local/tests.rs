@@ -84,8 +84,8 @@ async fn a_stored_object_is_readable_until_it_is_deleted() {
         }
         assert!(store.read(KEY, Some(0..size as u64 + 1)).await.is_err());
         store.storage.delete(KEY).await.unwrap();
-        assert!(matches!(store.storage.head(KEY).await, Err(Error::NotFound(Noun::Object))));
-        assert!(matches!(store.read(KEY, None).await, Err(Error::NotFound(Noun::Object))));
+        assert!(matches!(store.storage.head(KEY).await, Err(Error::NotFound(ResourceKind::Object))));
+        assert!(matches!(store.read(KEY, None).await, Err(Error::NotFound(ResourceKind::Object))));
         store.storage.delete(KEY).await.unwrap();
     }
 }

@@ -3,7 +3,7 @@
 use std::{error, time::Duration};
 
 use backon::{ConstantBuilder, ExponentialBuilder, Retryable};
-use domain::{Dependency, Error, Noun, Result};
+use domain::{Dependency, Error, ResourceKind, Result};
 use futures_util::StreamExt;
 use object_store::{
     client::{HttpRequest, HttpRequestBody},
@@ -108,7 +108,7 @@ impl S3Storage {
     /// The error for callers when the client library fails. "Not found" can also mean that the bucket is missing.
     pub(super) async fn translate(&self, error: object_store::Error) -> Error {
         match error {
-            object_store::Error::NotFound { .. } => self.check().await.err().unwrap_or(Error::NotFound(Noun::Object)),
+            object_store::Error::NotFound { .. } => self.check().await.err().unwrap_or(Error::NotFound(ResourceKind::Object)),
             error => self.refused(&error),
         }
     }

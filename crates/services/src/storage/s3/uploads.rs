@@ -20,7 +20,7 @@ use tokio::{runtime::Handle, sync::Semaphore, task::spawn_blocking, time::timeou
 use tokio_util::sync::CancellationToken;
 
 use super::{S3Storage, requests::unavailable};
-use crate::storage::{buffers::BufferPool, failed, spool::SpooledContent};
+use crate::storage::{blocking::failed, buffers::BufferPool, spool::SpooledContent};
 
 /// The minimum size of a part. Smaller content is stored with one request.
 const MIN_PART_SIZE: u64 = 8 << 20;

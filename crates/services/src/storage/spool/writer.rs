@@ -11,7 +11,7 @@ use super::{
     CHUNK_SIZE,
     directory::{Directory, TemporaryFile},
 };
-use crate::storage::blocking;
+use crate::storage::blocking::blocking;
 
 /// Hashes and writes the chunks of one upload.
 pub(super) struct Writer {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, anyhow};
-use domain::{DeadLetter, Error, EventId, FieldErrors, Noun, PageRequest};
+use domain::{DeadLetter, Error, EventId, FieldErrors, PageRequest, ResourceKind};
 use serde_json::{Value, json};
 use services::OperatorServices;
 
@@ -109,7 +109,7 @@ async fn for_each(
         match decide(id).await {
             Ok(()) => count += 1,
             // Another command decided about it in the meantime.
-            Err(Error::NotFound(Noun::DeadLetter)) => {}
+            Err(Error::NotFound(ResourceKind::DeadLetter)) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -138,7 +138,7 @@ fn events_text(count: usize) -> String {
 
 fn describe(id: EventId, error: Error) -> anyhow::Error {
     match error {
-        Error::NotFound(Noun::DeadLetter) => anyhow!("no dead letter has the event id {id}"),
+        Error::NotFound(ResourceKind::DeadLetter) => anyhow!("no dead letter has the event id {id}"),
         error => error.into(),
     }
 }

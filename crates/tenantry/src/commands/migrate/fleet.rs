@@ -8,7 +8,7 @@ use crate::commands::{print, print_json, tenants::tenant_reference_json};
 
 /// Prints what a migration would do.
 pub(super) fn show_plan(plan: &MigrationPlan, FleetMigration { wanted_version, total, outdated, .. }: &FleetMigration, json: bool) {
-    let names: Vec<_> = outdated.iter().map(|tenant| tenant.place.database.as_str()).collect();
+    let names: Vec<_> = outdated.iter().map(|tenant| tenant.location.database.as_str()).collect();
     let reaches: Vec<_> = plan.waves.iter().map(|wave| wave.reach(outdated.len())).collect();
     if json {
         return print_json(&json!({ "schema_version": wanted_version, "tenants": total, "outdated": names, "waves_reach": reaches }));
@@ -29,11 +29,11 @@ pub(super) fn print_fleet(fleet: &FleetMigration) {
         "Schema version {wanted_version}: {migrated} migrated, {up_to_date} were up to date, {failures} failed, {postponements} postponed"
     ));
     for (tenant, error) in failed {
-        let (database, error) = (&tenant.place.database, error.with_causes());
+        let (database, error) = (&tenant.location.database, error.with_causes());
         print(format_args!("  {database} (quarantined until a migration succeeds or `tenantry migrate release`): {error}"));
     }
     for (tenant, error) in postponed {
-        print(format_args!("  {} (postponed, still in service): {}", tenant.place.database, error.with_causes()));
+        print(format_args!("  {} (postponed, still in service): {}", tenant.location.database, error.with_causes()));
     }
     if *gone > 0 {
         print(format_args!("{gone} were deleted in the meantime"));

@@ -45,7 +45,7 @@ impl Progress {
             MigrationStep::Settled(tenant, problem) => {
                 self.bar.inc(1);
                 if let Some(problem) = problem {
-                    self.line(&format!("{}: {}", tenant.place.database, problem.with_causes()));
+                    self.line(&format!("{}: {}", tenant.location.database, problem.with_causes()));
                 }
                 self.line_if_due();
             }

@@ -46,7 +46,7 @@ fn print_status(MigrationStatus { wanted_version, versions, unsettled }: &Migrat
         [
             tenant.name.clone(),
             tenant.id.to_string(),
-            tenant.place.server.clone(),
+            tenant.location.server.clone(),
             tenant.schema_version.to_string(),
             attempt.outcome.as_str().to_owned(),
             Timestamp::from_seconds(attempt.ended_at.seconds()).to_string(),

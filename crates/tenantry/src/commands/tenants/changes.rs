@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
-use domain::{Email, Error, Noun, TenantName};
+use domain::{Email, Error, ResourceKind, TenantName};
 use services::OperatorServices;
 
 use super::{TenantArgument, find, json::tenant_json};
@@ -27,13 +27,13 @@ pub(super) async fn create(services: &OperatorServices, Create { name, admin, js
     let name = TenantName::parse(name).map_err(|problem| anyhow!("the name {problem}"))?;
     let admin = Email::parse(admin).map_err(|problem| anyhow!("the address {problem}"))?;
     let tenant = match services.create_tenant_for_address(&admin, &name).await {
-        Err(Error::NotFound(Noun::User)) => bail!("no active user has the address {admin}"),
+        Err(Error::NotFound(ResourceKind::User)) => bail!("no active user has the address {admin}"),
         created => created.context("create the tenant")?.of,
     };
     if *json {
         print_json(&tenant_json(&tenant));
     } else {
-        print(format_args!("Created tenant {} for {admin}: id {}, database {}", tenant.name, tenant.id, tenant.place.database));
+        print(format_args!("Created tenant {} for {admin}: id {}, database {}", tenant.name, tenant.id, tenant.location.database));
     }
     Ok(ExitCode::SUCCESS)
 }

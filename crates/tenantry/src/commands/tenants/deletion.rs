@@ -68,9 +68,9 @@ async fn delete(services: &OperatorServices, tenant: &Tenant) -> Result<Deletion
 }
 
 fn print_deletion(deletion: &Deletion) {
-    let (place, left) = (&deletion.tombstone.place, "LEFT");
+    let (location, left) = (&deletion.tombstone.location, "LEFT");
     let database = if deletion.database_is_there { left } else { "gone" };
-    print(format_args!("  database {} on server {}: {database}", place.database, place.server));
+    print(format_args!("  database {} on server {}: {database}", location.database, location.server));
     match deletion.objects {
         0 => print("  objects: gone"),
         objects => print(format_args!("  objects: {objects} {left}; `tenantry gc` removes them")),
@@ -79,12 +79,12 @@ fn print_deletion(deletion: &Deletion) {
 }
 
 fn deletion_json(deletion: &Deletion) -> Value {
-    let Tombstone { name, place, created_at, deleted_at, deleted_by } = &deletion.tombstone;
+    let Tombstone { name, location, created_at, deleted_at, deleted_by } = &deletion.tombstone;
     json!({
-        "id": place.tenant_id.to_string(),
+        "id": location.tenant_id.to_string(),
         "name": name,
-        "server": place.server,
-        "database": place.database.as_str(),
+        "server": location.server,
+        "database": location.database.as_str(),
         "created_at": created_at.to_string(),
         "deleted_at": deleted_at.to_string(),
         "deleted_by": deleted_by.map(|id| id.to_string()),

@@ -8,8 +8,8 @@ pub(super) fn tenant_json(tenant: &Tenant) -> Value {
     json!({
         "id": tenant.id.to_string(),
         "name": tenant.name,
-        "server": tenant.place.server,
-        "database": tenant.place.database.as_str(),
+        "server": tenant.location.server,
+        "database": tenant.location.database.as_str(),
         "state": tenant.provisioning.as_str(),
         "schema_version": tenant.schema_version,
         "quarantined_at": tenant.quarantined_at.map(|at| at.to_string()),
@@ -28,8 +28,8 @@ pub(crate) fn tenant_reference_json(tenant: &Tenant) -> Value {
     json!({
         "id": tenant.id.to_string(),
         "name": tenant.name,
-        "server": tenant.place.server,
-        "database": tenant.place.database.as_str(),
+        "server": tenant.location.server,
+        "database": tenant.location.database.as_str(),
     })
 }
 

@@ -34,8 +34,8 @@ fn row(TenantSummary { tenant, member_count }: &TenantSummary) -> [String; 9] {
     [
         tenant.name.clone(),
         tenant.id.to_string(),
-        tenant.place.server.clone(),
-        tenant.place.database.to_string(),
+        tenant.location.server.clone(),
+        tenant.location.database.to_string(),
         tenant.provisioning.as_str().to_owned(),
         tenant.schema_version.to_string(),
         yes_or_no(tenant.is_active).to_owned(),

@@ -7,7 +7,7 @@ use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Result, anyhow, bail};
 use clap::ArgGroup;
-use domain::{Tenant, TenantPlace};
+use domain::{Tenant, TenantLocation};
 use serde_json::{Value, json};
 use services::{MoveError, Moved, OperatorServices, TableSum};
 
@@ -64,14 +64,14 @@ async fn finish(services: &OperatorServices, tenant: &Tenant, arguments: &Argume
         ("dropped", services.drop_source_database(tenant).await)
     } else if arguments.rollback {
         if !services.has_source_database(*id).await? {
-            bail!("tenant {name} ({id}): {}", describe(&MoveError::NoFormer));
+            bail!("tenant {name} ({id}): {}", describe(&MoveError::NoSource));
         }
         confirm(tenant, arguments.confirm.as_deref(), "loses all changes since the move of", "nothing was changed")?;
         ("returned_to", services.roll_back_move(tenant).await)
     } else {
         ("forgotten", services.forget_source_database(tenant).await)
     };
-    let TenantPlace { server, database, .. } = result.map_err(|problem| anyhow!("tenant {name} ({id}): {}", describe(&problem)))?;
+    let TenantLocation { server, database, .. } = result.map_err(|problem| anyhow!("tenant {name} ({id}): {}", describe(&problem)))?;
     if arguments.json {
         print_json(&json!({ "id": id.to_string(), outcome: { "server": server, "database": database.as_str() } }));
         return Ok(ExitCode::SUCCESS);
@@ -96,7 +96,7 @@ async fn move_to(services: &OperatorServices, tenant: &Tenant, to: &str, max_pau
             progress.end();
             services.settle_move(*id).await?;
             let now = find(services, &id.to_string()).await?;
-            bail!("interrupted: tenant {name} ({id}) is on server {}", now.place.server)
+            bail!("interrupted: tenant {name} ({id}) is on server {}", now.location.server)
         }
     };
     progress.end();
@@ -112,7 +112,7 @@ async fn move_to(services: &OperatorServices, tenant: &Tenant, to: &str, max_pau
 }
 
 fn print_moved(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) {
-    print(format_args!("Tenant {} ({}) is now on server {}.", tenant.name, tenant.id, tenant.place.server));
+    print(format_args!("Tenant {} ({}) is now on server {}.", tenant.name, tenant.id, tenant.location.server));
     for TableSum { table, rows, sha256 } in tables {
         print(format_args!("  {table}: {rows} rows, SHA-256 {}, identical in both", hex::encode(sha256)));
     }

@@ -51,7 +51,7 @@ pub(super) fn unknown(name: &str) -> anyhow::Error {
 }
 
 pub(super) fn deleted(tombstone: &Tombstone) -> String {
-    format!("tenant {} ({}) was deleted at {}", tombstone.name, tombstone.place.tenant_id, tombstone.deleted_at)
+    format!("tenant {} ({}) was deleted at {}", tombstone.name, tombstone.location.tenant_id, tombstone.deleted_at)
 }
 
 /// Requires the tenant's name before an irreversible change, from `--confirm` or a prompt.

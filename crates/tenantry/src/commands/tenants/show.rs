@@ -37,8 +37,8 @@ fn print_report(tenant: &Tenant, TenantReport { members, contents, on_the_move }
 fn print_tenant(tenant: &Tenant) {
     print(format_args!("Tenant {}", tenant.name));
     print(format_args!("  id              {}", tenant.id));
-    print(format_args!("  server          {}", tenant.place.server));
-    print(format_args!("  database        {}", tenant.place.database));
+    print(format_args!("  server          {}", tenant.location.server));
+    print(format_args!("  database        {}", tenant.location.database));
     print(format_args!("  state           {}", tenant.provisioning.as_str()));
     print(format_args!("  schema version  {}", tenant.schema_version));
     if let Some(at) = tenant.quarantined_at {

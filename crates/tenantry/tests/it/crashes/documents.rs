@@ -165,8 +165,8 @@ fn a_crash_of_the_collector_is_repaired_by_the_next_run() {
             home.run(["gc"]).expect(0);
             assert_eq!(alice.downloads(tenant, &kept).await, b"kept");
             let (main, directory) = home.databases().open();
-            let place = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0).place;
-            let mut connection = directory.open(&place).unwrap().read().await.unwrap();
+            let location = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0).location;
+            let mut connection = directory.open(&location).unwrap().read().await.unwrap();
             assert_eq!(files::list_object_keys(&mut connection).await.unwrap().len(), 1, "{failpoint}");
             assert_eq!(uploads::list_object_keys(&mut connection).await.unwrap(), Vec::<String>::new(), "{failpoint}");
         }
@@ -178,9 +178,9 @@ fn a_crash_of_the_collector_is_repaired_by_the_next_run() {
 async fn expire_uploads(home: &Home) {
     let (main, directory) = home.databases().open();
     for tenant in tenants::list(&mut main.read().await.unwrap()).await.unwrap() {
-        let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
+        let mut tx = directory.open(&tenant.location).unwrap().begin().await.unwrap();
         for key in uploads::list_object_keys(&mut tx).await.unwrap() {
-            uploads::condemn(&mut tx, &key, tenant.created_at).await.unwrap();
+            uploads::mark_for_deletion(&mut tx, &key, tenant.created_at).await.unwrap();
         }
         tx.commit().await.unwrap();
     }
@@ -190,7 +190,7 @@ async fn expire_uploads(home: &Home) {
 async fn age_marked(home: &Home) {
     let (main, directory) = home.databases().open();
     for tenant in tenants::list(&mut main.read().await.unwrap()).await.unwrap() {
-        let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
+        let mut tx = directory.open(&tenant.location).unwrap().begin().await.unwrap();
         let long_ago = tenant.created_at.minus(Duration::from_secs(24 * 3600));
         for sql in [
             "UPDATE files SET condemned_at = $1 WHERE condemned_at IS NOT NULL",
@@ -207,7 +207,7 @@ async fn leave_interrupted_upload(home: &Home, name: &str) {
     let (main, directory) = home.databases().open();
     let tenant = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0);
     let key = format!("tenants/{}/files/ab/cd/{}", tenant.id, name.replace('.', "_"));
-    let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
+    let mut tx = directory.open(&tenant.location).unwrap().begin().await.unwrap();
     uploads::insert(&mut tx, &key, 0, 0, tenant.created_at);
     tx.commit().await.unwrap();
     home.objects().leave(&key, b"left").await;

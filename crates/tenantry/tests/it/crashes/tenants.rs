@@ -105,7 +105,7 @@ fn a_crash_in_the_deletion_of_a_tenant_is_repaired() {
                 let tombstone = wait_for_tombstone(&scene.home, deleted).await;
                 assert_eq!(tombstone.name, *failpoint);
                 let (_, directory) = scene.home.databases().open();
-                assert!(!directory.exists(&tombstone.place).await.unwrap(), "{failpoint}, {resumed_by:?}: its database exists");
+                assert!(!directory.exists(&tombstone.location).await.unwrap(), "{failpoint}, {resumed_by:?}: its database exists");
                 let kept = object_key(&scene.alice, &scene.tenant, &document).await;
                 let head = scene.home.objects().open().head(&kept).await;
                 assert_eq!(scene.home.object_keys().await, BTreeSet::from([kept]), "{failpoint}, {resumed_by:?}: {head:?}");
@@ -173,7 +173,7 @@ async fn assert_provisioned(home: &Home, count: usize) {
     };
     let tenants = tokio::time::timeout(WAIT_TIMEOUT, provisioned).await.expect("a tenant is not provisioned");
     assert_eq!(tenants.len(), count, "{tenants:?}");
-    let expected: BTreeSet<_> = tenants.iter().map(|tenant| format!("{}.sqlite3", tenant.place.database)).collect();
+    let expected: BTreeSet<_> = tenants.iter().map(|tenant| format!("{}.sqlite3", tenant.location.database)).collect();
     if home.is_sqlite() {
         let folder = fs::read_dir(home.path().join("tenants"));
         let found = folder.into_iter().flatten().map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -50,7 +50,7 @@ async fn a_deleted_tenant_leaves_a_tombstone() {
     let tombstone = tombstones::find(&mut connection, id).await.unwrap().unwrap();
     assert_eq!((tombstone.name.as_str(), tombstone.deleted_by), ("Acme", None));
     assert_eq!(tenants::find(&mut connection, id).await.unwrap(), None);
-    assert!(!directory.exists(&tombstone.place).await.unwrap() && !has_objects(&home, &tenant).await);
+    assert!(!directory.exists(&tombstone.location).await.unwrap() && !has_objects(&home, &tenant).await);
     drop(connection);
     assert_eq!(home.audited(id, "tenant.deleted").await, json!({ "hard": true, "name": "Acme" }));
     let mut connection = main.read().await.unwrap();

@@ -13,12 +13,12 @@ pub(super) fn describe(problem: &MoveError) -> String {
             "another process is moving its database; if that process has died, `tenantry serve` will undo the move within half a minute"
                 .to_owned()
         }
-        MoveError::FormerKept(server) => {
+        MoveError::SourceKept(server) => {
             format!(
                 "its source database is still kept on server {server}; first drop it with --drop-former, or return to it with --rollback"
             )
         }
-        MoveError::NoFormer => "no source database is kept".to_owned(),
+        MoveError::NoSource => "no source database is kept".to_owned(),
         MoveError::Outdated { found, wanted } => {
             format!("its database has schema version {found}; first migrate it to version {wanted} with `tenantry migrate`")
         }
