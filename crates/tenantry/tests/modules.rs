@@ -1,5 +1,7 @@
 //! Within a crate, modules call one way: the graph of their imports has no cycle.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
