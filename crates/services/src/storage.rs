@@ -1,4 +1,4 @@
-//! Object storage: what every store promises, and what the stores have in common.
+//! Object storage: the contract of all stores, and what they have in common.
 
 pub(crate) mod buffers;
 pub(crate) mod content_disposition;
@@ -22,91 +22,91 @@ use tokio::task::spawn_blocking;
 
 pub use self::{
     local::LocalStorage,
-    s3::{S3Settings, S3Storage},
+    s3::{S3Credentials, S3Settings, S3Storage},
 };
 
 use crate::storage::{content_disposition::content_disposition, spool::SpooledContent};
 
-/// Where objects are kept: bytes under a key, written once and never changed.
+/// A store of immutable objects: bytes under a key, written once.
 ///
-/// A key is `tenants/…`: segments of `[a-z0-9_-]`, at most 500 bytes; any other is an internal error. A store that can't be
+/// A key is `tenants/…`: segments of `[a-z0-9_-]`, at most 500 bytes; any other is an internal error. A store that cannot be
 /// reached, or is full, is [`Error::Unavailable`].
 pub trait ObjectStorage: Send + Sync + 'static {
-    /// Stores content under a key that was never used before. Once it answers, the object survives a power failure. When it
-    /// fails, or its future is dropped, the object may be there or not; no part of it ever is.
+    /// Stores content under a key that was never used before. After success, the object survives a power failure. After an error, or
+    /// when the future is dropped, the object may exist or not, but never in part.
     fn put<'a>(&'a self, key: &'a str, content: &'a SpooledContent) -> BoxFuture<'a, Result<()>>;
 
-    /// Reads an object, or these bytes of it, which must lie within it. [`Noun::Object`] is not found when there is none.
+    /// Reads an object, or a range of it, which must lie within the object. [`Noun::Object`] is not found when there is none.
     fn get<'a>(&'a self, key: &'a str, range: Option<Range<u64>>) -> BoxFuture<'a, Result<Object>>;
 
     /// The size of an object in bytes. [`Noun::Object`] is not found when there is none.
     fn head<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<u64>>;
 
-    /// Deletes an object; succeeds when there is none. Once it answers, the object stays away after a power failure too.
+    /// Deletes an object; succeeds when there is none. After success, the object does not come back with a power failure.
     fn delete<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<()>>;
 
-    /// Stores an object under a second key, one that was never used before, as [`put`](Self::put) would: at most 5 GiB.
+    /// Copies an object of at most 5 GiB to a key that was never used before, with the guarantees of [`put`](Self::put).
     /// [`Noun::Object`] is not found when there is none.
     fn copy<'a>(&'a self, from: &'a str, to: &'a str) -> BoxFuture<'a, Result<()>>;
 
-    /// The objects whose keys begin with these whole segments, in no order. One that is put or deleted meanwhile may be
+    /// The objects whose keys begin with these whole segments, in no order. An object that is put or deleted at the same time may be
     /// listed or not.
     fn list<'a>(&'a self, prefix: &'a str) -> BoxStream<'a, Result<ObjectEntry>>;
 
-    /// A URL that lets whoever has it download the object until `life` is over, presented like this.
-    fn signed_url<'a>(&'a self, key: &'a str, life: Duration, presentation: &'a Presentation) -> BoxFuture<'a, Result<DownloadUrl>>;
+    /// A URL that permits its holder to download the object with these headers until `life` has passed.
+    fn signed_url<'a>(&'a self, key: &'a str, life: Duration, headers: &'a ContentHeaders) -> BoxFuture<'a, Result<DownloadUrl>>;
 
-    /// Fails when objects can't be stored at present.
+    /// Fails when objects cannot be stored at present.
     fn check(&self) -> BoxFuture<'_, Result<()>>;
 
-    /// How long after a failure or an answer a put may still come to effect: in a store whose client sends a request again, the first
-    /// one may arrive after the second was answered. For so long it is remembered what keys were given up.
-    fn settling_time(&self) -> Duration {
+    /// How long after its success or failure a put may still take effect: when a client retries a request, the store may execute the
+    /// first one after it has answered the second. Keys marked for deletion are remembered for this time.
+    fn late_write_window(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// What was begun under these whole segments and never became an object, in stores that keep such parts.
-    fn list_unfinished<'a>(&'a self, _prefix: &'a str) -> BoxStream<'a, Result<Unfinished>> {
+    /// The uploads below these whole segments that are not objects yet, in stores that have such uploads.
+    fn list_unfinished<'a>(&'a self, _prefix: &'a str) -> BoxStream<'a, Result<UnfinishedUpload>> {
         stream::empty().boxed()
     }
 
-    /// Removes the parts of an upload that never became an object; succeeds when there are none.
-    fn abort_unfinished<'a>(&'a self, _unfinished: &'a Unfinished) -> BoxFuture<'a, Result<()>> {
+    /// Removes the parts of an upload that is not an object yet; succeeds when there are none.
+    fn abort_unfinished<'a>(&'a self, _upload: &'a UnfinishedUpload) -> BoxFuture<'a, Result<()>> {
         async { Ok(()) }.boxed()
     }
 
-    /// How clients send content to the store themselves, where it lets them.
+    /// Uploads from clients directly to the store, in stores that support them.
     fn direct_uploads(&self) -> Option<&dyn DirectUploads> {
         None
     }
 }
 
-/// Uploads in parts that clients send to the store by signed URLs. Until it is complete, an upload is
+/// Multipart uploads whose parts clients send to the store by signed URLs. Until it is complete, an upload is
 /// [unfinished](ObjectStorage::list_unfinished).
 ///
-/// Every part but the last must have 5 MiB at least, and there are 10,000 at most.
+/// Every part but the last has at least 5 MiB, and there are at most 10,000.
 pub trait DirectUploads: Send + Sync {
-    /// Begins an upload under a key that was never used before; answers its id.
+    /// Begins an upload under a key that was never used before; returns its id.
     fn begin<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<String>>;
 
-    /// A URL to PUT a part of exactly this size to, until `life` (7 days at most) is over or the upload ends. Parts are counted
-    /// from 1; one that is sent again replaces the one before.
+    /// A URL that accepts a PUT of a part of exactly this size until `life` (at most 7 days) has passed or the upload ends. Parts are
+    /// numbered from 1; a part that is sent again replaces the previous one.
     fn part_url<'a>(&'a self, key: &'a str, id: &'a str, number: u32, size: u64, life: Duration) -> BoxFuture<'a, Result<String>>;
 
-    /// Makes the object of the parts, which must have these sizes; succeeds when that was done before. Invalid as long as a part is
-    /// missing, has another size or should not be there; [`Noun::Object`] is not found when there is no such upload.
+    /// Assembles the object from the parts, which must have these sizes; succeeds when it is assembled already. Invalid while a part
+    /// is missing, has another size or is unexpected; [`Noun::Object`] is not found when there is no such upload.
     fn complete<'a>(&'a self, key: &'a str, id: &'a str, sizes: &'a [u64]) -> BoxFuture<'a, Result<()>>;
 
-    /// Gives an upload up and removes its parts; succeeds when there is none.
+    /// Aborts an upload and removes its parts; succeeds when there is none.
     fn abort<'a>(&'a self, key: &'a str, id: &'a str) -> BoxFuture<'a, Result<()>>;
 }
 
-/// An upload in parts that never became an object.
+/// A multipart upload that is not an object yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unfinished {
-    /// The key that it was for.
+pub struct UnfinishedUpload {
+    /// The key of the object to be.
     pub key: String,
-    /// The store's name for it.
+    /// Its id in the store.
     pub upload_id: String,
     /// When it began.
     pub began_at: Timestamp,
@@ -114,9 +114,9 @@ pub struct Unfinished {
 
 /// An object being read.
 pub struct Object {
-    /// The bytes of the whole object, however many of them are read.
+    /// The size of the whole object in bytes, independent of the requested range.
     pub size: u64,
-    /// What was asked for, in pieces of at most 256 KiB, with at most two read ahead.
+    /// The requested bytes in chunks of at most 256 KiB, at most two of them read ahead.
     pub bytes: BoxStream<'static, Result<Bytes>>,
 }
 
@@ -125,45 +125,45 @@ pub struct Object {
 pub struct ObjectEntry {
     /// Its key.
     pub key: String,
-    /// Its bytes.
+    /// Its size in bytes.
     pub size: u64,
 }
 
-/// How a download presents itself.
+/// The headers that tell a client what a download is and how to treat it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Presentation {
+pub struct ContentHeaders {
     /// The value of `Content-Type`.
     pub content_type: String,
     /// The value of `Content-Disposition`.
     pub content_disposition: String,
 }
 
-impl Presentation {
-    /// The presentation of a document.
+impl ContentHeaders {
+    /// The headers of a document.
     #[must_use]
     pub fn of(filename: &Filename, mime_type: &MimeType) -> Self {
         Self { content_type: mime_type.to_string(), content_disposition: content_disposition(filename, mime_type) }
     }
 }
 
-/// Where a signed URL points.
+/// The target of a signed URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DownloadUrl {
-    /// At the store.
+    /// The store.
     Store(String),
-    /// At our own API, which signs it with a [`UrlSigner`](crate::UrlSigner): the store has no URLs.
+    /// Our own API, which signs the URL with a [`UrlSigner`](crate::UrlSigner): the store has no URLs.
     Api,
 }
 
-/// Objects are read in pieces of this many bytes.
-const PIECE: usize = 256 * 1024;
+/// The maximum size of the chunks in which objects are read.
+const CHUNK_SIZE: usize = 256 * 1024;
 
-/// Whether it is a key of ours: more than the prefix of all.
+/// Fails unless this is an object key, which has more than one segment.
 fn check_key(key: &str) -> Result<()> {
     if is_prefix(key) && key.contains('/') { Ok(()) } else { Err(bad_key(key)) }
 }
 
-/// Whether these are segments of our keys: they can't lead out of the store.
+/// Whether these are segments of our keys, which cannot lead out of the store.
 fn is_prefix(text: &str) -> bool {
     let is_segment =
         |segment: &str| !segment.is_empty() && segment.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'));
@@ -174,7 +174,7 @@ fn bad_key(key: &str) -> Error {
     Error::internal(format!("not an object key: {key:?}"))
 }
 
-/// Begins at once to do work that blocks, on a thread where it may.
+/// Runs blocking work on a thread for it. It starts at once, before the future is polled.
 pub(crate) fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> impl Future<Output = Result<T>> + Send + 'static {
@@ -182,10 +182,10 @@ pub(crate) fn blocking<T: Send + 'static>(
     async { work.await.map_err(Error::internal)?.map_err(failed) }
 }
 
-/// What it means when the file system refuses.
+/// The error for callers when the file system fails.
 pub(crate) fn failed(error: io::Error) -> Error {
     match error.kind() {
-        // We choose every name, and no name is to be chosen twice.
+        // We choose all names, and never choose a name twice.
         ErrorKind::AlreadyExists => Error::internal(error),
         _ => unavailable(error),
     }

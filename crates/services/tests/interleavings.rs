@@ -1,91 +1,91 @@
-//! Uploads, deletes and collections in every order: an explicit-state model checker for the protocol of
-//! `services/src/{documents,garbage}.rs`.
+//! Uploads, deletes and collections in every order: an explicit-state model checker for the protocol of uploads and garbage collection
+//! (`services/src/documents/{uploads,garbage}.rs`).
 //!
-//! A state is what the tables `files`, `uploads` and `documents`, the store, and the processes hold. From the empty state, every
-//! state is visited that the processes can bring about by taking steps in any order, and looked at.
+//! A state is the content of the tables `files`, `uploads` and `documents`, of the store, and of the processes. From the empty state,
+//! the checker visits every state that the processes can reach by steps in any order, and verifies it.
 //!
-//! **The steps.** What others can't come between is one step: a transaction, or the moment a call takes effect at the store. A
-//! transaction is one step because of its locks. Whoever refers to a file, or condemns it, locks the file's row and looks again; a
-//! statement that waited for a lock sees what was committed meanwhile, under READ COMMITTED too. Two uploads that add the same
-//! content wait for each other at the unique index. `files::add` and `condemn_expired` write the same row of `uploads`. The one
-//! gap that this leaves, between `files::add` and `lock_by_content`, is two steps here. So is a list of the collector's and what
-//! comes of it.
+//! **Steps.** What no other process can interrupt is one step: a transaction, or the moment at which a call takes effect at the store.
+//! A transaction is one step because of its locks. A transaction that refers to a file, or marks it for deletion, locks the row of the
+//! file and checks it again; a statement that waited for a lock sees what was committed meanwhile, under READ COMMITTED too. Two
+//! uploads that add the same content wait for each other at the unique index. Adding a file and marking its expired upload write the
+//! same row of `uploads`. The one remaining gap, between adding a file and locking an existing one, is two steps here. So is a list of
+//! the collector and the work on it.
 //!
-//! A delete is one step, with its lock or without: what it looked at before is looked at again by the statement that deletes,
-//! and a document can only go. Others see it until the commit, and then keep a file too long, never too short.
+//! A delete is one step, with or without its lock: the statement that deletes checks again what was read before, and a document can
+//! only disappear. Others see the document until the commit, and so keep a file too long, never too briefly.
 //!
-//! **Death.** A process may die before any of its steps: the server crashed, the client hung up, a call failed or timed out. What it
-//! had asked the store for takes effect later, at any time, or never. A crash is the death of all, one after the other.
+//! **Crashes.** A process may die before any of its steps: the server crashed, the client hung up, a call failed or timed out. Its
+//! calls to the store take effect later, at any time, or never. A crash of the server is the death of all processes, one by one.
 //!
-//! **The bounds.** Nothing is counted but what is there at once: 3 uploads with the document of each (two of equal content), 2
-//! collections, any number of deletes, and 3 keys of which anything is left. Whatever ends may begin again. So the states are those of
-//! every history, however long and with however many repetitions (`ATTEMPTS`, the collector's loop), expiries and deaths, in which
-//! never more than that is there. Among them are all of 3 uploads, 2 deletes, 2 collections and a crash. (A fourth key, in the
-//! thorough check, lets an upload that could not delete its spent key go on beside two others.) Where puts land late or twice, it is 2
-//! keys, and 3 in the thorough check.
+//! **Bounds.** Only what exists at the same time is bounded: 3 uploads with one document each (two of equal content), 2 collections, any
+//! number of deletes, and 3 keys with anything left of them. Every process that ends may begin again. So the states are those of all
+//! histories within these bounds, of any length and with any number of repetitions (retries of an upload, rounds of the collector),
+//! expiries and crashes. They include all histories of 3 uploads, 2 deletes, 2 collections and a crash. (With a fourth key, in the
+//! thorough check, an upload that could not delete its unused key continues beside two others.) Where puts land late or twice, there
+//! are 2 keys, and 3 in the thorough check.
 //!
-//! **Time.** The grace is 0, and an upload may expire at any moment.
+//! **Time.** The grace period is 0, and an upload may expire at any moment.
 //!
-//! **Names.** States that differ in the names of keys, collections or equal uploads are one. A key of which no row, object or process
-//! is left is struck from the lists and taken for new: no key is used twice, so whoever has it listed finds nothing. (The planted
-//! mistake that uses keys twice does without this.)
-#![expect(clippy::cast_possible_truncation, reason = "keys are few, and a hash may lose bits")]
-#![expect(clippy::print_stdout, reason = "the numbers and the traces are what the tests have to say")]
+//! **Symmetry.** States that differ only in the names of keys, collections or equal uploads are one state. A key without any row,
+//! object or process is removed from the lists and counts as new: keys are never used twice, so a process that has it in a list finds
+//! nothing. (The seeded fault that reuses keys does without this.)
+#![expect(clippy::cast_possible_truncation, reason = "there are few keys, and a hash may lose bits")]
+#![expect(clippy::print_stdout, reason = "the tests report figures and traces")]
 
 use std::{
     fmt::{self, Display, Formatter},
     time::{Duration, Instant},
 };
 
-/// The most keys that can be known at once. An upload holds one at a time; what died or was deleted leaves others to the collector.
+/// The maximum number of keys in use at once. An upload holds one at a time; crashes and deletes leave others to the collector.
 const KEYS: usize = 4;
 /// The content of each upload.
 const CONTENT: [u8; 3] = [1, 1, 2];
 const UPLOADS: usize = CONTENT.len();
 const COLLECTIONS: usize = 2;
 
-/// What a store is like. Where both hold, as for files, a condemned row goes with its object. Where one doesn't, the row goes, and the
-/// object once more before it, only when no put of the key can be under way: when the store's `settling_time` has passed since the
-/// condemnation. How long that is, is not modelled; what the protocol takes for granted is that it is long enough.
+/// The guarantees of a store. Where both hold, as for files, a marked row is purged with its object. Otherwise the row is purged, after
+/// another delete of the object, only when no put of the key can be in flight: when the store's late-write window has passed since the
+/// mark. The length of the window is not modelled; the protocol assumes that it is sufficient.
 #[derive(Clone, Copy)]
 struct World {
-    /// What an upload sent to the store takes effect, if ever, before its note expires. `UPLOAD_LIFE` is three times
-    /// `STORE_TIMEOUT` for that. It takes a store that drops what it has not done for so long, and a process that is not stopped
-    /// for so long between noting and sending.
+    /// A put takes effect, if ever, before its upload intent expires. The lifetime of an intent is three times the timeout of the store
+    /// for this. It requires a store that drops requests which it has not executed for so long, and a process that is not stopped for
+    /// so long between recording and sending.
     puts_land_in_time: bool,
-    /// A put that was acknowledged does not take effect once more. A client that repeats a put which seemed to fail, while the store
-    /// goes on with the first, breaks this.
+    /// An acknowledged put does not take effect again. A client violates this when it retries a put that seemed to fail while the store
+    /// continues with the first one.
     puts_land_once: bool,
 }
 
 impl World {
-    /// Whether what is condemned may be forgotten with its object.
-    const fn settles_at_once(self) -> bool {
+    /// Whether a marked row may be purged with its object.
+    const fn purges_at_once(self) -> bool {
         self.puts_land_in_time && self.puts_land_once
     }
 }
 
 const KIND: World = World { puts_land_in_time: true, puts_land_once: true };
 
-/// A mistake, planted to see whether it would be found.
+/// A seeded fault, which the checker must find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Bug {
-    /// The collector condemns what it listed without looking again.
-    CondemnsUnseen,
-    /// The same content gets the same key again.
+enum Fault {
+    /// The collector marks what it listed without checking it again.
+    MarksUnchecked,
+    /// Equal content gets the same key again.
     ReusesKeys,
-    /// The collector deletes the object before the condemnation is committed.
-    DeletesBeforeCondemning,
-    /// An upload becomes a document though it was condemned.
-    IgnoresCondemnation,
+    /// The collector deletes the object before the mark is committed.
+    DeletesBeforeMarking,
+    /// An upload becomes a document although it is marked for deletion.
+    IgnoresMark,
     /// An upload refers to a file without locking its row.
     RefersUnlocked,
-    /// The object is put before the upload is noted.
-    PutsBeforeNoting,
+    /// The object is put before the upload intent is recorded.
+    PutsBeforeRecording,
     /// The collector deletes the row before the object.
-    ForgetsBeforeDeleting,
-    /// The row goes with the object though a put may still be under way.
-    ForgetsUnsettled,
+    PurgesBeforeDeleting,
+    /// The row is purged with the object although a put may still be in flight.
+    PurgesEarly,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,13 +93,13 @@ enum Row {
     #[default]
     None,
     Living,
-    Condemned,
+    Marked,
 }
 
-/// Everything there is under one key.
+/// Everything that exists under one key.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
-    /// The content that the file's row or the upload's intends; 0 for none.
+    /// The content in the row of the file or of the upload; 0 for none.
     content: u8,
     /// The row of `files`.
     file: Row,
@@ -107,69 +107,68 @@ struct Key {
     upload: Row,
     /// The content of the object in the store; 0 for none.
     object: u8,
-    /// The content of a put under way whose process is dead; 0 for none.
+    /// The content of a put in flight whose process is dead; 0 for none.
     late_put: u8,
-    /// Whether a delete is under way whose process is dead.
+    /// Whether a delete is in flight whose process is dead.
     late_delete: bool,
 }
 
-/// What an upload does next.
+/// The next step of an upload.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum Next {
-    /// `refer_or_note_upload`.
+    /// Refers to an existing file, or records the upload intent.
     #[default]
     Begin,
-    /// `put`, under way.
+    /// The put, in flight.
     Put,
-    /// `files::add`.
+    /// Adds the file.
     Add,
-    /// `lock_by_content`, after a conflict.
+    /// Locks the existing file, after a conflict.
     Lock,
-    /// `delete` of `delete_condemned_upload`, under way.
+    /// The delete of its own object, in flight.
     Discard,
-    /// The transaction of `delete_condemned_upload`.
-    Forget,
-    /// `insert_document`, with [`Bug::RefersUnlocked`].
+    /// Deletes the row of the upload.
+    Purge,
+    /// Adds the document, with [`Fault::RefersUnlocked`].
     Refer,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Upload {
     next: Next,
-    /// Its key, unless it is to begin.
+    /// Its key, unless it has not begun.
     key: u8,
-    /// The file that its document refers to, plus 1; 0 for no document. Its transaction is its acknowledgement: only a delete takes
-    /// back what was committed.
+    /// The file that its document refers to, plus 1; 0 for no document. The commit acknowledges the document: only a delete removes
+    /// it.
     document: u8,
 }
 
-/// What a collection does next.
+/// The next step of a collection.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
-    /// `files::list_orphaned`, `files::list_condemned`, `uploads::condemn_expired` or `uploads::list_condemned`. Their order is
-    /// left open.
+    /// Lists orphaned files, marked files or marked uploads, or marks an expired upload, in any order.
     #[default]
     List,
-    /// `condemn_if_orphaned` of what is to do.
-    Condemn,
-    /// The commit of it, with [`Bug::DeletesBeforeCondemning`].
+    /// Marks the listed files that are still orphaned.
+    Mark,
+    /// The commit of it, with [`Fault::DeletesBeforeMarking`].
     Commit,
-    /// `delete` of what is to do, in `delete_condemned`.
+    /// Deletes the objects of the listed files.
     DeleteFile,
-    /// The transaction of `delete_condemned`.
-    ForgetFile,
-    /// `delete` of what is to do, in `delete_condemned_upload`.
+    /// Deletes the row of a file.
+    PurgeFile,
+    /// Deletes the objects of the listed uploads.
     DeleteUpload,
-    /// The transaction of `delete_condemned_upload`.
-    ForgetUpload,
+    /// Deletes the row of an upload.
+    PurgeUpload,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Collection {
     phase: Phase,
-    /// What it listed and has not come to yet, one bit a key.
+    /// The listed keys that remain, one bit each.
     to_do: u8,
-    /// The key whose row is to go.
+    /// The key whose row is purged next.
     key: u8,
 }
 
@@ -180,7 +179,7 @@ struct State {
     collections: [Collection; COLLECTIONS],
 }
 
-/// Who does what, for the trace.
+/// A step of a process, for the trace.
 #[derive(Clone, Copy)]
 struct Step {
     who: &'static str,
@@ -230,8 +229,8 @@ impl State {
         self.keys[key].late_put != 0 || self.uploads.iter().any(|upload| upload.next == Next::Put && usize::from(upload.key) == key)
     }
 
-    /// What is wrong with a state at any time: a document without its object.
-    fn fault(&self) -> Option<&'static str> {
+    /// A violation that no state may have: a document without its object.
+    fn violation(&self) -> Option<&'static str> {
         for (upload, content) in self.uploads.iter().zip(CONTENT) {
             let Some(key) = usize::from(upload.document).checked_sub(1) else { continue };
             let key = &self.keys[key];
@@ -256,7 +255,7 @@ impl State {
         }
     }
 
-    /// Renames the keys: in the order of what they are and who holds them.
+    /// Renames the keys, ordered by their state and their holders.
     fn sort_keys(&mut self) {
         let mut order = [0; KEYS];
         for (key, place) in order.iter_mut().enumerate() {
@@ -291,7 +290,7 @@ impl State {
         }
         for collection in &mut self.collections {
             collection.to_do = bits(collection.to_do).fold(0, |set, key| set | 1 << renamed[key]);
-            if matches!(collection.phase, Phase::Commit | Phase::ForgetFile | Phase::ForgetUpload) {
+            if matches!(collection.phase, Phase::Commit | Phase::PurgeFile | Phase::PurgeUpload) {
                 collection.key = renamed[usize::from(collection.key)];
             }
         }
@@ -314,31 +313,31 @@ impl State {
 
 #[derive(Clone, Copy)]
 struct Model {
-    /// How many keys there may be.
+    /// The number of keys.
     keys: usize,
     world: World,
-    bug: Option<Bug>,
-    /// Whether what differs in names only is one state. Without, a name means the same all through a trace.
+    seeded: Option<Fault>,
+    /// Whether states that differ only in names are one state. Otherwise names keep their meaning throughout a trace.
     is_symmetric: bool,
-    /// Whether an object counts of which no row or process knows.
+    /// Whether objects count that no row or process refers to.
     sees_leftovers: bool,
 }
 
 impl Model {
-    fn has(&self, bug: Bug) -> bool {
-        self.bug == Some(bug)
+    fn has(&self, fault: Fault) -> bool {
+        self.seeded == Some(fault)
     }
 
-    fn settles_at_once(&self) -> bool {
-        self.world.settles_at_once() || self.has(Bug::ForgetsUnsettled)
+    fn purges_at_once(&self) -> bool {
+        self.world.purges_at_once() || self.has(Fault::PurgesEarly)
     }
 
-    /// Every step that can be taken in a state, and where it leads.
+    /// All possible steps of a state, with their results.
     fn steps(&self, state: &State, mut to: impl FnMut(Step, State)) {
         let mut to = |who, number, what, key, state| to(Step { who, number, what, key }, state);
         for number in 0..UPLOADS {
             self.upload(state, number, &mut |what, key, state| to("upload", number, what, key, state));
-            // `delete_document`: one step. It changes nothing that others look at but the document itself.
+            // A delete is one step: others read nothing that it changes but the document itself.
             if state.uploads[number].document != 0 {
                 let mut next = *state;
                 next.uploads[number].document = 0;
@@ -355,11 +354,11 @@ impl Model {
                     next.keys[number].late_put = 0;
                     to("store", 0, "a late put is lost", number, next);
                 }
-                // Where leftovers don't count, as often as it likes: that is less to tell apart.
+                // Where leftovers do not count, it may take effect any number of times, which leaves fewer states.
                 next.keys[number].object = key.late_put;
                 to("store", 0, "a late put takes effect", number, next);
             }
-            // One that is lost needs no step: it need not be taken.
+            // A lost delete needs no step: this one may never be taken.
             if key.late_delete {
                 let mut next = *state;
                 next.keys[number].late_delete = false;
@@ -388,7 +387,7 @@ impl Model {
         match next {
             Next::Begin if document != 0 => {}
             Next::Begin => match state.find(content) {
-                Some(there) if self.has(Bug::RefersUnlocked) => {
+                Some(there) if self.has(Fault::RefersUnlocked) => {
                     *me = Upload { next: Next::Refer, key: there as u8, document };
                     to("finds the content", there, after);
                 }
@@ -402,27 +401,27 @@ impl Model {
                     let Some(key) = self.new_key(state, content) else { return };
                     *me = Upload { next: Next::Put, key: key as u8, document };
                     after.keys[key].content = content;
-                    if self.has(Bug::PutsBeforeNoting) {
+                    if self.has(Fault::PutsBeforeRecording) {
                         to("begins to put the object", key, after);
                     } else if state.keys[key].upload == Row::None {
                         after.keys[key].upload = Row::Living;
-                        to("notes the upload", key, after);
+                        to("records the upload", key, after);
                     }
                 }
             },
             Next::Put => {
                 me.next = Next::Add;
                 after.keys[key].object = content;
-                if self.has(Bug::PutsBeforeNoting) {
+                if self.has(Fault::PutsBeforeRecording) {
                     after.keys[key].upload = Row::Living;
-                    // In two steps: put, then noted.
+                    // In two steps: first put, then recorded.
                     let mut put = *state;
                     put.keys[key].object = content;
                     if state.keys[key].object == 0 {
                         to("the object is there", key, put);
                         return;
                     }
-                    to("notes the upload", key, after);
+                    to("records the upload", key, after);
                     return;
                 }
                 if self.world.puts_land_once || self.sees_leftovers {
@@ -430,7 +429,7 @@ impl Model {
                 }
                 if !self.world.puts_land_once {
                     after.keys[key].late_put = content;
-                    to("the object is there, and a copy of the put is under way", key, after);
+                    to("the object is there, and a copy of the put is in flight", key, after);
                 }
             }
             Next::Add => match state.find(content) {
@@ -438,9 +437,9 @@ impl Model {
                     me.next = Next::Lock;
                     to("finds that it is not the first", key, after);
                 }
-                // A second row with this key: the transaction fails, and with it the upload.
+                // A second row with this key: the transaction fails, and so does the upload.
                 None if state.keys[key].file != Row::None => {}
-                None if state.keys[key].upload == Row::Living || self.has(Bug::IgnoresCondemnation) => {
+                None if state.keys[key].upload == Row::Living || self.has(Fault::IgnoresMark) => {
                     *me = Upload { document: key as u8 + 1, ..Upload::default() };
                     let key_after = &mut after.keys[key];
                     key_after.file = Row::Living;
@@ -459,35 +458,35 @@ impl Model {
                 Some(there) => {
                     *me = Upload { next: Next::Discard, key: key as u8, document: there as u8 + 1 };
                     if state.keys[key].upload != Row::None {
-                        after.keys[key].upload = Row::Condemned;
+                        after.keys[key].upload = Row::Marked;
                     }
-                    to("refers to the other's file, gives up its key", key, after);
+                    to("refers to the other's file, marks its own key", key, after);
                 }
                 None => {
                     me.next = Next::Add;
-                    to("the other's file is gone: again", key, after);
+                    to("the other's file is gone: tries again", key, after);
                 }
             },
             Next::Discard => {
-                if self.settles_at_once() {
-                    me.next = Next::Forget;
+                if self.purges_at_once() {
+                    me.next = Next::Purge;
                 } else {
-                    // The row is left to the collector.
+                    // The collector purges the row.
                     *me = Upload { document, ..Upload::default() };
                 }
                 after.keys[key].object = 0;
                 to("the object is deleted", key, after);
             }
-            Next::Forget => {
+            Next::Purge => {
                 *me = Upload { document, ..Upload::default() };
-                if state.keys[key].upload == Row::Condemned {
+                if state.keys[key].upload == Row::Marked {
                     after.keys[key].upload = Row::None;
                 }
                 to("the row of uploads is deleted", key, after);
             }
             Next::Refer => {
                 *me = Upload { document, ..Upload::default() };
-                // Without the row, the foreign key forbids it.
+                // Without the row, the foreign key refuses the document.
                 if state.keys[key].file != Row::None {
                     after.uploads[number].document = key as u8 + 1;
                     to("adds the document", key, after);
@@ -506,8 +505,8 @@ impl Model {
         };
         if phase != Phase::List {
             let mut after = at(Phase::List, 0);
-            if matches!(phase, Phase::DeleteFile | Phase::DeleteUpload) && !self.has(Bug::ForgetsBeforeDeleting) {
-                // Which of them was under way is left open: all may have been.
+            if matches!(phase, Phase::DeleteFile | Phase::DeleteUpload) && !self.has(Fault::PurgesBeforeDeleting) {
+                // Any of them may be in flight.
                 bits(to_do).for_each(|key| after.keys[key].late_delete = true);
             }
             to("dies", KEYS, after);
@@ -515,77 +514,77 @@ impl Model {
         match phase {
             Phase::List => {
                 for (number, key) in state.keys.iter().enumerate() {
-                    // One at a time, any number of times, is as good as all at once.
+                    // One at a time, any number of times, covers all at once.
                     let may_expire = !self.world.puts_land_in_time || !state.is_put_under_way(number);
                     if key.upload == Row::Living && may_expire {
                         let mut after = *state;
-                        after.keys[number].upload = Row::Condemned;
-                        to("condemns the expired upload", number, after);
+                        after.keys[number].upload = Row::Marked;
+                        to("marks the expired upload", number, after);
                     }
                 }
                 let orphaned = state.list(|number, key| key.file == Row::Living && !state.is_referred_to(number));
-                let files = state.list(|_, key| key.file == Row::Condemned);
-                let uploads = state.list(|_, key| key.upload == Row::Condemned);
+                let files = state.list(|_, key| key.file == Row::Marked);
+                let uploads = state.list(|_, key| key.upload == Row::Marked);
                 for (what, list, phase) in [
-                    ("lists orphaned files", orphaned, Phase::Condemn),
-                    ("lists condemned files", files, Phase::DeleteFile),
-                    ("lists condemned uploads", uploads, Phase::DeleteUpload),
+                    ("lists orphaned files", orphaned, Phase::Mark),
+                    ("lists marked files", files, Phase::DeleteFile),
+                    ("lists marked uploads", uploads, Phase::DeleteUpload),
                 ] {
                     if list != 0 {
                         to(what, KEYS, at(phase, list));
                     }
                 }
             }
-            Phase::Condemn => {
+            Phase::Mark => {
                 for key in bits(to_do) {
-                    let mut after = at(Phase::Condemn, to_do & !(1 << key));
+                    let mut after = at(Phase::Mark, to_do & !(1 << key));
                     let is_orphaned = state.keys[key].file == Row::Living && !state.is_referred_to(key);
                     if self.is_locked(state, key) {
-                    } else if is_orphaned && self.has(Bug::DeletesBeforeCondemning) {
+                    } else if is_orphaned && self.has(Fault::DeletesBeforeMarking) {
                         after.keys[key].object = 0;
                         after.collections[number].phase = Phase::Commit;
                         after.collections[number].key = key as u8;
                         to("deletes the object", key, after);
-                    } else if is_orphaned || self.has(Bug::CondemnsUnseen) && state.keys[key].file == Row::Living {
-                        after.keys[key].file = Row::Condemned;
-                        to("condemns the file", key, after);
+                    } else if is_orphaned || self.has(Fault::MarksUnchecked) && state.keys[key].file == Row::Living {
+                        after.keys[key].file = Row::Marked;
+                        to("marks the file", key, after);
                     } else {
                         to("finds the file in use or gone", key, after);
                     }
                 }
             }
             Phase::Commit => {
-                let mut after = at(Phase::Condemn, to_do);
-                after.keys[key].file = Row::Condemned;
-                to("condemns the file", key, after);
+                let mut after = at(Phase::Mark, to_do);
+                after.keys[key].file = Row::Marked;
+                to("marks the file", key, after);
             }
             Phase::DeleteFile | Phase::DeleteUpload => {
                 let is_file = phase == Phase::DeleteFile;
                 for key in bits(to_do) {
-                    let mut after = at(if is_file { Phase::ForgetFile } else { Phase::ForgetUpload }, to_do & !(1 << key));
+                    let mut after = at(if is_file { Phase::PurgeFile } else { Phase::PurgeUpload }, to_do & !(1 << key));
                     after.collections[number].key = key as u8;
-                    if self.has(Bug::ForgetsBeforeDeleting) {
-                        forget(&mut after.keys[key], is_file);
+                    if self.has(Fault::PurgesBeforeDeleting) {
+                        purge(&mut after.keys[key], is_file);
                         to("deletes the row", key, after);
-                    } else if self.settles_at_once() || !state.is_put_under_way(key) {
+                    } else if self.purges_at_once() || !state.is_put_under_way(key) {
                         after.keys[key].object = 0;
                         to("deletes the object", key, after);
                     } else {
                         after.keys[key].object = 0;
                         after.collections[number].phase = phase;
                         after.collections[number].key = 0;
-                        to("deletes the object, keeps the row until the key is settled", key, after);
+                        to("deletes the object, keeps the row for the late-write window", key, after);
                     }
                 }
             }
-            Phase::ForgetFile | Phase::ForgetUpload => {
-                let is_file = phase == Phase::ForgetFile;
+            Phase::PurgeFile | Phase::PurgeUpload => {
+                let is_file = phase == Phase::PurgeFile;
                 let mut after = at(if is_file { Phase::DeleteFile } else { Phase::DeleteUpload }, to_do);
-                if self.has(Bug::ForgetsBeforeDeleting) {
+                if self.has(Fault::PurgesBeforeDeleting) {
                     after.keys[key].object = 0;
                     to("deletes the object", key, after);
                 } else {
-                    forget(&mut after.keys[key], is_file);
+                    purge(&mut after.keys[key], is_file);
                     to("deletes the row", key, after);
                 }
             }
@@ -594,11 +593,11 @@ impl Model {
 
     /// Whether a transaction of more than one step holds the file's row.
     fn is_locked(&self, state: &State, key: usize) -> bool {
-        self.has(Bug::DeletesBeforeCondemning)
+        self.has(Fault::DeletesBeforeMarking)
             && state.collections.iter().any(|collection| collection.phase == Phase::Commit && usize::from(collection.key) == key)
     }
 
-    /// Whether anything but lists and late deletes is left of a key.
+    /// Whether a key exists outside of lists and late deletes.
     fn is_known(&self, state: &State, key: usize) -> bool {
         let Key { file, upload, object, late_put, .. } = state.keys[key];
         file != Row::None
@@ -608,10 +607,10 @@ impl Model {
             || state.is_referred_to(key)
     }
 
-    /// A key that was never used; or none, when so many are in use that the bounds are reached.
+    /// A key that was never used, or none when the bound is reached.
     fn new_key(&self, state: &State, content: u8) -> Option<usize> {
-        match self.bug {
-            Some(Bug::ReusesKeys) => Some(usize::from(content) - 1),
+        match self.seeded {
+            Some(Fault::ReusesKeys) => Some(usize::from(content) - 1),
             _ => {
                 let mut new = (0..KEYS).filter(|key| !self.is_known(state, *key));
                 if new.clone().count() > KEYS - self.keys { new.next() } else { None }
@@ -619,41 +618,41 @@ impl Model {
         }
     }
 
-    /// The state without what makes no difference.
+    /// Removes differences without effect.
     fn normalise(&self, state: &mut State) {
-        if !self.has(Bug::ReusesKeys) {
+        if !self.has(Fault::ReusesKeys) {
             for key in 0..KEYS {
                 if !self.is_known(state, key) {
                     state.keys[key] = Key::default();
                     for collection in &mut state.collections {
                         collection.to_do &= !(1 << key);
-                        let to_forget = matches!(collection.phase, Phase::ForgetFile | Phase::ForgetUpload);
-                        if to_forget && usize::from(collection.key) == key {
+                        let purges = matches!(collection.phase, Phase::PurgeFile | Phase::PurgeUpload);
+                        if purges && usize::from(collection.key) == key {
                             collection.key = 0;
-                            collection.phase = if collection.phase == Phase::ForgetFile { Phase::DeleteFile } else { Phase::DeleteUpload };
+                            collection.phase = if collection.phase == Phase::PurgeFile { Phase::DeleteFile } else { Phase::DeleteUpload };
                         }
                     }
                 } else if state.keys[key].object == 0 && !state.is_put_under_way(key) {
-                    // There will never be an object.
+                    // There is no object to delete, and will be none.
                     state.keys[key].late_delete = false;
                 }
             }
         }
         for collection in &mut state.collections {
-            if collection.to_do == 0 && matches!(collection.phase, Phase::Condemn | Phase::DeleteFile | Phase::DeleteUpload) {
+            if collection.to_do == 0 && matches!(collection.phase, Phase::Mark | Phase::DeleteFile | Phase::DeleteUpload) {
                 collection.phase = Phase::List;
             }
         }
         if self.is_symmetric {
             state.sort_processes();
-            if !self.has(Bug::ReusesKeys) {
+            if !self.has(Fault::ReusesKeys) {
                 state.sort_keys();
                 state.sort_processes();
             }
         }
     }
 
-    /// What is left, when nothing is under way, after a last collection with everything expired.
+    /// A violation that remains, when nothing is in flight, after a last collection with everything expired.
     fn leftover(&self, state: &State) -> Option<&'static str> {
         let at_rest = state.uploads.iter().all(|upload| upload.next == Next::Begin)
             && state.collections.iter().all(|collection| collection.phase == Phase::List)
@@ -664,7 +663,7 @@ impl Model {
         let model = Self { is_symmetric: false, ..*self };
         let mut last = Some(*state);
         let mut state = *state;
-        // Every step leads on, so any will do, until there is none.
+        // Every step makes progress, so any order will do.
         while let Some(next) = last.take() {
             state = next;
             model.normalise(&mut state);
@@ -677,16 +676,16 @@ impl Model {
         for (number, key) in state.keys.iter().enumerate() {
             let is_needed = state.is_referred_to(number);
             if !is_needed && (key.file != Row::None || key.upload != Row::None) {
-                return Some("a row that nobody needs");
+                return Some("an unreferenced row");
             }
             if !is_needed && key.object != 0 {
-                return Some("an object of which no row knows");
+                return Some("an object without a row");
             }
         }
-        state.fault()
+        state.violation()
     }
 
-    /// Visits all states, nearest first, until one has a fault.
+    /// Visits all states in breadth-first order until one has a violation.
     fn check(&self) -> Outcome {
         let start = Instant::now();
         let mut states = vec![State::default()];
@@ -695,9 +694,9 @@ impl Model {
         seen.insert(State::default().pack());
         let (mut at, mut transitions) = (0, 0_u64);
         while let Some(state) = states.get(at).copied() {
-            if let Some(fault) = state.fault().or_else(|| self.leftover(&state)) {
+            if let Some(violation) = state.violation().or_else(|| self.leftover(&state)) {
                 let trace = self.trace(&states, &parents, at);
-                return Outcome { fault: Some((fault, trace)), states: states.len(), transitions, time: start.elapsed() };
+                return Outcome { violation: Some((violation, trace)), states: states.len(), transitions, time: start.elapsed() };
             }
             self.steps(&state, |_, mut next| {
                 self.normalise(&mut next);
@@ -709,10 +708,10 @@ impl Model {
             });
             at += 1;
         }
-        Outcome { fault: None, states: states.len(), transitions, time: start.elapsed() }
+        Outcome { violation: None, states: states.len(), transitions, time: start.elapsed() }
     }
 
-    /// The steps that led to a state.
+    /// The steps to a state.
     fn trace(&self, states: &[State], parents: &[u32], mut at: usize) -> Vec<String> {
         let mut trace = Vec::new();
         while at != 0 {
@@ -732,15 +731,15 @@ impl Model {
     }
 }
 
-fn forget(key: &mut Key, is_file: bool) {
+fn purge(key: &mut Key, is_file: bool) {
     let row = if is_file { &mut key.file } else { &mut key.upload };
-    if *row == Row::Condemned {
+    if *row == Row::Marked {
         *row = Row::None;
     }
 }
 
 struct Outcome {
-    fault: Option<(&'static str, Vec<String>)>,
+    violation: Option<(&'static str, Vec<String>)>,
     states: usize,
     transitions: u64,
     time: Duration,
@@ -749,15 +748,15 @@ struct Outcome {
 impl Display for Outcome {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} states, {} transitions, {:.1?}", self.states, self.transitions, self.time)?;
-        let Some((fault, trace)) = &self.fault else { return Ok(()) };
+        let Some((violation, trace)) = &self.violation else { return Ok(()) };
         for (number, step) in trace.iter().enumerate() {
             writeln!(f, "{:3}. {step}", number + 1)?;
         }
-        writeln!(f, "     → {fault}")
+        writeln!(f, "     → {violation}")
     }
 }
 
-/// A set of packed states, which are never 0 but for the first.
+/// A set of packed states.
 struct Set {
     slots: Vec<u128>,
     count: usize,
@@ -787,7 +786,7 @@ impl Set {
         is_new
     }
 
-    /// Where the value is, or belongs.
+    /// The slot of a value, or the free slot for it.
     fn place(&self, value: u128) -> usize {
         let folded = (value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ ((value >> 64) as u64).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
         let mut at = (folded ^ folded >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> 20;
@@ -801,23 +800,23 @@ impl Set {
     }
 }
 
-const MODEL: Model = Model { keys: 3, world: KIND, bug: None, is_symmetric: true, sees_leftovers: true };
+const MODEL: Model = Model { keys: 3, world: KIND, seeded: None, is_symmetric: true, sees_leftovers: true };
 
 fn holds(model: Model) {
     let outcome = model.check();
     println!("{outcome}");
-    assert!(outcome.fault.is_none(), "{outcome}");
+    assert!(outcome.violation.is_none(), "{outcome}");
 }
 
 fn fails(model: Model, expected: &str) {
     let model = Model { keys: KEYS, is_symmetric: false, ..model };
     let outcome = model.check();
     println!("{outcome}");
-    assert_eq!(outcome.fault.as_ref().map(|(fault, _)| *fault), Some(expected), "{outcome}");
+    assert_eq!(outcome.violation.as_ref().map(|(violation, _)| *violation), Some(expected), "{outcome}");
 }
 
 #[test]
-fn a_document_keeps_its_object_and_nothing_else_is_left() {
+fn documents_keep_their_objects_and_nothing_else_remains() {
     holds(MODEL);
 }
 
@@ -828,70 +827,70 @@ fn thoroughly() {
     holds(Model { world: ANY, ..MODEL });
 }
 
-const LEFT: &str = "an object of which no row knows";
+const LEFT: &str = "an object without a row";
 const LATE: World = World { puts_land_in_time: false, ..KIND };
 const TWICE: World = World { puts_land_once: false, ..KIND };
 const ANY: World = World { puts_land_in_time: false, puts_land_once: false };
 
 #[test]
-fn nothing_is_left_however_late_puts_land() {
+fn nothing_remains_when_puts_land_late() {
     holds(Model { keys: 2, world: LATE, ..MODEL });
 }
 
 #[test]
-fn nothing_is_left_however_often_puts_land() {
+fn nothing_remains_when_puts_land_twice() {
     holds(Model { keys: 2, world: TWICE, ..MODEL });
 }
 
 #[test]
-fn nothing_is_left_however_late_and_often_puts_land() {
+fn nothing_remains_when_puts_land_late_and_twice() {
     holds(Model { keys: 2, world: ANY, ..MODEL });
 }
 
-/// Its documents are safe all the same.
+/// Documents are safe even with this fault.
 #[test]
-fn forgetting_before_the_store_has_settled_is_found() {
-    let forgets = Model { bug: Some(Bug::ForgetsUnsettled), ..MODEL };
-    fails(Model { world: LATE, ..forgets }, LEFT);
-    fails(Model { world: TWICE, ..forgets }, LEFT);
-    holds(Model { keys: 2, world: ANY, sees_leftovers: false, ..forgets });
+fn purging_within_the_late_write_window_is_found() {
+    let early = Model { seeded: Some(Fault::PurgesEarly), ..MODEL };
+    fails(Model { world: LATE, ..early }, LEFT);
+    fails(Model { world: TWICE, ..early }, LEFT);
+    holds(Model { keys: 2, world: ANY, sees_leftovers: false, ..early });
 }
 
-fn is_found(bug: Bug, expected: &str) {
-    fails(Model { bug: Some(bug), ..MODEL }, expected);
-}
-
-#[test]
-fn condemning_without_looking_again_is_found() {
-    is_found(Bug::CondemnsUnseen, "a document whose file is not alive");
+fn is_found(fault: Fault, expected: &str) {
+    fails(Model { seeded: Some(fault), ..MODEL }, expected);
 }
 
 #[test]
-fn using_a_key_again_is_found() {
-    is_found(Bug::ReusesKeys, "a document without its object");
+fn marking_without_a_check_is_found() {
+    is_found(Fault::MarksUnchecked, "a document whose file is not alive");
 }
 
 #[test]
-fn deleting_before_condemning_is_found() {
-    is_found(Bug::DeletesBeforeCondemning, "a document without its object");
+fn reusing_a_key_is_found() {
+    is_found(Fault::ReusesKeys, "a document without its object");
 }
 
 #[test]
-fn completing_a_condemned_upload_is_found() {
-    is_found(Bug::IgnoresCondemnation, "a document without its object");
+fn deleting_before_marking_is_found() {
+    is_found(Fault::DeletesBeforeMarking, "a document without its object");
 }
 
 #[test]
-fn referring_to_a_file_without_its_lock_is_found() {
-    is_found(Bug::RefersUnlocked, "a document whose file is not alive");
+fn completing_a_marked_upload_is_found() {
+    is_found(Fault::IgnoresMark, "a document without its object");
 }
 
 #[test]
-fn putting_before_noting_is_found() {
-    is_found(Bug::PutsBeforeNoting, LEFT);
+fn referring_to_a_file_without_a_lock_is_found() {
+    is_found(Fault::RefersUnlocked, "a document whose file is not alive");
 }
 
 #[test]
-fn forgetting_before_deleting_is_found() {
-    is_found(Bug::ForgetsBeforeDeleting, LEFT);
+fn putting_before_recording_is_found() {
+    is_found(Fault::PutsBeforeRecording, LEFT);
+}
+
+#[test]
+fn purging_before_deleting_is_found() {
+    is_found(Fault::PurgesBeforeDeleting, LEFT);
 }

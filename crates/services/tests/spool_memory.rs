@@ -1,4 +1,5 @@
-//! Receiving needs little memory, whatever is received. Alone in its process: others' memory would be counted along.
+//! Receiving content needs little memory, whatever its size. The test has a process to itself, because it measures the memory of the
+//! process.
 
 use std::fs;
 
@@ -15,16 +16,16 @@ async fn memory_stays_bounded() {
     };
     let directory = tempfile::tempdir().unwrap();
     let spool = Spool::new(directory.path()).unwrap();
-    let piece = Bytes::from(vec![7; MIB]);
+    let chunk = Bytes::from(vec![7; MIB]);
     let (before, mut most) = (resident(), 0);
     let mut upload = spool.begin(u64::MAX);
     for _ in 0..64 {
-        upload.write(piece.clone()).await.unwrap();
+        upload.write(chunk.clone()).await.unwrap();
         most = most.max(resident().saturating_sub(before));
     }
     assert_eq!(upload.finish().await.unwrap().size, 64 * MIB as u64);
     assert!(most < 4 * MIB, "{} KiB", most / 1024);
-    // The control: holding the content would have been seen.
+    // The control: the measurement detects content held in memory.
     let held = vec![7_u8; 64 * MIB];
     assert!(resident().saturating_sub(before) > 48 * MIB, "{}", held.len());
 }

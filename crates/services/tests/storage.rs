@@ -1,4 +1,4 @@
-//! What every store promises: on files always, and on the S3 store of `TEST_S3_ENDPOINT_URL` when that is set.
+//! The contract of all stores: on files always, and on the S3 store of `TEST_S3_ENDPOINT_URL` when that is set.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails")]
 
 use std::{
@@ -13,7 +13,8 @@ use domain::{Clock, Dependency, Error, Noun, Result, SystemClock, random_bytes};
 use futures_util::{StreamExt, TryStreamExt};
 use reqwest::{Client, StatusCode};
 use services::{
-    DirectUploads, DownloadUrl, LocalStorage, ObjectStorage, Presentation, S3Settings, S3Storage, Spool, SpooledContent, Unfinished,
+    ContentHeaders, DirectUploads, DownloadUrl, LocalStorage, ObjectStorage, S3Credentials, S3Settings, S3Storage, Spool, SpooledContent,
+    UnfinishedUpload,
 };
 use tempfile::TempDir;
 use tokio::{
@@ -25,7 +26,7 @@ use tokio::{
 const HOUR: Duration = Duration::from_secs(3600);
 const MIB: usize = 1 << 20;
 
-/// A store under test, with keys that nobody else uses.
+/// A store under test, with keys of its own.
 struct Store {
     storage: Arc<dyn ObjectStorage>,
     tenant: String,
@@ -59,8 +60,8 @@ impl Store {
 
     async fn content(&self, bytes: &[u8]) -> SpooledContent {
         let mut upload = self.spool.begin(u64::MAX);
-        for piece in bytes.chunks(MIB) {
-            upload.write(Bytes::copy_from_slice(piece)).await.unwrap();
+        for chunk in bytes.chunks(MIB) {
+            upload.write(Bytes::copy_from_slice(chunk)).await.unwrap();
         }
         upload.finish().await.unwrap()
     }
@@ -71,9 +72,9 @@ impl Store {
 
     async fn read(&self, name: &str, range: Option<Range<u64>>) -> Result<Vec<u8>> {
         let object = self.storage.get(&self.key(name), range).await?;
-        let pieces: Vec<Bytes> = object.bytes.try_collect().await?;
-        assert!(pieces.iter().all(|piece| piece.len() <= 256 * 1024));
-        Ok(pieces.concat())
+        let chunks: Vec<Bytes> = object.bytes.try_collect().await?;
+        assert!(chunks.iter().all(|chunk| chunk.len() <= 256 * 1024));
+        Ok(chunks.concat())
     }
 
     async fn head(&self, name: &str) -> Result<u64> {
@@ -86,14 +87,14 @@ impl Store {
         entries
     }
 
-    async fn unfinished(&self) -> Vec<Unfinished> {
+    async fn unfinished(&self) -> Vec<UnfinishedUpload> {
         self.storage.list_unfinished(&self.tenant).try_collect().await.unwrap()
     }
 
     async fn url(&self, name: &str, life: Duration) -> String {
-        let presentation =
-            Presentation { content_type: "text/x-test".to_owned(), content_disposition: "inline; filename=\"a b.txt\"".to_owned() };
-        match self.storage.signed_url(&self.key(name), life, &presentation).await.unwrap() {
+        let headers =
+            ContentHeaders { content_type: "text/x-test".to_owned(), content_disposition: "inline; filename=\"a b.txt\"".to_owned() };
+        match self.storage.signed_url(&self.key(name), life, &headers).await.unwrap() {
             DownloadUrl::Store(url) => url,
             DownloadUrl::Api => panic!("the store has URLs"),
         }
@@ -105,7 +106,7 @@ impl Store {
 }
 
 /// The S3 store of this test run, if there is one.
-#[expect(clippy::disallowed_methods, reason = "which store a test run uses is the environment's to say")]
+#[expect(clippy::disallowed_methods, reason = "the environment selects the store of a test run")]
 fn s3_settings() -> Option<S3Settings> {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     Some(S3Settings {
@@ -113,7 +114,10 @@ fn s3_settings() -> Option<S3Settings> {
         public_endpoint: None,
         region: "us-east-1".to_owned(),
         bucket: variable("TEST_S3_BUCKET")?,
-        credentials: Some((variable("TEST_S3_ACCESS_KEY_ID")?, variable("TEST_S3_SECRET_ACCESS_KEY")?.into())),
+        credentials: S3Credentials::AccessKey {
+            id: variable("TEST_S3_ACCESS_KEY_ID")?,
+            secret: variable("TEST_S3_SECRET_ACCESS_KEY")?.into(),
+        },
         path_style: true,
     })
 }
@@ -131,15 +135,15 @@ async fn put(url: &str, bytes: Vec<u8>) -> StatusCode {
 }
 
 #[track_caller]
-fn assert_unavailable<T>(result: Result<T>, telling: &str) {
-    let Err(error) = result else { panic!("it should be unavailable") };
+fn assert_unavailable<T>(result: Result<T>, cause: &str) {
+    let Err(error) = result else { panic!("the store should be unavailable") };
     assert!(matches!(error, Error::Unavailable { dependency: Dependency::ObjectStorage, .. }), "{error:?}");
-    let said = error.with_causes();
-    assert!(said.contains(telling) && said.lines().count() == 1 && !said.contains("Signature="), "{said}");
+    let text = error.with_causes();
+    assert!(text.contains(cause) && text.lines().count() == 1 && !text.contains("Signature="), "{text}");
 }
 
 #[tokio::test]
-async fn what_is_put_is_read_again_until_it_is_deleted() {
+async fn a_stored_object_is_readable_until_it_is_deleted() {
     for store in Store::all() {
         for size in [1, 1000, 64 * 1024 + 1, 256 * 1024, MIB] {
             let (name, content) = (size.to_string(), bytes(size));
@@ -165,7 +169,7 @@ async fn what_is_put_is_read_again_until_it_is_deleted() {
 }
 
 #[tokio::test]
-async fn lists_know_whole_segments() {
+async fn lists_match_whole_segments() {
     for store in Store::all() {
         let keys = ["/files/1", "/files/22", "0/files/3"].map(|end| format!("{}{end}", store.tenant));
         for key in &keys {
@@ -179,7 +183,7 @@ async fn lists_know_whole_segments() {
 }
 
 #[tokio::test]
-async fn a_list_has_more_than_a_page() {
+async fn a_list_can_exceed_a_page() {
     for store in Store::all() {
         let content = store.content(b"x").await;
         let keys: Vec<String> = (0..1001).map(|number| store.key(&number.to_string())).collect();
@@ -192,7 +196,7 @@ async fn a_list_has_more_than_a_page() {
 }
 
 #[tokio::test]
-async fn what_is_no_key_is_refused() {
+async fn malformed_keys_are_refused() {
     for store in Store::all() {
         let long = format!("tenants/{}", "a".repeat(500));
         let content = store.content(b"x").await;
@@ -237,7 +241,7 @@ async fn a_copy_outlives_its_original() {
 #[tokio::test]
 async fn a_put_that_is_dropped_leaves_no_parts_and_no_object() {
     let Some(settings) = s3_settings() else { return };
-    // So slow that it is on its way for long.
+    // Slow enough to be dropped in the middle.
     let proxy = Proxy::start(&settings, Duration::from_millis(20), usize::MAX).await;
     let slow = Store::s3(&proxy.settings(&settings));
     let content = slow.content(&bytes(20 * MIB)).await;
@@ -254,7 +258,7 @@ async fn a_put_that_is_dropped_leaves_no_parts_and_no_object() {
 #[tokio::test]
 async fn a_put_that_fails_leaves_no_parts_and_no_object() {
     let Some(settings) = s3_settings() else { return };
-    // Every connection dies before a part has passed.
+    // Every connection breaks before a part is complete.
     let proxy = Proxy::start(&settings, Duration::ZERO, 4 * MIB).await;
     let broken = Store::s3(&proxy.settings(&settings));
     let started = Instant::now();
@@ -265,7 +269,7 @@ async fn a_put_that_fails_leaves_no_parts_and_no_object() {
 }
 
 #[tokio::test]
-async fn what_a_crash_left_is_listed_and_aborted() {
+async fn uploads_left_by_a_crash_are_listed_and_aborted() {
     let Some(settings) = s3_settings() else { return };
     let store = Store::s3(&settings);
     let (key, direct) = (store.key("crashed"), store.direct());
@@ -282,7 +286,7 @@ async fn what_a_crash_left_is_listed_and_aborted() {
 }
 
 #[tokio::test]
-async fn a_signed_url_presents_the_object_until_it_expires() {
+async fn a_signed_url_serves_the_object_until_it_expires() {
     let Some(settings) = s3_settings() else { return };
     let store = Store::s3(&settings);
     store.put("shown", b"content").await.unwrap();
@@ -301,13 +305,13 @@ async fn a_signed_url_presents_the_object_until_it_expires() {
     }
     tokio::time::sleep(Duration::from_millis(3100)).await;
     assert_eq!(client().get(&url).send().await.unwrap().status(), 403);
-    // No store takes a longer one.
+    // Longer lifetimes are cut to the maximum.
     assert_eq!(client().get(store.url("shown", HOUR * 24 * 30).await).send().await.unwrap().status(), 200);
     store.storage.delete(&store.key("shown")).await.unwrap();
 }
 
 #[tokio::test]
-async fn clients_send_parts_themselves() {
+async fn clients_send_parts_by_signed_urls() {
     let Some(settings) = s3_settings() else { return };
     let store = Store::s3(&settings);
     let (key, direct) = (store.key("direct"), store.direct());
@@ -319,8 +323,8 @@ async fn clients_send_parts_themselves() {
     for (number, size) in (1..).zip(&sizes) {
         urls.push(direct.part_url(&key, &id, number, *size, HOUR).await.unwrap());
     }
-    let refused = async |telling: &str| match direct.complete(&key, &id, &sizes).await {
-        Err(Error::Invalid(errors)) => assert!(format!("{errors:?}").contains(telling), "{errors:?}"),
+    let refused = async |problem: &str| match direct.complete(&key, &id, &sizes).await {
+        Err(Error::Invalid(errors)) => assert!(format!("{errors:?}").contains(problem), "{errors:?}"),
         other => panic!("{other:?}"),
     };
     refused("part 1 is missing, part 2 is missing, part 3 is missing").await;
@@ -345,35 +349,40 @@ async fn clients_send_parts_themselves() {
     store.storage.delete(&key).await.unwrap();
     assert!(direct.complete(&key, &id, &sizes).await.is_err());
 
-    let given_up = direct.begin(&key).await.unwrap();
-    let url = direct.part_url(&key, &given_up, 1, 10, HOUR).await.unwrap();
-    direct.abort(&key, &given_up).await.unwrap();
-    direct.abort(&key, &given_up).await.unwrap();
+    let aborted = direct.begin(&key).await.unwrap();
+    let url = direct.part_url(&key, &aborted, 1, 10, HOUR).await.unwrap();
+    direct.abort(&key, &aborted).await.unwrap();
+    direct.abort(&key, &aborted).await.unwrap();
     assert_ne!(put(&url, bytes(10)).await, 200);
     assert_eq!(store.unfinished().await, []);
 }
 
 #[tokio::test]
-async fn a_store_that_refuses_says_why() {
+async fn a_refusal_names_its_cause() {
     let Some(settings) = s3_settings() else { return };
-    let stranger = S3Settings { credentials: Some(("nobody".to_owned(), "hush".to_owned().into())), ..settings.clone() };
-    let liar = S3Settings { credentials: settings.credentials.clone().map(|(id, _)| (id, "hush".to_owned().into())), ..settings.clone() };
-    let lost = S3Settings { bucket: format!("nowhere-{}", hex::encode(random_bytes::<8>())), ..settings };
-    for (settings, telling) in [(stranger, "InvalidAccessKeyId"), (liar, "SignatureDoesNotMatch"), (lost, "NoSuchBucket")] {
+    let S3Credentials::AccessKey { id, .. } = &settings.credentials else { panic!("the tests have an access key") };
+    let with_key = |id: &str| {
+        let credentials = S3Credentials::AccessKey { id: id.to_owned(), secret: "hush".into() };
+        S3Settings { credentials, ..settings.clone() }
+    };
+    let (unknown_key, wrong_secret) = (with_key("unknown"), with_key(id));
+    let no_bucket = S3Settings { bucket: format!("nowhere-{}", hex::encode(random_bytes::<8>())), ..settings.clone() };
+    let cases = [(unknown_key, "InvalidAccessKeyId"), (wrong_secret, "SignatureDoesNotMatch"), (no_bucket, "NoSuchBucket")];
+    for (settings, cause) in cases {
         let store = Store::s3(&settings);
         let started = Instant::now();
-        assert_unavailable(store.storage.check().await, telling);
+        assert_unavailable(store.storage.check().await, cause);
         assert_unavailable(store.head("x").await, "bucket");
-        assert_unavailable(store.read("x", None).await, telling);
-        assert_unavailable(store.storage.list(&store.tenant).try_collect::<Vec<_>>().await, telling);
-        assert_unavailable(store.storage.list_unfinished(&store.tenant).try_collect::<Vec<_>>().await, telling);
-        assert_unavailable(store.storage.delete(&store.key("x")).await, telling);
-        // SeaweedFS makes the bucket then.
-        if telling != "NoSuchBucket" {
-            assert_unavailable(store.put("x", b"x").await, telling);
-            assert_unavailable(store.put("x", &bytes(MIB)).await, telling);
-            assert_unavailable(store.put("x", &bytes(9 * MIB)).await, telling);
-            assert_unavailable(store.direct().begin(&store.key("x")).await, telling);
+        assert_unavailable(store.read("x", None).await, cause);
+        assert_unavailable(store.storage.list(&store.tenant).try_collect::<Vec<_>>().await, cause);
+        assert_unavailable(store.storage.list_unfinished(&store.tenant).try_collect::<Vec<_>>().await, cause);
+        assert_unavailable(store.storage.delete(&store.key("x")).await, cause);
+        // SeaweedFS creates the bucket then.
+        if cause != "NoSuchBucket" {
+            assert_unavailable(store.put("x", b"x").await, cause);
+            assert_unavailable(store.put("x", &bytes(MIB)).await, cause);
+            assert_unavailable(store.put("x", &bytes(9 * MIB)).await, cause);
+            assert_unavailable(store.direct().begin(&store.key("x")).await, cause);
         }
         assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
         assert!(!format!("{settings:?}").contains("hush"));
@@ -381,7 +390,7 @@ async fn a_store_that_refuses_says_why() {
 }
 
 #[tokio::test]
-async fn a_store_that_comes_back_is_used_again() {
+async fn a_store_is_used_again_after_an_outage() {
     let Some(settings) = s3_settings() else { return };
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let store = Store::s3(&S3Settings { endpoint: Some(format!("http://{address}")), ..settings.clone() });
@@ -397,42 +406,42 @@ async fn a_store_that_comes_back_is_used_again() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_resumed_or_an_error() {
+async fn an_interrupted_body_is_resumed_or_an_error() {
     let Some(settings) = s3_settings() else { return };
     let store = Store::s3(&settings);
     let content = bytes(3 * MIB);
     store.put("long", &content).await.unwrap();
-    // A connection carries a megabyte: the rest is asked for.
+    // A connection carries 1.5 MiB: the client requests the rest.
     let proxy = Proxy::start(&settings, Duration::ZERO, MIB + MIB / 2).await;
     let through = Store { tenant: store.tenant.clone(), ..Store::s3(&proxy.settings(&settings)) };
     assert!(through.read("long", None).await.unwrap() == content);
-    // The store is gone in the middle of it.
+    // The store becomes unreachable in the middle of the body.
     let object = through.storage.get(&through.key("long"), None).await.unwrap();
     drop(proxy);
     assert_unavailable(object.bytes.try_collect::<Vec<Bytes>>().await, "");
     store.storage.delete(&store.key("long")).await.unwrap();
 }
 
-/// A way to the store that is slow, and whose connections die after some bytes.
+/// A proxy before the store, slow and with connections that break after a number of bytes.
 struct Proxy {
     address: SocketAddr,
     task: JoinHandle<()>,
 }
 
 impl Proxy {
-    async fn start(settings: &S3Settings, delay: Duration, most_bytes: usize) -> Self {
-        Self::start_at("127.0.0.1:0".parse().unwrap(), settings, delay, most_bytes).await
+    async fn start(settings: &S3Settings, delay: Duration, max_bytes: usize) -> Self {
+        Self::start_at("127.0.0.1:0".parse().unwrap(), settings, delay, max_bytes).await
     }
 
-    /// Waits before each 64 KiB that pass, in either direction.
-    async fn start_at(address: SocketAddr, settings: &S3Settings, delay: Duration, most_bytes: usize) -> Self {
+    /// Delays every 64 KiB, in both directions.
+    async fn start_at(address: SocketAddr, settings: &S3Settings, delay: Duration, max_bytes: usize) -> Self {
         let store: SocketAddr = settings.endpoint.as_ref().unwrap().trim_start_matches("http://").parse().unwrap();
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                connections.spawn(carry(client, store, delay, most_bytes));
+                connections.spawn(carry(client, store, delay, max_bytes));
             }
         });
         Self { address, task }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use domain::TenantId;
 use futures_util::TryStreamExt;
 use secrecy::ExposeSecret;
-use services::{LocalStorage, ObjectStorage, S3Settings, S3Storage, Spool};
+use services::{LocalStorage, ObjectStorage, S3Credentials, S3Settings, S3Storage, Spool};
 
 /// Where the objects of one test are: in its folder, or in the bucket that the test run is for. All tests share that, and find
 /// their own objects by their tenants.
@@ -70,20 +70,19 @@ impl TestObjects {
     /// The access key's id and its secret, if they are in a bucket: what must never be seen.
     #[must_use]
     pub fn s3_credentials(&self) -> Option<(String, String)> {
-        let (id, secret) = self.s3.as_ref()?.credentials.as_ref()?;
-        Some((id.clone(), secret.expose_secret().to_owned()))
+        access_key(self.s3.as_ref()?)
     }
 
     /// The values of S3_* for a process of its own.
     #[must_use]
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let Some(settings) = &self.s3 else { return Vec::new() };
-        let (id, secret) = settings.credentials.clone().unwrap();
+        let (id, secret) = access_key(settings).unwrap();
         vec![
             ("S3_ENDPOINT_URL", settings.endpoint.clone().unwrap()),
             ("S3_BUCKET", settings.bucket.clone()),
             ("S3_ACCESS_KEY_ID", id),
-            ("S3_SECRET_ACCESS_KEY", secret.expose_secret().to_owned()),
+            ("S3_SECRET_ACCESS_KEY", secret),
         ]
     }
 
@@ -107,6 +106,13 @@ impl TestObjects {
     }
 }
 
+fn access_key(settings: &S3Settings) -> Option<(String, String)> {
+    match &settings.credentials {
+        S3Credentials::AccessKey { id, secret } => Some((id.clone(), secret.expose_secret().to_owned())),
+        S3Credentials::Ambient(_) => None,
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "which store a test run uses is the environment's to say")]
 fn s3_settings() -> Option<S3Settings> {
     let endpoint = std::env::var("TEST_S3_ENDPOINT_URL").ok().filter(|url| !url.is_empty())?;
@@ -116,7 +122,10 @@ fn s3_settings() -> Option<S3Settings> {
         public_endpoint: None,
         region: "us-east-1".to_owned(),
         bucket: variable("TEST_S3_BUCKET"),
-        credentials: Some((variable("TEST_S3_ACCESS_KEY_ID"), variable("TEST_S3_SECRET_ACCESS_KEY").into())),
+        credentials: S3Credentials::AccessKey {
+            id: variable("TEST_S3_ACCESS_KEY_ID"),
+            secret: variable("TEST_S3_SECRET_ACCESS_KEY").into(),
+        },
         path_style: true,
     })
 }

@@ -22,7 +22,7 @@ macro_rules! select {
 
 /// What came of adding a file whose object is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Addition {
+pub enum InsertOutcome {
     /// The file is there, and its upload is forgotten.
     Added,
     /// The same content is there already; the upload is as it was.
@@ -32,7 +32,7 @@ pub enum Addition {
 }
 
 /// Adds a file, unless the same content is already there, and forgets the upload of its object.
-pub async fn add(tx: &mut TenantTx, file: &File) -> Result<Addition> {
+pub async fn add(tx: &mut TenantTx, file: &File) -> Result<InsertOutcome> {
     let insert = Statement::new(
         "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by, detected_mime_type, processed_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
@@ -45,9 +45,9 @@ pub async fn add(tx: &mut TenantTx, file: &File) -> Result<Addition> {
     );
     let affected: Vec<u64> = tx.batch(vec![insert, forget]).await?.into_iter().map(|outcome| outcome.affected).collect();
     Ok(match affected[..] {
-        [1, 1] => Addition::Added,
-        [1, _] => Addition::Expired,
-        _ => Addition::AlreadyThere,
+        [1, 1] => InsertOutcome::Added,
+        [1, _] => InsertOutcome::Expired,
+        _ => InsertOutcome::AlreadyThere,
     })
 }
 

@@ -2,5 +2,5 @@
 
 pub(crate) mod passwords;
 pub(crate) mod sessions;
-pub mod tokens;
+pub(crate) mod tokens;
 pub(crate) mod users;

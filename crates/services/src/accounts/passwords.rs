@@ -1,8 +1,8 @@
-//! Password hashing that never delays anything else: Argon2id for new hashes, bcrypt for those of old.
+//! Password hashing that never delays other work: Argon2id for new hashes, bcrypt for existing ones.
 
-mod gate;
 #[cfg(test)]
 mod tests;
+mod worker_pool;
 
 use std::{str::FromStr, thread, time::Duration};
 
@@ -16,32 +16,32 @@ use argon2::{
 use domain::{NewPassword, PasswordHash, random_bytes};
 use secrecy::{ExposeSecret, SecretSlice};
 
-use self::gate::{Gate, Limits, Memory};
+use self::worker_pool::{Limits, Memory, WorkerPool};
 
 const SALT_BYTES: usize = 16;
 const OUTPUT_BYTES: usize = 32;
 
-/// The most that one Argon2 hash may cost: kibibytes times passes (1 GiB in one pass). The default costs a 27th of it. A
-/// stored hash that asks for more is damaged, or planted to keep the threads busy.
+/// The maximum cost of one Argon2 hash: kibibytes times passes (1 GiB in one pass). The default costs a 27th of it. A stored hash with
+/// a higher cost is damaged, or an attempt to keep the threads busy.
 const MAX_KIB_PASSES: u64 = 1 << 20;
 
-/// The most that one bcrypt hash may cost, as the logarithm of its rounds, for the same reason. The usual cost is 12.
+/// The maximum cost of one bcrypt hash, as the logarithm of its rounds, for the same reason. The usual cost is 12.
 const MAX_BCRYPT_COST: u32 = 16;
 
-/// How passwords are hashed. The default is what OWASP's Password Storage Cheat Sheet recommends.
+/// How passwords are hashed. The default follows OWASP's Password Storage Cheat Sheet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PasswordSettings {
-    /// Argon2id's memory, in kibibytes: at least 8 per lane. Every thread holds that much while there is work.
+    /// The memory of Argon2id in kibibytes, at least 8 per lane. Every thread holds this much while there is work.
     pub memory_kib: u32,
-    /// Argon2id's passes over it, at least 1. Memory times passes is at most 1 GiB.
+    /// The passes of Argon2id over the memory, at least 1. Memory times passes is at most 1 GiB.
     pub passes: u32,
-    /// Argon2id's lanes, at least 1. They don't make it parallel here.
+    /// The lanes of Argon2id, at least 1. They do not add parallelism here.
     pub lanes: u32,
-    /// Passwords hashed at once, at least 1.
+    /// How many passwords are hashed concurrently, at least 1.
     pub threads: usize,
-    /// Passwords waiting to be hashed, at least 1; past it callers are told to come back later.
+    /// How many passwords may wait to be hashed, at least 1. Further requests fail as overloaded.
     pub queue: usize,
-    /// How long a thread without work keeps itself and its memory.
+    /// How long a thread waits for work before it ends and frees its memory.
     pub idle: Duration,
 }
 
@@ -53,28 +53,28 @@ impl Default for PasswordSettings {
     }
 }
 
-/// Whether a password is the one that was hashed.
+/// Whether a password matches a hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is not, or there is no hash to compare with.
+    /// It does not match, or there is no hash.
     Wrong,
-    /// It is.
+    /// It matches.
     Right,
-    /// It is, and should be hashed anew: the hash is of another algorithm or of other parameters than today's.
+    /// It matches, and should be hashed again: the algorithm or the parameters of the hash are not the current ones.
     RightButOutdated,
 }
 
-/// Hashes and verifies passwords on a few threads of low priority, which come with the work and go when it is done.
+/// Hashes and verifies passwords in a bounded pool of low-priority threads, which ends when it is idle.
 pub struct Passwords {
     recipe: Recipe,
-    gate: Gate,
+    workers: WorkerPool,
 }
 
 impl Passwords {
-    /// Checks the settings; costs no time and no memory yet.
+    /// Validates the settings. Starts no thread and allocates no memory for hashing yet.
     ///
     /// # Errors
-    /// `Invalid` with the setting that is out of its range.
+    /// `Invalid` with the setting that is out of range.
     pub fn new(settings: &PasswordSettings) -> domain::Result<Self> {
         let PasswordSettings { memory_kib, passes, lanes, threads, queue, idle } = *settings;
         for (setting, is_zero) in [("passes", passes == 0), ("lanes", lanes == 0), ("threads", threads == 0), ("queue", queue == 0)] {
@@ -87,33 +87,33 @@ impl Passwords {
         if !is_affordable(&params) {
             return Err(domain::Error::invalid("memory_kib", "must be at most 1 GiB when multiplied by the passes"));
         }
-        Ok(Self { recipe: Recipe { params }, gate: Gate::new(Limits { threads, queue, idle }) })
+        Ok(Self { recipe: Recipe { params }, workers: WorkerPool::new(Limits { threads, queue, idle }) })
     }
 
-    /// Hashes a password with Argon2id (RFC 9106) and a fresh salt, as a PHC string.
+    /// Hashes a password with Argon2id (RFC 9106) and a new salt, as a PHC string.
     ///
     /// # Errors
-    /// `Overloaded` when too many wait already.
+    /// `Overloaded` when the queue is full.
     pub async fn hash(&self, password: &NewPassword) -> domain::Result<PasswordHash> {
         let recipe = self.recipe.clone();
         let password = secret(password.expose().as_bytes());
-        self.gate.run(move |memory| recipe.hash(password.expose_secret(), memory)).await?
+        self.workers.run(move |memory| recipe.hash(password.expose_secret(), memory)).await?
     }
 
-    /// Whether the given password is the one that was hashed. Without a stored hash (nobody has that address, or may log in)
-    /// it is wrong, after the same work as for a wrong password. So is one of more than [`NewPassword::MAX_BYTES`]. A stored
-    /// hash that can't be read counts as none, and is reported in the log.
+    /// Whether the given password matches the stored hash. Without a stored hash (the email address is unknown, or the account may not
+    /// log in) it is wrong, after the same work as for a wrong password. So is a password of more than [`NewPassword::MAX_BYTES`]. A
+    /// malformed stored hash counts as none and is logged.
     ///
-    /// Verifies Argon2 in all its variants and bcrypt as `$2a$`, `$2b$` and `$2y$`; of the latter only the password's first 72
-    /// bytes count, as they always did.
+    /// Verifies all variants of Argon2, and bcrypt as `$2a$`, `$2b$` and `$2y$`, which considers only the first 72 bytes of the
+    /// password.
     ///
     /// # Errors
-    /// `Overloaded` when too many wait already.
+    /// `Overloaded` when the queue is full.
     pub async fn verify(&self, stored: Option<PasswordHash>, given: &str) -> domain::Result<Verdict> {
         let recipe = self.recipe.clone();
         let too_long = given.len() > NewPassword::MAX_BYTES;
         let given = secret(&given.as_bytes()[..given.len().min(NewPassword::MAX_BYTES)]);
-        let verdict = self.gate.run(move |memory| recipe.verify(stored.as_ref(), given.expose_secret(), memory)).await??;
+        let verdict = self.workers.run(move |memory| recipe.verify(stored.as_ref(), given.expose_secret(), memory)).await??;
         Ok(if too_long { Verdict::Wrong } else { verdict })
     }
 }
@@ -122,10 +122,10 @@ fn secret(bytes: &[u8]) -> SecretSlice<u8> {
     bytes.to_vec().into()
 }
 
-/// Why a stored hash can't be used.
+/// Why a stored hash cannot be used.
 type Damage = Box<dyn std::error::Error + Send + Sync>;
 
-/// How new hashes are made.
+/// The parameters of new hashes.
 #[derive(Clone)]
 struct Recipe {
     params: Params,
@@ -146,11 +146,11 @@ impl Recipe {
         };
         match verified {
             Some(Ok(verdict)) => return Ok(verdict),
-            Some(Err(problem)) => tracing::error!(%problem, "a stored password hash is damaged: its user can't log in"),
+            Some(Err(problem)) => tracing::error!(%problem, "a stored password hash is damaged: its user cannot log in"),
             None => {}
         }
-        let nobodys = self.random_hash().map_err(domain::Error::internal)?.to_string();
-        self.verify_argon2(&nobodys, given, memory).map_err(domain::Error::internal)?;
+        let decoy = self.random_hash().map_err(domain::Error::internal)?.to_string();
+        self.verify_argon2(&decoy, given, memory).map_err(domain::Error::internal)?;
         Ok(Verdict::Wrong)
     }
 
@@ -165,15 +165,15 @@ impl Recipe {
         })
     }
 
-    /// What the password becomes with the algorithm, parameters and salt of the given hash.
+    /// The output for a password with the algorithm, parameters and salt of the given hash.
     fn argon2(&self, hash: &phc::PasswordHash, password: &[u8], memory: &mut Memory) -> Result<Output, Damage> {
         let algorithm = Algorithm::try_from(hash.algorithm.as_str())?;
-        // The version was left out of the string before there was a second one.
+        // Strings without a version are older than the second version.
         let version = hash.version.map_or(Ok(Version::V0x10), Version::try_from)?;
         let params = Params::try_from(hash)?;
         let salt = hash.salt.ok_or(phc::Error::MissingField)?;
         if !is_affordable(&params) {
-            return Err("it asks for too much work".into());
+            return Err("its cost is too high".into());
         }
 
         let mut output = [0; Output::MAX_LENGTH];
@@ -187,7 +187,7 @@ impl Recipe {
         Ok(Output::new(output)?)
     }
 
-    /// A hash with today's parameters that no password has: what a new hash starts from, and what an unknown user's password
+    /// A hash with the current parameters that no password has: the template of new hashes, and what the password of an unknown user
     /// is compared with.
     fn random_hash(&self) -> password_hash::Result<phc::PasswordHash> {
         Ok(phc::PasswordHash {
@@ -215,7 +215,7 @@ fn is_bcrypt(stored: &str) -> bool {
 
 fn verify_bcrypt(stored: &str, given: &[u8]) -> Result<Verdict, Damage> {
     if bcrypt::HashParts::from_str(stored)?.get_cost() > MAX_BCRYPT_COST {
-        return Err("it asks for too much work".into());
+        return Err("its cost is too high".into());
     }
     Ok(if bcrypt::verify(given, stored)? { Verdict::RightButOutdated } else { Verdict::Wrong })
 }

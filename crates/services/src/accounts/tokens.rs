@@ -1,7 +1,7 @@
-//! The tokens that a login gets: JSON Web Tokens (RFC 7519) of one fixed shape, checked as RFC 8725 asks.
+//! Access and refresh tokens: JSON Web Tokens (RFC 7519) of one fixed form, verified as RFC 8725 recommends.
 
-#[cfg(any(test, feature = "forgery"))]
-pub mod forgery;
+#[cfg(test)]
+mod forgery;
 #[cfg(test)]
 mod tests;
 
@@ -15,41 +15,40 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-/// The only algorithm that signs and the only one that is accepted.
+/// The only algorithm that signs tokens, and the only one accepted.
 const ALGORITHM: Algorithm = Algorithm::HS256;
 
-/// The longest token that is looked at, in bytes. Ours have some 430.
+/// The longest token accepted for verification, in bytes. Issued tokens have about 430.
 const MAX_TOKEN_BYTES: usize = 2048;
 
-/// The longest issuer and audience, in bytes. With both that long every token of ours is still short enough to be looked at.
+/// The longest issuer and audience, in bytes. Even with both at this limit, every issued token stays below [`MAX_TOKEN_BYTES`].
 const MAX_NAME_BYTES: usize = 255;
 
-/// The longest life that a token may have.
-const MAX_LIFE: Duration = Duration::from_hours(366 * 24);
+/// The longest lifetime of a token.
+const MAX_LIFETIME: Duration = Duration::from_hours(366 * 24);
 
-/// How far the clocks of two instances may differ before one refuses what the other has just issued.
-const CLOCK_DIFFERENCE: Duration = Duration::from_secs(5);
+/// The clock skew between instances within which one accepts tokens that another has just issued.
+const CLOCK_SKEW: Duration = Duration::from_secs(5);
 
-/// How tokens are issued and which are accepted.
+/// How tokens are issued, and which are accepted.
 #[derive(Clone, Debug)]
 pub struct TokenSettings {
     /// `iss`: 1 to 255 bytes, no control characters.
     pub issuer: String,
     /// `aud`: 1 to 255 bytes, no control characters.
     pub audience: String,
-    /// How long an access token is good for: whole seconds, from one to 366 days.
+    /// The lifetime of an access token: whole seconds, from one second to 366 days.
     pub access_life: Duration,
-    /// How long a refresh token is good for: whole seconds, from one to 366 days.
+    /// The lifetime of a refresh token: whole seconds, from one second to 366 days.
     pub refresh_life: Duration,
-    /// The key that signs.
+    /// The key that signs new tokens.
     pub signing: SecretKey,
-    /// Earlier keys, whose tokens are still accepted.
+    /// Previous keys, whose tokens are still accepted.
     pub verifying: Vec<SecretKey>,
 }
 
 impl TokenSettings {
-    /// What the product does unless told otherwise: issuer and audience `tenantry`, access for 15 minutes, refresh within 7
-    /// days, no earlier keys.
+    /// The defaults: issuer and audience `tenantry`, access tokens for 15 minutes, refresh tokens for 7 days, no previous keys.
     #[must_use]
     pub fn new(signing: SecretKey) -> Self {
         Self {
@@ -63,40 +62,40 @@ impl TokenSettings {
     }
 }
 
-/// A key for signing tokens. Its `Debug` hides it, and its memory is cleared when it is dropped.
+/// A key that signs tokens. Its `Debug` output hides it, and its memory is cleared on drop.
 #[derive(Clone, Debug)]
 pub struct SecretKey(SecretSlice<u8>);
 
 impl SecretKey {
-    /// The fewest bytes that a key may have: those of the hash (RFC 7518, section 3.2).
+    /// The minimum length of a key: the length of the hash (RFC 7518, section 3.2).
     pub const MIN_BYTES: usize = 32;
 
-    /// A key of these bytes, which are used as they are.
+    /// A key of exactly these bytes.
     ///
     /// # Errors
-    /// When they are too few.
+    /// When there are fewer than [`MIN_BYTES`](Self::MIN_BYTES).
     pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self, TextProblem> {
         let bytes = SecretSlice::from(bytes.into());
         if bytes.expose_secret().len() < Self::MIN_BYTES { Err("must be at least 32 bytes") } else { Ok(Self(bytes)) }
     }
 }
 
-/// What a token that was accepted says.
+/// The claims of a verified token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claims {
-    /// Whose token it is (`sub`).
+    /// The user (`sub`).
     pub user_id: UserId,
-    /// Of which login (`sid`).
+    /// The session (`sid`).
     pub session_id: SessionId,
-    /// Which token (`jti`).
+    /// The token itself (`jti`).
     pub token_id: TokenId,
-    /// Since when it is good (`iat`, `nbf`), to the second.
+    /// The start of its validity (`iat`, `nbf`), to the second.
     pub issued_at: Timestamp,
-    /// From when on it is not (`exp`), to the second.
+    /// The end of its validity (`exp`), to the second.
     pub expires_at: Timestamp,
 }
 
-/// Issues tokens and checks them.
+/// Issues and verifies tokens.
 #[derive(Debug)]
 pub struct Tokens {
     issuer: String,
@@ -108,10 +107,10 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Checks the settings and prepares the keys.
+    /// Validates the settings and prepares the keys.
     ///
     /// # Errors
-    /// `Invalid` with the setting that is out of its range.
+    /// `Invalid` with the setting that is out of range.
     pub fn new(settings: TokenSettings) -> domain::Result<Self> {
         let TokenSettings { issuer, audience, access_life, refresh_life, signing, verifying } = settings;
         for (setting, name) in [("issuer", &issuer), ("audience", &audience)] {
@@ -120,7 +119,7 @@ impl Tokens {
             }
         }
         for (setting, life) in [("access_life", access_life), ("refresh_life", refresh_life)] {
-            if !(Duration::from_secs(1)..=MAX_LIFE).contains(&life) || life.subsec_nanos() > 0 {
+            if !(Duration::from_secs(1)..=MAX_LIFETIME).contains(&life) || life.subsec_nanos() > 0 {
                 return Err(domain::Error::invalid(setting, "must be a whole number of seconds, up to 366 days"));
             }
         }
@@ -128,8 +127,8 @@ impl Tokens {
         Ok(Self { issuer, audience, access_life, refresh_life, signing: Key::new(&signing), verifying })
     }
 
-    /// Signs a token. The same arguments give the same token for as long as the settings stay, so a token need not be kept
-    /// to be given out again.
+    /// Signs a token. With unchanged settings, the same arguments give the same token, so a token can be issued again without being
+    /// stored.
     ///
     /// # Errors
     /// `Internal` when the cryptographic library fails.
@@ -150,19 +149,18 @@ impl Tokens {
         self.signing.sign(&self.signing.header, &payload)
     }
 
-    /// What the token says, when it is one of ours and of this kind, and `now` lies in its time. `exp` is exact; `nbf` and
-    /// `iat` may lie up to 5 seconds in the future. Claims that we don't know are ignored (RFC 7519, section 4). Whether its
-    /// session still lives is for the caller to find out.
+    /// The claims of a token that we issued, of this kind, valid at `now`. `exp` is exact; `nbf` and `iat` may lie up to 5 seconds in
+    /// the future. Unknown claims are ignored (RFC 7519, section 4). The caller checks whether the session is still active.
     ///
     /// # Errors
-    /// `Expired` for a token that was good once, `Invalid` for everything else.
+    /// `Expired` for a genuine token past its time, `Invalid` for everything else.
     pub fn verify(&self, token: &str, kind: TokenKind, now: Timestamp) -> Result<Claims, TokenProblem> {
         let payload = self.authenticate(token).ok_or(TokenProblem::Invalid)?;
         let claims = self.read(&payload, kind, now).ok_or(TokenProblem::Invalid)?;
         if claims.expires_at <= now { Err(TokenProblem::Expired) } else { Ok(claims) }
     }
 
-    /// How long a token of this kind is good for.
+    /// The lifetime of a token of this kind.
     #[must_use]
     pub fn life(&self, kind: TokenKind) -> Duration {
         match kind {
@@ -171,31 +169,31 @@ impl Tokens {
         }
     }
 
-    /// The payload of a token that one of our keys signed. Nothing of a token is decoded before that is sure.
+    /// The payload of a token that one of our keys signed. Nothing is decoded before the signature is verified.
     fn authenticate(&self, token: &str) -> Option<Vec<u8>> {
         if token.len() > MAX_TOKEN_BYTES {
             return None;
         }
         let (message, signature) = token.rsplit_once('.')?;
         let (header, payload) = message.split_once('.')?;
-        // Every token of a key has the same header, so there is none to parse: what names another algorithm or an unknown key,
-        // or brings `crit`, `jwk`, `jku` or `x5u` along, is not ours.
+        // All tokens of a key have the same header, so there is nothing to parse: a header that names another algorithm or an unknown
+        // key, or contains `crit`, `jwk`, `jku` or `x5u`, is not ours.
         let key = iter::once(&self.signing).chain(&self.verifying).find(|key| key.header == header)?;
         let is_authentic = crypto::verify(signature, message.as_bytes(), &key.verifying, ALGORITHM).ok()?;
         if is_authentic { URL_SAFE_NO_PAD.decode(payload).ok() } else { None }
     }
 
-    /// What an authentic payload says, when it is meant for us and of this kind, and its time has come, even if it is over.
+    /// The claims of an authentic payload of this kind that is meant for us and whose time has begun. It may have expired.
     fn read(&self, payload: &[u8], kind: TokenKind, now: Timestamp) -> Option<Claims> {
-        // Serde would also take an array of the right length for the claims.
+        // Serde would also accept an array of the right length.
         if !payload.starts_with(b"{") {
             return None;
         }
         let payload: Payload<'_> = serde_json::from_slice(payload).ok()?;
         let is_meant = payload.iss == self.issuer && payload.aud == self.audience && payload.kind == kind.as_str();
-        let has_begun = payload.iat.max(payload.nbf) <= now.plus(CLOCK_DIFFERENCE).seconds();
+        let has_begun = payload.iat.max(payload.nbf) <= now.plus(CLOCK_SKEW).seconds();
         let life = Duration::from_secs(payload.exp.checked_sub(payload.iat)?.try_into().ok()?);
-        (is_meant && has_begun && !life.is_zero() && life <= MAX_LIFE).then(|| Claims {
+        (is_meant && has_begun && !life.is_zero() && life <= MAX_LIFETIME).then(|| Claims {
             user_id: payload.sub.into(),
             session_id: payload.sid.into(),
             token_id: payload.jti.into(),
@@ -205,10 +203,10 @@ impl Tokens {
     }
 }
 
-/// A key and what its tokens begin with.
+/// A key with the header of its tokens.
 #[derive(Debug)]
 struct Key {
-    /// The encoded header of every token that it signs.
+    /// The encoded header of every token that this key signs.
     header: String,
     signing: EncodingKey,
     verifying: DecodingKey,
@@ -217,7 +215,7 @@ struct Key {
 impl Key {
     fn new(key: &SecretKey) -> Self {
         let key = key.0.expose_secret();
-        // Tells nothing that the signature of any token doesn't tell.
+        // The key id reveals no more about the key than the signature of any token.
         let id = Sha256::new().chain_update("tenantry token key").chain_update(key).finalize();
         let header = format!(r#"{{"typ":"JWT","alg":"HS256","kid":"{}"}}"#, hex::encode(&id[..8]));
         Self { header: URL_SAFE_NO_PAD.encode(header), signing: EncodingKey::from_secret(key), verifying: DecodingKey::from_secret(key) }
@@ -232,7 +230,7 @@ impl Key {
     }
 }
 
-/// The claims as they are signed: all required, each of one type.
+/// The claims as signed: all required, each of one type.
 #[derive(Serialize, Deserialize)]
 struct Payload<'a> {
     #[serde(borrow)]

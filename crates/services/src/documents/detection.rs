@@ -1,9 +1,9 @@
-//! What a content is by its first bytes, whatever it was said to be.
+//! The media type of content, detected from its first bytes, independent of its declared type.
 
-/// How much of a content is looked at.
+/// How many bytes are inspected.
 pub(crate) const HEAD: usize = 8 * 1024;
 
-/// The media type of what begins with these bytes.
+/// The media type of content that begins with these bytes.
 pub(crate) fn detect(head: &[u8]) -> &'static str {
     match infer::get(head) {
         Some(kind) => kind.mime_type(),
@@ -12,7 +12,7 @@ pub(crate) fn detect(head: &[u8]) -> &'static str {
     }
 }
 
-/// Whether this is text in UTF-8, which may break off in a character, without control characters that no text has.
+/// Whether this is UTF-8 text, possibly cut in the middle of a character, without control characters that do not occur in text.
 fn is_text(head: &[u8]) -> bool {
     let valid = match str::from_utf8(head) {
         Ok(_) => true,
@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_what_it_begins_with() {
+    fn the_first_bytes_determine_the_media_type() {
         for (head, mime_type) in [
             (&b"%PDF-1.7\n"[..], "application/pdf"),
             (b"\x89PNG\r\n\x1a\n0000", "image/png"),

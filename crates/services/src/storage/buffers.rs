@@ -1,42 +1,42 @@
-//! Buffers that are used again, so that large ones don't pile up in the allocator, which keeps for a while what was freed.
+//! Reusable buffers, because the allocator retains freed memory for a while and large buffers would accumulate in it.
 
 use std::{
     mem,
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// A stock of buffers.
+/// A pool of buffers.
 #[derive(Default)]
-pub(crate) struct Buffers(Mutex<Vec<Vec<u8>>>);
+pub(crate) struct BufferPool(Mutex<Vec<Vec<u8>>>);
 
-/// A buffer that goes back to its stock when nobody needs it any more.
-pub(crate) struct Lent {
+/// A buffer that returns to its pool on drop.
+pub(crate) struct PooledBuffer {
     pub(crate) bytes: Vec<u8>,
-    home: Arc<Buffers>,
+    pool: Arc<BufferPool>,
 }
 
-impl Buffers {
-    /// A buffer of this length, with anything in it.
-    pub(crate) fn lend(self: &Arc<Self>, length: usize) -> Lent {
+impl BufferPool {
+    /// A buffer of this length with arbitrary content.
+    pub(crate) fn take(self: &Arc<Self>, length: usize) -> PooledBuffer {
         let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         bytes.resize(length, 0);
-        Lent { bytes, home: Arc::clone(self) }
+        PooledBuffer { bytes, pool: Arc::clone(self) }
     }
 
-    /// Frees those that are not lent.
+    /// Frees the buffers that are in the pool.
     pub(crate) fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
-impl AsRef<[u8]> for Lent {
+impl AsRef<[u8]> for PooledBuffer {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Lent {
+impl Drop for PooledBuffer {
     fn drop(&mut self) {
-        self.home.0.lock().unwrap_or_else(PoisonError::into_inner).push(mem::take(&mut self.bytes));
+        self.pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(mem::take(&mut self.bytes));
     }
 }

@@ -1,11 +1,11 @@
-//! `Content-Disposition`: under which name a download is saved, and whether a browser may show it.
+//! `Content-Disposition`: the name that a download is saved under, and whether browsers display it.
 
 use std::fmt::Write;
 
 use domain::{Filename, MimeType};
 
-/// The value of `Content-Disposition` (RFC 6266) for a document: `inline` when its type can't run anything in a browser,
-/// else `attachment`; its name in ASCII, and as it is (RFC 8187) when that differs. Always a valid header value.
+/// The value of `Content-Disposition` (RFC 6266) for a document: `inline` when content of its type cannot run code in a browser,
+/// otherwise `attachment`; the name in ASCII, and unchanged (RFC 8187) when that differs. Always a valid header value.
 #[must_use]
 pub fn content_disposition(filename: &Filename, mime_type: &MimeType) -> String {
     let name = filename.as_str();
@@ -25,7 +25,7 @@ pub fn content_disposition(filename: &Filename, mime_type: &MimeType) -> String 
     value
 }
 
-/// Whether browsers only show content of this type. Whatever is not known to be harmless may be a document with scripts.
+/// Whether browsers only display content of this type. Types that are not known to be harmless may contain scripts.
 fn is_inert(mime_type: &str) -> bool {
     matches!(
         mime_type,
@@ -34,7 +34,7 @@ fn is_inert(mime_type: &str) -> bool {
         || mime_type.starts_with("video/")
 }
 
-/// Whether every browser reads this character in a quoted string as itself: some unescape `%`, others mind `\`.
+/// Whether all browsers take this character in a quoted string literally: some unescape `%`, others `\`.
 fn is_plain(c: char) -> bool {
     (c == ' ' || c.is_ascii_graphic()) && !matches!(c, '"' | '\\' | '%')
 }
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_given_in_ascii_and_as_they_are() {
+    fn names_are_sent_in_ascii_and_unchanged() {
         assert_eq!(disposition("report 2026.pdf", "application/pdf"), r#"inline; filename="report 2026.pdf""#);
         assert_eq!(
             disposition("Übersicht €.png", "image/png"),
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_browser_would_run_is_an_attachment() {
+    fn active_content_is_an_attachment() {
         for inert in ["application/pdf", "image/png", "text/plain", "audio/ogg", "video/mp4"] {
             assert!(disposition("x", inert).starts_with("inline;"), "{inert}");
         }
@@ -82,7 +82,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_name_gives_one_header_value_that_decodes_to_it(text in "\\PC{1,80}") {
+        fn every_name_becomes_one_header_value_that_decodes_to_it(text in "\\PC{1,80}") {
             let Ok(filename) = Filename::parse(&text) else { return Ok(()) };
             let value = content_disposition(&filename, &MimeType::octet_stream());
             prop_assert!(value.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{value}");

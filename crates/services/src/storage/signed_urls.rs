@@ -1,53 +1,56 @@
-//! Signed URLs for stores that have none: whoever has one may download one object, for a time.
+//! Signed URLs of our own API, for stores without signed URLs: each permits one download or one upload of a part, for a limited time.
 
 use domain::{Denial, Error, Result, TenantId, Timestamp, UploadId, UserId};
+use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use crate::Presentation;
+use crate::ContentHeaders;
 
-/// What a signed URL allows: every field is signed.
+/// A download permitted by a signed URL. Every field is signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedDownload {
-    /// The object that may be downloaded.
+    /// The key of the object.
     pub key: String,
-    /// How it presents itself.
-    pub presentation: Presentation,
-    /// The second since 1970-01-01T00:00:00Z from which on it may not be any more.
+    /// The content headers of the response.
+    pub headers: ContentHeaders,
+    /// When the permission expires, in seconds since 1970-01-01T00:00:00Z.
     pub expires: i64,
 }
 
-/// A part of an upload that a signed URL lets in: every field is signed.
+/// The upload of a part permitted by a signed URL. Every field is signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedPart {
-    /// Whose upload it is part of.
+    /// The tenant of the upload.
     pub tenant_id: TenantId,
-    /// Which upload.
+    /// The multipart upload.
     pub upload_id: UploadId,
-    /// Who was given the URL.
+    /// The user who requested the URL.
     pub user_id: UserId,
-    /// The part's number, from 1.
+    /// The part number, from 1.
     pub number: u32,
-    /// Its first byte's place in the content.
+    /// The offset of the part in the content.
     pub offset: u64,
-    /// Its bytes.
+    /// The size of the part in bytes.
     pub size: u64,
-    /// The second since 1970-01-01T00:00:00Z from which on it is not let in any more.
+    /// When the permission expires, in seconds since 1970-01-01T00:00:00Z.
     pub expires: i64,
 }
 
-/// Signs and verifies downloads and parts of uploads with HMAC-SHA-256 (RFC 2104). Nothing is stored: every instance that has the same secret
-/// accepts the same URLs.
+/// Signs and verifies downloads and part uploads with HMAC-SHA-256 (RFC 2104). Nothing is stored: all instances with the same secret
+/// accept the same URLs.
 #[derive(Clone)]
 pub struct UrlSigner {
     keyed: Hmac<Sha256>,
 }
 
 impl UrlSigner {
-    /// A signer whose key is derived from the server's secret, so that no signature of another purpose passes here.
+    /// A signer with a key derived from the server's secret, so that a signature made for another purpose is never valid here.
     #[must_use]
+    #[expect(clippy::expect_used, reason = "HMAC accepts keys of any length")]
     pub fn new(server_secret: &[u8]) -> Self {
-        Self { keyed: hmac(&derive_key(server_secret, b"tenantry signed download v1")) }
+        let key = derive_key(server_secret, b"tenantry signed download v1");
+        Self { keyed: Hmac::new_from_slice(&key).expect("a key of any length") }
     }
 
     /// The signature of a download, in hexadecimal.
@@ -56,13 +59,12 @@ impl UrlSigner {
         hex::encode(self.mac(download).finalize().into_bytes())
     }
 
-    /// Checks a signature and that the time is not over.
+    /// Verifies the signature of a download and that it has not expired.
     ///
     /// # Errors
     /// [`Denial::BadSignature`]
     pub fn verify(&self, download: &SignedDownload, signature: &str, now: Timestamp) -> Result<()> {
-        let genuine = hex::decode(signature).is_ok_and(|signature| self.mac(download).verify_slice(&signature).is_ok());
-        if genuine && now.seconds() < download.expires { Ok(()) } else { Err(Error::Forbidden(Denial::BadSignature)) }
+        verify(self.mac(download), signature, download.expires, now)
     }
 
     /// The signature of a part, in hexadecimal.
@@ -71,17 +73,16 @@ impl UrlSigner {
         hex::encode(self.mac_of_part(part).finalize().into_bytes())
     }
 
-    /// Checks the signature of a part and that its time is not over.
+    /// Verifies the signature of a part and that it has not expired.
     ///
     /// # Errors
     /// [`Denial::BadSignature`]
     pub fn verify_part(&self, part: &SignedPart, signature: &str, now: Timestamp) -> Result<()> {
-        let genuine = hex::decode(signature).is_ok_and(|signature| self.mac_of_part(part).verify_slice(&signature).is_ok());
-        if genuine && now.seconds() < part.expires { Ok(()) } else { Err(Error::Forbidden(Denial::BadSignature)) }
+        verify(self.mac_of_part(part), signature, part.expires, now)
     }
 
     fn mac_of_part(&self, part: &SignedPart) -> Hmac<Sha256> {
-        // All of fixed length but the first, which no download begins with.
+        // After the method, which distinguishes it from every download, all fields have a fixed length.
         let mut mac = self.keyed.clone().chain_update(3_u64.to_be_bytes()).chain_update(b"PUT");
         for id in [part.tenant_id.uuid(), part.upload_id.uuid(), part.user_id.uuid()] {
             mac.update(id.as_bytes());
@@ -93,11 +94,11 @@ impl UrlSigner {
         mac
     }
 
-    fn mac(&self, SignedDownload { key, presentation, expires }: &SignedDownload) -> Hmac<Sha256> {
-        let Presentation { content_type, content_disposition } = presentation;
+    fn mac(&self, SignedDownload { key, headers, expires }: &SignedDownload) -> Hmac<Sha256> {
+        let ContentHeaders { content_type, content_disposition } = headers;
         let mut mac = self.keyed.clone();
         for field in ["GET", key, content_type, content_disposition] {
-            // With its length before it, no field can lend bytes to the next.
+            // The length before each field fixes the boundaries between the fields.
             mac.update(&(field.len() as u64).to_be_bytes());
             mac.update(field.as_bytes());
         }
@@ -106,15 +107,17 @@ impl UrlSigner {
     }
 }
 
-/// HKDF-SHA-256 (RFC 5869) without salt, for one key of 32 bytes.
-fn derive_key(secret: &[u8], label: &[u8]) -> [u8; 32] {
-    let extracted = hmac(&[]).chain_update(secret).finalize().into_bytes();
-    hmac(&extracted).chain_update(label).chain_update([1]).finalize().into_bytes().into()
+fn verify(mac: Hmac<Sha256>, signature: &str, expires: i64, now: Timestamp) -> Result<()> {
+    let is_genuine = hex::decode(signature).is_ok_and(|signature| mac.verify_slice(&signature).is_ok());
+    if is_genuine && now.seconds() < expires { Ok(()) } else { Err(Error::Forbidden(Denial::BadSignature)) }
 }
 
-#[expect(clippy::expect_used, reason = "HMAC takes keys of every length")]
-fn hmac(key: &[u8]) -> Hmac<Sha256> {
-    Hmac::new_from_slice(key).expect("a key of any length")
+/// A key for one purpose, by HKDF-SHA-256 (RFC 5869) without salt.
+#[expect(clippy::expect_used, reason = "one hash of output is always available")]
+fn derive_key(secret: &[u8], purpose: &[u8]) -> [u8; 32] {
+    let mut key = [0; 32];
+    Hkdf::<Sha256>::new(None, secret).expand(purpose, &mut key).expect("HKDF-SHA-256 derives up to 255 times 32 bytes");
+    key
 }
 
 #[cfg(test)]
@@ -124,7 +127,7 @@ mod tests {
     fn download() -> SignedDownload {
         SignedDownload {
             key: "tenants/t/files/ab/cd/abcd_f".to_owned(),
-            presentation: Presentation { content_type: "text/plain".to_owned(), content_disposition: "inline; filename=\"a\"".to_owned() },
+            headers: ContentHeaders { content_type: "text/plain".to_owned(), content_disposition: "inline; filename=\"a\"".to_owned() },
             expires: 1_000,
         }
     }
@@ -134,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_holds_until_it_expires() {
+    fn a_signature_is_valid_until_it_expires() {
         let signer = UrlSigner::new(b"secret");
         let signature = signer.sign(&download());
         assert!(signer.verify(&download(), &signature, seconds(999)).is_ok());
@@ -146,19 +149,19 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_changed_breaks_the_signature() {
+    fn any_change_invalidates_the_signature() {
         let signer = UrlSigner::new(b"secret");
         let signature = signer.sign(&download());
         let refused = |download: &SignedDownload, signature: &str| signer.verify(download, signature, seconds(0)).is_err();
         let changes: [fn(&mut SignedDownload); 5] = [
             |download| download.key.push('0'),
-            |download| download.presentation.content_type = "text/html".to_owned(),
-            |download| download.presentation.content_disposition.clear(),
+            |download| download.headers.content_type = "text/html".to_owned(),
+            |download| download.headers.content_disposition.clear(),
             |download| download.expires += 1,
-            // The same bytes, with the border between two fields moved.
+            // The same bytes, with the boundary between two fields moved.
             |download| {
                 let moved = download.key.pop().unwrap();
-                download.presentation.content_type.insert(0, moved);
+                download.headers.content_type.insert(0, moved);
             },
         ];
         for change in changes {

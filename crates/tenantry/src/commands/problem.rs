@@ -8,7 +8,7 @@ pub(crate) fn describe(problem: &Error) -> String {
     if let Error::Unavailable { source, .. } = problem
         && let Some(UnknownServer { tenants }) = source.downcast_ref()
     {
-        return format!("{problem}: {tenants} tenants are there, and TENANT_DATABASE_URLS does not name it");
+        return format!("{problem}: it has {tenants} tenants, but TENANT_DATABASE_URLS does not name it");
     }
     problem.with_causes()
 }

@@ -53,7 +53,7 @@ async fn a_hash_made_with_the_defaults_verifies_its_password_only() {
 }
 
 #[tokio::test]
-async fn the_same_password_never_has_the_same_hash() {
+async fn hashes_of_the_same_password_differ() {
     let passwords = passwords(&cheap());
     let (one, other) = (passwords.hash(&new_password()).await.unwrap(), passwords.hash(&new_password()).await.unwrap());
     assert!(one != other);
@@ -76,7 +76,7 @@ async fn a_hash_with_other_parameters_is_right_but_outdated() {
 
 /// From the test suite of the reference implementation (github.com/P-H-C/phc-winner-argon2, src/test.c): password `password`.
 #[tokio::test]
-async fn argon2_hashes_of_others_verify() {
+async fn argon2_hashes_of_other_implementations_verify() {
     let passwords = passwords(&cheap());
     for hash in [
         "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4",
@@ -195,19 +195,19 @@ fn an_unknown_user_costs_the_same_as_a_wrong_password() {
     let damaged = PasswordHash::from_stored("$argon2id$v=19$".to_owned());
     let mut verify = |stored: Option<&PasswordHash>| assert_eq!(recipe.verify(stored, b"wrong", &mut memory).unwrap(), Verdict::Wrong);
 
-    // The fastest of many runs, in turn: whatever else the machine does disturbs that the least, and all alike.
+    // The fastest of many interleaved runs is the least affected by other load on the machine.
     let mut fastest = [Duration::MAX; 4];
     for _ in 0..15 {
         for (case, fastest) in fastest.iter_mut().enumerate() {
-            let begun = Instant::now();
+            let started = Instant::now();
             match case {
                 0 => verify(Some(&hash)),
                 1 => verify(None),
                 2 => verify(Some(&damaged)),
-                // The control: a damaged hash is refused without the work.
+                // The control: a damaged hash alone is refused without the work.
                 _ => assert!(recipe.verify_argon2(damaged.expose(), b"wrong", &mut Memory::new()).is_err()),
             }
-            *fastest = begun.elapsed().min(*fastest);
+            *fastest = started.elapsed().min(*fastest);
         }
     }
     let [known, unknown, damaged, control] = fastest.map(|time| time.as_secs_f64());
@@ -215,7 +215,7 @@ fn an_unknown_user_costs_the_same_as_a_wrong_password() {
     assert!(is_alike(unknown) && is_alike(damaged) && !is_alike(control), "{fastest:?}");
 }
 
-/// How often another task of a runtime with a single thread gets its turn until the flood is over.
+/// How often another task on a single-threaded runtime is polled during the flood.
 async fn turns_during(flood: impl Future<Output = ()>) -> usize {
     let (turns, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let other = tokio::spawn({
@@ -234,7 +234,7 @@ async fn turns_during(flood: impl Future<Output = ()>) -> usize {
 }
 
 #[tokio::test]
-async fn a_flood_of_logins_is_turned_away_and_delays_nobody() {
+async fn a_flood_of_logins_is_rejected_and_delays_no_other_task() {
     let passwords = Arc::new(passwords(&PasswordSettings { queue: 8, ..noticeable() }));
     let hash = passwords.hash(&new_password()).await.unwrap();
 
@@ -252,27 +252,27 @@ async fn a_flood_of_logins_is_turned_away_and_delays_nobody() {
     });
     let turns = turns.await;
 
-    // The control: the same work without the gate.
-    let turns_without_gate = turns_during(async {
+    // The control: the same work without the pool.
+    let turns_without_pool = turns_during(async {
         let logins = (0..20).map(|_| {
             let (recipe, hash) = (passwords.recipe.clone(), hash.clone());
             tokio::spawn(async move { recipe.verify(Some(&hash), PASSWORD.as_bytes(), &mut Memory::new()).unwrap() })
         });
         join_all(logins).await;
     });
-    let turns_without_gate = turns_without_gate.await;
+    let turns_without_pool = turns_without_pool.await;
 
     assert!(turns > 100, "{turns} turns");
-    assert!(turns_without_gate < 10, "{turns_without_gate} turns without the gate");
+    assert!(turns_without_pool < 10, "{turns_without_pool} turns without the pool");
 }
 
-/// Keeps the only thread of a gate busy until the answered sender is used or dropped.
-async fn occupy(gate: &Arc<Gate>) -> mpsc::Sender<()> {
+/// Keeps the only thread of a pool busy until the returned sender is used or dropped.
+async fn occupy(pool: &Arc<WorkerPool>) -> mpsc::Sender<()> {
     let (begun, has_begun) = tokio::sync::oneshot::channel();
     let (free, is_free) = mpsc::channel();
-    let gate = Arc::clone(gate);
+    let pool = Arc::clone(pool);
     tokio::spawn(async move {
-        gate.run(move |_| {
+        pool.run(move |_| {
             begun.send(()).unwrap();
             let _ = is_free.recv();
         })
@@ -283,17 +283,17 @@ async fn occupy(gate: &Arc<Gate>) -> mpsc::Sender<()> {
     free
 }
 
-fn gate(queue: usize, idle: Duration) -> Arc<Gate> {
-    Arc::new(Gate::new(Limits { threads: 1, queue, idle }))
+fn pool(queue: usize, idle: Duration) -> Arc<WorkerPool> {
+    Arc::new(WorkerPool::new(Limits { threads: 1, queue, idle }))
 }
 
 #[tokio::test]
-async fn work_whose_caller_went_away_is_skipped() {
-    let gate = gate(2, Duration::from_secs(10));
-    let free = occupy(&gate).await;
+async fn queued_work_without_a_caller_is_skipped() {
+    let pool = pool(2, Duration::from_secs(10));
+    let free = occupy(&pool).await;
     let ran = |flag: &Arc<AtomicBool>| {
         let flag = Arc::clone(flag);
-        gate.run(move |_| flag.store(true, Ordering::SeqCst))
+        pool.run(move |_| flag.store(true, Ordering::SeqCst))
     };
 
     let (stayed_ran, left_ran) = (Arc::default(), Arc::default());
@@ -301,57 +301,57 @@ async fn work_whose_caller_went_away_is_skipped() {
     let mut left = Box::pin(ran(&left_ran));
     assert!(poll!(&mut stayed).is_pending() && poll!(&mut left).is_pending());
     drop(left);
-    assert!(matches!(poll!(pin!(gate.run(|_| ()))), Poll::Ready(third) if is_overloaded(&third)), "the queue holds two");
+    assert!(matches!(poll!(pin!(pool.run(|_| ()))), Poll::Ready(third) if is_overloaded(&third)), "the queue holds two");
 
     drop(free);
     stayed.await.unwrap();
-    gate.run(|_| ()).await.unwrap();
+    pool.run(|_| ()).await.unwrap();
     assert!(stayed_ran.load(Ordering::SeqCst));
     assert!(!left_ran.load(Ordering::SeqCst));
 }
 
 #[tokio::test]
-async fn a_panic_costs_its_caller_an_error_and_nobody_else() {
-    let gate = gate(2, Duration::from_secs(10));
-    let result: domain::Result<()> = gate.run(|_| panic!("planted")).await;
+async fn a_panic_is_an_error_for_its_caller_only() {
+    let pool = pool(2, Duration::from_secs(10));
+    let result: domain::Result<()> = pool.run(|_| panic!("seeded fault")).await;
     assert!(matches!(result, Err(domain::Error::Internal(_))));
-    assert_eq!(gate.run(|_| 1).await.unwrap(), 1);
+    assert_eq!(pool.run(|_| 1).await.unwrap(), 1);
 }
 
 #[tokio::test]
-async fn threads_come_with_the_work_and_go_when_idle() {
-    let gate = gate(2, Duration::from_millis(20));
-    assert_eq!(gate.threads(), 0);
+async fn threads_start_with_work_and_end_when_idle() {
+    let pool = pool(2, Duration::from_millis(20));
+    assert_eq!(pool.threads(), 0);
     for _ in 0..3 {
-        let name = gate.run(|_| thread::current().name().map(str::to_owned)).await.unwrap();
+        let name = pool.run(|_| thread::current().name().map(str::to_owned)).await.unwrap();
         assert_eq!(name.as_deref(), Some("tenantry-hash-1"));
-        eventually(|| gate.threads() == 0).await;
+        eventually(|| pool.threads() == 0).await;
     }
 }
 
 async fn eventually(condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
-        assert!(Instant::now() < deadline, "it did not come true");
+        assert!(Instant::now() < deadline, "the condition is still false");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 
-/// A thread that has given up must not be counted on while it frees its memory: the work would wait for good.
+/// The pool must not count on a thread that is about to end and frees its memory: the work would wait forever.
 #[tokio::test]
-async fn no_work_is_left_lying_when_a_thread_ends() {
+async fn no_work_is_forgotten_when_a_thread_ends() {
     let idle = Duration::from_micros(300);
-    let gate = gate(1, idle);
+    let pool = pool(1, idle);
     let (mut pause, mut previous) = (idle, None);
     for _ in 0..500 {
-        let begun = Instant::now();
-        while begun.elapsed() < pause {}
-        let work = gate.run(|memory| {
+        let started = Instant::now();
+        while started.elapsed() < pause {}
+        let work = pool.run(|memory| {
             memory.resize(8192, Block::new());
             thread::current().id()
         });
         let thread = Some(tokio::time::timeout(Duration::from_secs(10), work).await.expect("the work is done").unwrap());
-        // The pause homes in on the moment at which a thread gives up.
+        // The pause converges on the moment at which a thread ends.
         let step = Duration::from_micros(5);
         pause = if thread == previous { pause + step } else { pause.saturating_sub(step) };
         previous = thread;
@@ -359,7 +359,7 @@ async fn no_work_is_left_lying_when_a_thread_ends() {
 }
 
 #[tokio::test]
-async fn dropping_the_gate_ends_its_threads_at_once() {
+async fn dropping_the_pool_ends_its_threads_at_once() {
     struct Ended(mpsc::Sender<()>);
     impl Drop for Ended {
         fn drop(&mut self) {
@@ -368,12 +368,12 @@ async fn dropping_the_gate_ends_its_threads_at_once() {
     }
     thread_local!(static END: std::cell::RefCell<Option<Ended>> = const { std::cell::RefCell::new(None) });
 
-    let gate = gate(2, Duration::from_secs(3600));
+    let pool = pool(2, Duration::from_secs(3600));
     let (sender, ended) = mpsc::channel();
-    gate.run(move |_| END.set(Some(Ended(sender)))).await.unwrap();
-    eventually(|| gate.idle() == 1).await;
+    pool.run(move |_| END.set(Some(Ended(sender)))).await.unwrap();
+    eventually(|| pool.idle() == 1).await;
     assert!(ended.try_recv().is_err());
-    drop(gate);
+    drop(pool);
     ended.recv_timeout(Duration::from_secs(10)).unwrap();
 }
 
@@ -384,7 +384,7 @@ async fn only_the_hashing_threads_are_nice() {
 
     let nice = || getpriority_process(None).unwrap();
     let ours = nice();
-    let theirs = gate(1, Duration::from_secs(10)).run(move |_| nice()).await.unwrap();
+    let theirs = pool(1, Duration::from_secs(10)).run(move |_| nice()).await.unwrap();
     assert_eq!(theirs, 19);
     assert_eq!(nice(), ours);
 }

@@ -1,4 +1,4 @@
-//! Tokens that must be refused, for tests: what an attacker would try, and what only a careless issuer would sign.
+//! Tokens that must be refused: what an attacker would try, and what only a careless issuer would sign.
 
 use std::time::Duration;
 
@@ -9,13 +9,11 @@ use serde_json::{Map, Value, json};
 
 use super::{Claims, Tokens};
 
-/// Bad access tokens, each with what is wrong with it. Most differ in a single point from the good token with the given claims;
-/// those that only the holder of the key could make are signed with it. `now` should be the time at which they are tried, or
-/// little before it.
+/// Bad access tokens, each with its defect. Most differ in a single point from the valid token with the given claims; those that only
+/// the holder of the key could create are signed with it. `now` should be the time at which they are verified, or shortly before it.
 ///
-/// All can be sent in a header field as they are: they begin and end with a visible character and have no control characters.
-#[must_use]
-pub fn bad_tokens(tokens: &Tokens, claims: &Claims, now: Timestamp) -> Vec<(String, String)> {
+/// All can be sent in a header field unchanged: they begin and end with a visible character and contain no control characters.
+pub(super) fn bad_tokens(tokens: &Tokens, claims: &Claims, now: Timestamp) -> Vec<(String, String)> {
     let forger = Forger::new(tokens, claims);
     [forger.encodings(), forger.signatures(), forger.headers(), forger.claims(now)].into_iter().flatten().collect()
 }
@@ -24,23 +22,22 @@ type BadTokens = Vec<(String, String)>;
 
 struct Forger<'a> {
     tokens: &'a Tokens,
-    /// The good header as JSON.
+    /// The valid header as JSON.
     header: Map<String, Value>,
-    /// The good claims as JSON.
+    /// The valid claims as JSON.
     payload: Map<String, Value>,
-    /// The good token, and its parts as they are encoded.
+    /// The valid token, and its encoded parts.
     token: String,
     parts: [String; 3],
 }
 
 impl<'a> Forger<'a> {
-    #[expect(clippy::expect_used, reason = "a forger that can't sign would prove nothing")]
     fn new(tokens: &'a Tokens, claims: &Claims) -> Self {
         let token = tokens
             .issue(TokenKind::Access, claims.user_id, claims.session_id, claims.token_id, claims.issued_at)
-            .expect("the good token is signed");
+            .expect("the valid token is signed");
         let parts: [String; 3] =
-            token.split('.').map(str::to_owned).collect::<Vec<_>>().try_into().expect("the good token has three parts");
+            token.split('.').map(str::to_owned).collect::<Vec<_>>().try_into().expect("the valid token has three parts");
         let json = |part: &str| {
             let bytes = URL_SAFE_NO_PAD.decode(part).expect("the part is base64url");
             serde_json::from_slice(&bytes).expect("the part is a JSON object")
@@ -48,13 +45,13 @@ impl<'a> Forger<'a> {
         Self { tokens, header: json(&parts[0]), payload: json(&parts[1]), token, parts }
     }
 
-    /// Broken in form.
+    /// Malformed.
     fn encodings(&self) -> BadTokens {
         let [header, payload, signature] = &self.parts;
         let token = &self.token;
         let header_json = Value::from(self.header.clone()).to_string();
         let payload_json = Value::from(self.payload.clone()).to_string();
-        // Seven question marks encode to an underscore wherever they stand.
+        // Seven question marks encode to an underscore at any position.
         let note = Value::from(self.with("note", json!("???????"))).to_string();
         let in_standard_alphabet = encode(&note).replace('_', "/").replace('-', "+");
         let mut bad = named([
@@ -81,9 +78,9 @@ impl<'a> Forger<'a> {
             ("padded signature", format!("{token}=")),
             ("padded header", self.signed_raw(&format!("{header}="), payload)),
             ("header with a space, encoded anew", self.signed_raw(&encode(&format!("{header_json} ")), payload)),
-            ("signature in the standard alphabet", format!("{header}.{payload}.{}/+", &signature[..41])),
+            ("signature in the standard base64 alphabet", format!("{header}.{payload}.{}/+", &signature[..41])),
             ("padded payload", self.signed_raw(header, &format!("{payload}="))),
-            ("payload in the standard alphabet", self.signed_raw(header, &in_standard_alphabet)),
+            ("payload in the standard base64 alphabet", self.signed_raw(header, &in_standard_alphabet)),
             ("payload not encoded", self.signed_raw(header, &payload_json)),
             ("payload of invalid UTF-8", self.signed_raw(header, &URL_SAFE_NO_PAD.encode(b"{\"iss\":\"\xff\"}"))),
             ("not ASCII", format!("{header}.{payload}é.{signature}")),
@@ -100,7 +97,7 @@ impl<'a> Forger<'a> {
         bad
     }
 
-    /// Signed by nobody, by somebody else, or with another algorithm.
+    /// Unsigned, signed with another key, or signed with another algorithm.
     fn signatures(&self) -> BadTokens {
         let [header, payload, signature] = &self.parts;
         let message = format!("{header}.{payload}");
@@ -126,7 +123,7 @@ impl<'a> Forger<'a> {
         bad
     }
 
-    /// With a header that is not exactly ours; all are signed with our key, as their header says or would have us believe.
+    /// With a header that differs from ours. All are signed with our key, either with the algorithm of the header or with ours.
     fn headers(&self) -> BadTokens {
         let own_key = self.tokens.signing.signing.as_bytes();
         let payload = &self.parts[1];
@@ -140,7 +137,7 @@ impl<'a> Forger<'a> {
         }
         for (name, algorithm) in [("HS384", Algorithm::HS384), ("HS512", Algorithm::HS512)] {
             let message = format!("{}.{payload}", encode(&self.header_with("alg", json!(name))));
-            bad.push((format!("algorithm {name}, signed as it says"), format!("{message}.{}", sign(&message, own_key, algorithm))));
+            bad.push((format!("algorithm {name}, signed accordingly"), format!("{message}.{}", sign(&message, own_key, algorithm))));
         }
         for (name, value) in [
             ("alg", json!(null)),
@@ -177,7 +174,7 @@ impl<'a> Forger<'a> {
         let embedded = encode(&self.header_with("jwk", json!({"kty": "oct", "k": URL_SAFE_NO_PAD.encode(attackers_key)})));
         let message = format!("{embedded}.{payload}");
         bad.push((
-            "signed with the key that its header brings".to_owned(),
+            "signed with the key in its header".to_owned(),
             format!("{message}.{}", sign(&message, &attackers_key, Algorithm::HS256)),
         ));
         let header = Value::from(self.header.clone()).to_string();
@@ -190,12 +187,12 @@ impl<'a> Forger<'a> {
             bad.push((what.to_owned(), self.signed_raw(&encode(&header), payload)));
         }
         for older in &self.tokens.verifying {
-            bad.push(("an earlier key's header, signed with today's key".to_owned(), self.signed_raw(&older.header, payload)));
+            bad.push(("a previous key's header, signed with the current key".to_owned(), self.signed_raw(&older.header, payload)));
         }
         bad
     }
 
-    /// Signed with our key, with claims that are not ours.
+    /// Signed with our key, with wrong claims.
     fn claims(&self, now: Timestamp) -> BadTokens {
         let mut bad = BadTokens::new();
         for name in self.payload.keys() {
@@ -215,12 +212,12 @@ impl<'a> Forger<'a> {
         let at = |moment: Timestamp| json!(moment.seconds());
         let (hour, year) = (Duration::from_hours(1), Duration::from_hours(366 * 24));
         for (name, value) in [
-            ("iss", json!("somebody-else")),
+            ("iss", json!("another-service")),
             ("iss", json!(format!("{} ", self.tokens.issuer))),
             ("iss", json!(self.tokens.issuer.to_uppercase())),
-            ("aud", json!("somebody-else")),
-            ("aud", json!(["somebody-else"])),
-            ("aud", json!(["somebody-else", self.tokens.audience])),
+            ("aud", json!("another-service")),
+            ("aud", json!(["another-service"])),
+            ("aud", json!(["another-service", self.tokens.audience])),
             ("type", json!(TokenKind::Refresh.as_str())),
             ("type", json!("Access")),
             ("type", json!("id")),
@@ -256,7 +253,7 @@ impl<'a> Forger<'a> {
 
         let mut not_yet_issued = self.with("iat", at(now.plus(hour)));
         not_yet_issued.insert("exp".to_owned(), at(now.plus(hour).plus(hour)));
-        bad.push(("issued in an hour, good since now".to_owned(), self.signed(&self.header, &not_yet_issued)));
+        bad.push(("issued in an hour, valid from now".to_owned(), self.signed(&self.header, &not_yet_issued)));
 
         let values: Vec<_> = ["iss", "aud", "sub", "jti", "sid", "iat", "nbf", "exp", "type"].map(|name| self.payload[name].clone()).into();
         let json = Value::from(self.payload.clone()).to_string();
@@ -268,7 +265,7 @@ impl<'a> Forger<'a> {
             ("payload is null", "null".to_owned()),
             ("payload is no JSON", json.replace('"', "'")),
             ("payload is cut off", json[..json.len() - 1].to_owned()),
-            ("payload has something after it", format!("{json}{{}}")),
+            ("payload with trailing data", format!("{json}{{}}")),
             ("payload is another token", self.token.clone()),
             ("payload is nested deeply", format!("{}{}", "[".repeat(500), "]".repeat(500))),
         ] {
@@ -289,13 +286,13 @@ impl<'a> Forger<'a> {
         Value::from(header).to_string()
     }
 
-    /// Signed with our key; the header is written as ours is where it says the same.
+    /// Signed with our key. A header equal to ours keeps our encoding.
     fn signed(&self, header: &Map<String, Value>, payload: &Map<String, Value>) -> String {
         let header = if *header == self.header { self.parts[0].clone() } else { encode(&Value::from(header.clone()).to_string()) };
         self.signed_raw(&header, &encode(&Value::from(payload.clone()).to_string()))
     }
 
-    /// Signed with our key, whatever the parts are.
+    /// Any parts, signed with our key.
     fn signed_raw(&self, header: &str, payload: &str) -> String {
         let message = format!("{header}.{payload}");
         format!("{message}.{}", sign(&message, self.tokens.signing.signing.as_bytes(), Algorithm::HS256))
@@ -310,15 +307,14 @@ fn encode(json: &str) -> String {
     URL_SAFE_NO_PAD.encode(json)
 }
 
-/// The text with another character of the same alphabet at this position.
+/// The text with a different character of the same alphabet at this position.
 fn altered(text: &str, position: usize) -> String {
     let other = |c: char| if c == 'A' { 'Q' } else { 'A' };
     text.char_indices().map(|(at, c)| if at == position { other(c) } else { c }).collect()
 }
 
-#[expect(clippy::expect_used, reason = "a forger that can't sign would prove nothing")]
 fn sign(message: &str, key: &[u8], algorithm: Algorithm) -> String {
-    crypto::sign(message.as_bytes(), &EncodingKey::from_secret(key), algorithm).expect("HMAC takes every key")
+    crypto::sign(message.as_bytes(), &EncodingKey::from_secret(key), algorithm).expect("HMAC accepts every key")
 }
 
 #[cfg(test)]
@@ -329,7 +325,7 @@ mod tests {
     use crate::{SecretKey, TokenSettings};
 
     #[test]
-    fn what_the_forger_signs_unchanged_is_accepted() {
+    fn the_forger_signs_valid_tokens_when_nothing_is_changed() {
         let now = Timestamp::from_seconds(1_800_000_000);
         let tokens = Tokens::new(TokenSettings::new(SecretKey::new([1; 32]).unwrap())).unwrap();
         let claims = Claims {

@@ -36,7 +36,7 @@ fn json(part: &str) -> serde_json::Value {
 }
 
 #[test]
-fn what_is_issued_is_accepted_as_what_it_is() {
+fn an_issued_token_is_accepted_as_its_own_kind_only() {
     let (tokens, claims) = (tokens(), claims());
     let access = issue(&tokens, TokenKind::Access, &claims);
     assert_eq!(tokens.verify(&access, TokenKind::Access, NOW), Ok(claims));
@@ -57,7 +57,7 @@ fn the_same_arguments_give_the_same_token() {
 }
 
 #[test]
-fn a_token_has_exactly_the_promised_header_and_claims() {
+fn a_token_has_exactly_the_documented_header_and_claims() {
     let claims = claims();
     let token = issue(&tokens(), TokenKind::Access, &claims);
     let parts: Vec<_> = token.split('.').collect();
@@ -73,9 +73,9 @@ fn a_token_has_exactly_the_promised_header_and_claims() {
     );
 }
 
-/// The signature is HMAC-SHA-256 over the first two parts (RFC 7515, section 5.1), computed here by another implementation.
+/// The signature is HMAC-SHA-256 over the first two parts (RFC 7515, section 5.1), computed here with another implementation.
 #[test]
-fn others_can_verify_our_tokens() {
+fn other_implementations_can_verify_our_tokens() {
     use hmac::{Hmac, KeyInit, Mac};
 
     let token = issue(&tokens(), TokenKind::Access, &claims());
@@ -119,7 +119,7 @@ fn keys_can_be_rotated() {
 }
 
 #[test]
-fn names_of_every_length_and_letter_work() {
+fn issuers_of_any_length_and_character_work() {
     for name in ["x".to_owned(), "\"\\é\u{1F600}/".to_owned(), "\"".repeat(255)] {
         let tokens = Tokens::new(TokenSettings { issuer: name.clone(), audience: name.clone(), ..settings() }).unwrap();
         let claims = claims();
@@ -128,7 +128,7 @@ fn names_of_every_length_and_letter_work() {
 }
 
 #[test]
-fn tokens_for_others_are_refused() {
+fn tokens_of_another_issuer_or_audience_are_refused() {
     let token = issue(&tokens(), TokenKind::Access, &claims());
     for settings in
         [TokenSettings { issuer: "other".to_owned(), ..settings() }, TokenSettings { audience: "other".to_owned(), ..settings() }]
@@ -138,7 +138,7 @@ fn tokens_for_others_are_refused() {
 }
 
 #[test]
-fn claims_that_we_do_not_know_are_ignored() {
+fn unknown_claims_are_ignored() {
     let (tokens, claims) = (tokens(), claims());
     let token = issue(&tokens, TokenKind::Access, &claims);
     let mut payload = json(token.split('.').nth(1).unwrap());
@@ -161,7 +161,7 @@ fn bad_tokens_are_refused() {
     assert_eq!(
         not_invalid,
         [("exp = 1800000000", Err(TokenProblem::Expired)), ("exp = 1799999999", Err(TokenProblem::Expired))],
-        "only a genuine token of ours can be expired"
+        "only a genuine token can be expired"
     );
 
     for (what, token) in &bad {
