@@ -74,7 +74,7 @@ impl Config {
     /// Reads the environment of the process and the `.env` of its working directory.
     ///
     /// # Errors
-    /// The first variable that is unknown, malformed, unsafe, or needs what this program was built without.
+    /// The first variable that is unknown, malformed or unsafe, or that needs a feature which this program was built without.
     pub fn from_process() -> Result<Self, ConfigError> {
         let config = Self::load(process_environment(), Path::new("."))?;
         config.kafka.as_ref().map_or(Ok(()), kafka::check_support)?;

@@ -2,9 +2,9 @@
 
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
-/// The crates that each crate may depend on: `domain` and the layer below. The HTTP server may
-/// depend on none of them. The program may use what it assembles, and the test kit
-/// and the benchmark what they drive. The test kit may only be a dev-dependency, and no crate may use the benchmark.
+/// The crates that each crate may depend on: `domain` and the layer below. The HTTP server may depend on none. The program may use
+/// what it assembles, and the test kit and the benchmark what they drive. The test kit may only be a dev-dependency, and no crate may
+/// use the benchmark.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("http-server", &[]),

@@ -48,13 +48,13 @@ pub(super) fn read(settings: &mut Settings) -> Result<Option<KafkaSettings>, Con
     Ok(Some(kafka))
 }
 
-/// Refuses what this program was built without.
+/// Refuses settings that need TLS or SCRAM, if this program was built without them.
 pub(super) fn check_support(kafka: &KafkaSettings) -> Result<(), ConfigError> {
     let has_openssl = cfg!(any(feature = "kafka-tls", not(feature = "kafka")));
     needs_openssl(kafka).filter(|_| !has_openssl).map_or(Ok(()), Err)
 }
 
-/// The setting that librdkafka needs OpenSSL for, and what to do without it.
+/// The error for a setting that needs OpenSSL in librdkafka.
 fn needs_openssl(kafka: &KafkaSettings) -> Option<ConfigError> {
     let mechanism = kafka.sasl.as_ref().map(|sasl| &sasl.mechanism).filter(|name| name.starts_with("SCRAM"));
     let protocol = Some(&kafka.security_protocol).filter(|name| name.ends_with("SSL"));
@@ -165,16 +165,16 @@ mod tests {
         let scram = ("KAFKA_SASL_MECHANISM", "SCRAM-SHA-256");
         let protocol = |name| ("KAFKA_SECURITY_PROTOCOL", name);
         let kafka = |variables: &[_]| Workplace::new().load(&[&[SERVERS], variables].concat()).unwrap().kafka.unwrap();
-        let asked = |variables: &[_]| needs_openssl(&kafka(variables)).map(|error| error.to_string());
+        let problem_of = |variables: &[_]| needs_openssl(&kafka(variables)).map(|error| error.to_string());
         let line = |variable: &str| {
             Some(format!("{variable}, but this program was built without TLS and SCRAM for Kafka; build it with `--features kafka-tls`"))
         };
-        assert_eq!(asked(&[protocol("ssl")]), line("KAFKA_SECURITY_PROTOCOL is SSL"));
-        assert_eq!(asked(&[USERNAME, PASSWORD]), line("KAFKA_SECURITY_PROTOCOL is SASL_SSL"));
+        assert_eq!(problem_of(&[protocol("ssl")]), line("KAFKA_SECURITY_PROTOCOL is SSL"));
+        assert_eq!(problem_of(&[USERNAME, PASSWORD]), line("KAFKA_SECURITY_PROTOCOL is SASL_SSL"));
         let plaintext = protocol("SASL_PLAINTEXT");
-        assert_eq!(asked(&[USERNAME, PASSWORD, plaintext, scram]), line("KAFKA_SASL_MECHANISM is SCRAM-SHA-256"));
+        assert_eq!(problem_of(&[USERNAME, PASSWORD, plaintext, scram]), line("KAFKA_SASL_MECHANISM is SCRAM-SHA-256"));
         for plain in [&[scram][..], &[USERNAME, PASSWORD, plaintext]] {
-            assert_eq!(asked(plain), None, "{plain:?}");
+            assert_eq!(problem_of(plain), None, "{plain:?}");
         }
         let has_openssl = cfg!(feature = "kafka-tls") || !cfg!(feature = "kafka");
         assert_eq!(check_support(&kafka(&[USERNAME, PASSWORD])).is_ok(), has_openssl);

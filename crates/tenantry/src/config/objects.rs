@@ -45,7 +45,7 @@ impl Objects {
     }
 }
 
-/// An access key, which needs both of its halves; else what the platform's environment provides.
+/// An access key, which needs both of its halves, or else the credentials in the platform's environment.
 fn credentials(settings: &Settings, id: Option<String>, secret: Option<SecretString>) -> Result<S3Credentials, ConfigError> {
     match (id, secret) {
         (Some(id), Some(secret)) => Ok(S3Credentials::AccessKey { id, secret }),

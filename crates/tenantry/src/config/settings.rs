@@ -74,7 +74,7 @@ impl Settings {
         Ok(Self { values, aws, working_dir: working_dir.to_owned(), effective: BTreeMap::new() })
     }
 
-    /// The `AWS_*` variables of the environment, by which platforms provide credentials. Those of `.env` do not count.
+    /// The `AWS_*` variables of the environment, in which platforms provide credentials. Ignores those of `.env`.
     pub(super) fn aws(&self) -> Vec<(String, SecretString)> {
         self.aws.clone()
     }

@@ -335,9 +335,9 @@ async fn an_outage_of_the_broker_does_not_affect_users_and_its_backlog_is_publis
 #[test]
 fn a_program_without_openssl_refuses_tls_to_the_brokers() {
     let variables = [("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1"), ("KAFKA_SECURITY_PROTOCOL", "SSL")];
-    let refused = crate::process::Ran::of(Home::new().command(["serve"]).envs(variables));
-    assert!(refused.complaint(2).contains("KAFKA_SECURITY_PROTOCOL is SSL"), "{refused:?}");
-    assert!(refused.complaint(2).contains("`--features kafka-tls`"), "{refused:?}");
+    let refused = CommandOutput::of(Home::new().command(["serve"]).envs(variables));
+    assert!(refused.error_line(2).contains("KAFKA_SECURITY_PROTOCOL is SSL"), "{refused:?}");
+    assert!(refused.error_line(2).contains("`--features kafka-tls`"), "{refused:?}");
 }
 
 #[cfg(feature = "kafka-tls")]

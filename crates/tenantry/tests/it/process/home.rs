@@ -182,8 +182,8 @@ impl Drop for Home {
     }
 }
 
-/// Where an instrumented program counts which of its lines ran.
-#[expect(clippy::disallowed_methods, reason = "the caller of the tests decides whether lines are counted")]
+/// The variable that tells an instrumented program where to write its coverage.
+#[expect(clippy::disallowed_methods, reason = "the environment of a test run decides about coverage")]
 fn profile() -> Option<(&'static str, String)> {
     Some(("LLVM_PROFILE_FILE", std::env::var("LLVM_PROFILE_FILE").ok()?))
 }
