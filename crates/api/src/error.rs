@@ -8,11 +8,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use domain::{Closure, Conflict, Denial, Error, FieldErrors, Noun, Shortage, TokenProblem};
+use http_server::BodyTooSlow;
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
-
-use crate::server::BodyTooSlow;
 
 /// Why a request was not served.
 #[derive(Debug)]
@@ -95,13 +94,13 @@ pub(crate) struct FailureDetails {
     details: Value,
 }
 
-impl From<Described> for Failure {
-    fn from(Described { code, message, details, .. }: Described) -> Self {
+impl From<Problem> for Failure {
+    fn from(Problem { code, message, details, .. }: Problem) -> Self {
         Self { success: false, error: FailureDetails { code, message, details } }
     }
 }
 
-struct Described {
+struct Problem {
     status: StatusCode,
     code: &'static str,
     message: Cow<'static, str>,
@@ -109,7 +108,7 @@ struct Described {
     retry_after: Option<Duration>,
 }
 
-impl Described {
+impl Problem {
     fn new(status: StatusCode, code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self { status, code, message: message.into(), details: json!({}), retry_after: None }
     }
@@ -131,30 +130,30 @@ const MIGRATION_RETRY: Duration = Duration::from_secs(2);
 const CLOSED_RETRY: Duration = Duration::from_secs(60);
 
 impl ApiError {
-    fn describe(&self) -> Described {
+    fn describe(&self) -> Problem {
         use StatusCode as S;
         match self {
             Self::Refused(error) => describe(error),
-            Self::Malformed(problem) => Described::new(S::BAD_REQUEST, "malformed_request", problem.clone()),
+            Self::Malformed(problem) => Problem::new(S::BAD_REQUEST, "malformed_request", problem.clone()),
             Self::UnsupportedMediaType(wanted) => {
-                Described::new(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", format!("The body must be {wanted}."))
+                Problem::new(S::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", format!("The body must be {wanted}."))
             }
-            Self::BodyTooLarge => Described::new(S::PAYLOAD_TOO_LARGE, "payload_too_large", "The body is too large."),
-            Self::BodyTooSlow => Described::new(S::REQUEST_TIMEOUT, "request_timeout", "The body came too slowly."),
-            Self::NoRoute => Described::new(S::NOT_FOUND, "not_found", "There is nothing at this path."),
-            Self::NoMethod => Described::new(S::METHOD_NOT_ALLOWED, "method_not_allowed", "The path does not know this method."),
+            Self::BodyTooLarge => Problem::new(S::PAYLOAD_TOO_LARGE, "payload_too_large", "The body is too large."),
+            Self::BodyTooSlow => Problem::new(S::REQUEST_TIMEOUT, "request_timeout", "The body came too slowly."),
+            Self::NoRoute => Problem::new(S::NOT_FOUND, "not_found", "There is nothing at this path."),
+            Self::NoMethod => Problem::new(S::METHOD_NOT_ALLOWED, "method_not_allowed", "The path does not know this method."),
             Self::RangeNotSatisfiable => {
-                Described::new(S::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", "The object ends before the first of these bytes.")
+                Problem::new(S::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", "The object ends before the first of these bytes.")
             }
             Self::PreconditionFailed => {
-                Described::new(S::PRECONDITION_FAILED, "precondition_failed", "The object is not the one that If-Match names.")
+                Problem::new(S::PRECONDITION_FAILED, "precondition_failed", "The object is not the one that If-Match names.")
             }
-            Self::TusVersion => Described::new(
+            Self::TusVersion => Problem::new(
                 S::PRECONDITION_FAILED,
                 "tus_version",
                 "The header Tus-Resumable must name the version that is spoken here: 1.0.0.",
             ),
-            Self::NotReady(dependencies) => Described::new(S::SERVICE_UNAVAILABLE, "not_ready", "A dependency is down.")
+            Self::NotReady(dependencies) => Problem::new(S::SERVICE_UNAVAILABLE, "not_ready", "A dependency is down.")
                 .details(json!(dependencies))
                 .retry_after(DEPENDENCY_RETRY),
             Self::Panicked => internal_error(),
@@ -162,16 +161,14 @@ impl ApiError {
     }
 }
 
-fn internal_error() -> Described {
-    Described::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong on our side. It has been logged.")
+fn internal_error() -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong on our side. It has been logged.")
 }
 
-fn describe(error: &Error) -> Described {
+fn describe(error: &Error) -> Problem {
     use StatusCode as S;
     match error {
-        Error::Invalid(fields) => {
-            Described::new(S::BAD_REQUEST, "validation_failed", "Some values are not valid.").details(by_field(fields))
-        }
+        Error::Invalid(fields) => Problem::new(S::BAD_REQUEST, "validation_failed", "Some values are not valid.").details(by_field(fields)),
         Error::Unauthenticated(problem) => {
             let (code, message) = match problem {
                 TokenProblem::Missing => ("missing_token", "A token is needed: Authorization: Bearer TOKEN."),
@@ -183,21 +180,21 @@ fn describe(error: &Error) -> Described {
                 }
                 TokenProblem::BadCredentials => ("invalid_credentials", "E-mail address or password is wrong."),
             };
-            Described::new(S::UNAUTHORIZED, code, message)
+            Problem::new(S::UNAUTHORIZED, code, message)
         }
         Error::Forbidden(denial) => match denial {
             Denial::RoleTooLow { needed } => {
                 let message = format!("This needs the role {} or a higher one.", needed.as_str());
-                Described::new(S::FORBIDDEN, "insufficient_role", message).details(json!({ "needed": needed.as_str() }))
+                Problem::new(S::FORBIDDEN, "insufficient_role", message).details(json!({ "needed": needed.as_str() }))
             }
-            Denial::NotOwner => Described::new(S::FORBIDDEN, "not_owner", "Only the owner of the document or an admin may do this."),
-            Denial::TenantInactive => Described::new(S::FORBIDDEN, "tenant_inactive", "The tenant is inactive."),
+            Denial::NotOwner => Problem::new(S::FORBIDDEN, "not_owner", "Only the owner of the document or an admin may do this."),
+            Denial::TenantInactive => Problem::new(S::FORBIDDEN, "tenant_inactive", "The tenant is inactive."),
             Denial::QuotaExceeded(Shortage { unit, quota, used, reserved, needed }) => {
                 let message = format!("The tenant may store {quota} {unit}, and this would be more.");
-                Described::new(S::FORBIDDEN, "quota_exceeded", message)
+                Problem::new(S::FORBIDDEN, "quota_exceeded", message)
                     .details(json!({ "unit": unit, "quota": quota, "used": used, "reserved": reserved, "needed": needed }))
             }
-            Denial::BadSignature => Described::new(S::FORBIDDEN, "invalid_signature", "The URL was changed or has expired."),
+            Denial::BadSignature => Problem::new(S::FORBIDDEN, "invalid_signature", "The URL was changed or has expired."),
         },
         Error::NotFound(noun) => {
             let (code, message) = match noun {
@@ -211,56 +208,54 @@ fn describe(error: &Error) -> Described {
                 Noun::Upload => ("upload_not_found", "There is no such upload."),
                 Noun::DeadLetter => ("dead_letter_not_found", "There is no such dead letter."),
             };
-            Described::new(S::NOT_FOUND, code, message)
+            Problem::new(S::NOT_FOUND, code, message)
         }
         Error::Conflict(conflict) => match conflict {
-            Conflict::EmailTaken => Described::new(S::CONFLICT, "email_taken", "Somebody has an account with this e-mail address."),
+            Conflict::EmailTaken => Problem::new(S::CONFLICT, "email_taken", "Somebody has an account with this e-mail address."),
             Conflict::AlreadyMember { role } => {
-                Described::new(S::CONFLICT, "already_member", "The user is already a member.").details(json!({ "role": role.as_str() }))
+                Problem::new(S::CONFLICT, "already_member", "The user is already a member.").details(json!({ "role": role.as_str() }))
             }
-            Conflict::LastAdmin => Described::new(S::CONFLICT, "last_admin", "A tenant needs an admin, and this is its last one."),
+            Conflict::LastAdmin => Problem::new(S::CONFLICT, "last_admin", "A tenant needs an admin, and this is its last one."),
             Conflict::FileInUse { documents } => {
-                Described::new(S::CONFLICT, "file_in_use", "Documents refer to this file.").details(json!({ "document_count": documents }))
+                Problem::new(S::CONFLICT, "file_in_use", "Documents refer to this file.").details(json!({ "document_count": documents }))
             }
             Conflict::IdempotencyKeyReused => {
                 let message = "Another request was made with this Idempotency-Key. Take a new one for each request.";
-                Described::new(S::CONFLICT, "idempotency_key_reused", message)
+                Problem::new(S::CONFLICT, "idempotency_key_reused", message)
             }
             Conflict::UploadOffset { received } => {
                 let message = format!("The upload goes on at byte {received}.");
-                Described::new(S::CONFLICT, "upload_offset_mismatch", message).details(json!({ "offset": received }))
+                Problem::new(S::CONFLICT, "upload_offset_mismatch", message).details(json!({ "offset": received }))
             }
-            Conflict::UploadClosed => Described::new(S::CONFLICT, "upload_closed", "The upload takes nothing more."),
+            Conflict::UploadClosed => Problem::new(S::CONFLICT, "upload_closed", "The upload takes nothing more."),
             Conflict::UploadFailed { reason } => {
-                Described::new(S::CONFLICT, "upload_failed", format!("The upload came to nothing: {reason}."))
+                Problem::new(S::CONFLICT, "upload_failed", format!("The upload came to nothing: {reason}."))
             }
             Conflict::IdempotencyKeyInUse => {
                 let message = "The request with this Idempotency-Key is still being done. Try again.";
-                Described::new(S::CONFLICT, "idempotency_key_in_use", message).retry_after(MIGRATION_RETRY)
+                Problem::new(S::CONFLICT, "idempotency_key_in_use", message).retry_after(MIGRATION_RETRY)
             }
         },
         // The status that tus has for it.
-        Error::ChecksumMismatch => Described::new(
+        Error::ChecksumMismatch => Problem::new(
             S::from_u16(460).unwrap_or(S::BAD_REQUEST),
             "checksum_mismatch",
             "What arrived has another checksum than Upload-Checksum says. Nothing of it was kept.",
         ),
-        Error::PreconditionFailed => Described::new(
-            S::PRECONDITION_FAILED,
-            "precondition_failed",
-            "The document is not the one that If-Match names: it was changed.",
-        ),
+        Error::PreconditionFailed => {
+            Problem::new(S::PRECONDITION_FAILED, "precondition_failed", "The document is not the one that If-Match names: it was changed.")
+        }
         Error::TooLarge { limit } => {
-            Described::new(S::PAYLOAD_TOO_LARGE, "payload_too_large", format!("The file is larger than {limit} bytes."))
+            Problem::new(S::PAYLOAD_TOO_LARGE, "payload_too_large", format!("The file is larger than {limit} bytes."))
                 .details(json!({ "max_bytes": limit }))
         }
         Error::Overloaded { what, retry_after } => {
             let message = format!("Too much to do at the moment ({what}). Try again.");
-            Described::new(S::SERVICE_UNAVAILABLE, "overloaded", message).retry_after(*retry_after)
+            Problem::new(S::SERVICE_UNAVAILABLE, "overloaded", message).retry_after(*retry_after)
         }
         Error::Unavailable { dependency, .. } => {
-            Described::new(S::SERVICE_UNAVAILABLE, "service_unavailable", format!("The {dependency} is not available. Try again."))
-                .details(json!({ "dependency": dependency }))
+            Problem::new(S::SERVICE_UNAVAILABLE, "service_unavailable", format!("The {dependency} is not available. Try again."))
+                .details(json!({ "dependency": dependency.as_str() }))
                 .retry_after(DEPENDENCY_RETRY)
         }
         Error::Closed(closure) => {
@@ -273,7 +268,7 @@ fn describe(error: &Error) -> Described {
                     ("tenant_unavailable", "The tenant's database is not available until its operator has seen to it.", CLOSED_RETRY)
                 }
             };
-            Described::new(S::SERVICE_UNAVAILABLE, code, message).retry_after(after)
+            Problem::new(S::SERVICE_UNAVAILABLE, code, message).retry_after(after)
         }
         Error::Internal(_) => internal_error(),
     }
@@ -309,7 +304,7 @@ impl IntoResponse for ApiError {
             _ => {}
         }
         let described = self.describe();
-        let Described { status, code, retry_after, .. } = described;
+        let Problem { status, code, retry_after, .. } = described;
         let mut response = (status, Json(Failure::from(described))).into_response();
         if self.is_denial() {
             response.extensions_mut().insert(Denied(code));

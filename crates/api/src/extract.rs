@@ -9,19 +9,19 @@ use domain::{DocumentId, Error, FieldErrors, FileId, IdempotencyKey, TenantId, T
 use http_body::Body as _;
 use http_body_util::Limited;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-use services::{Caller, Services};
+use services::{Caller, UserServices};
 use uuid::Uuid;
 
 use crate::{App, MAX_JSON_BYTES, error::ApiError};
 
 /// Somebody who is logged in.
-pub(crate) struct LoggedIn(pub(crate) Caller);
+pub(crate) struct Authenticated(pub(crate) Caller);
 
-impl FromRequestParts<App> for LoggedIn {
+impl FromRequestParts<App> for Authenticated {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let services = Services::from_ref(app);
+        let services = UserServices::from_ref(app);
         Ok(Self(services.authenticate(bearer_token(&parts.headers)?).await?))
     }
 }
@@ -39,7 +39,7 @@ pub(crate) fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, ApiError
 }
 
 /// The ids in the path, in order.
-pub(crate) struct Ids<T>(pub(crate) T);
+pub(crate) struct PathIds<T>(pub(crate) T);
 
 /// A number from 1: of a version, of a part.
 pub(crate) struct Number(pub(crate) u64);
@@ -97,7 +97,7 @@ impl<A: FromPath, B: FromPath, C: FromPath> FromPath for (A, B, C) {
     }
 }
 
-impl<T: FromPath> FromRequestParts<App> for Ids<T> {
+impl<T: FromPath> FromRequestParts<App> for PathIds<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
@@ -125,9 +125,9 @@ pub(crate) fn uuid_field(text: &str) -> Result<Uuid, TextProblem> {
 }
 
 /// A JSON body.
-pub(crate) struct Body<T>(pub(crate) T);
+pub(crate) struct JsonBody<T>(pub(crate) T);
 
-impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
+impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
@@ -151,7 +151,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     }
 }
 
-impl<T: DeserializeOwned> OptionalFromRequest<App> for Body<T> {
+impl<T: DeserializeOwned> OptionalFromRequest<App> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Option<Self>, ApiError> {

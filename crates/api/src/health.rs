@@ -5,20 +5,24 @@ use std::collections::BTreeMap;
 use axum::{
     extract::State,
     http::{StatusCode, header},
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Response as HttpResponse},
 };
 use domain::TenantId;
+use futures_util::future::BoxFuture;
 use serde::Serialize;
-use services::{Dependency, Services};
+use services::{DependencyStatus, UserServices};
 use utoipa::ToSchema;
 
 use crate::{
     App,
-    answer::{Answer, ApiResult},
-    extract::{Ids, LoggedIn},
-    metrics::Probe,
+    extract::{Authenticated, PathIds},
+    operation_errors::{Errors, NotReady},
     query::TenantPath,
+    response::{ApiResult, Response},
 };
+
+/// Asks something else than what the services rest on whether it is there.
+pub type Probe = dyn Fn() -> BoxFuture<'static, DependencyStatus> + Send + Sync;
 
 /// A part of the service.
 #[derive(Serialize, ToSchema)]
@@ -31,39 +35,39 @@ pub(crate) struct HealthOut {
     service: &'static str,
 }
 
-const fn healthy(service: &'static str) -> Answer<HealthOut> {
-    Answer::ok("Alive", HealthOut { status: "healthy", service })
+const fn healthy(service: &'static str) -> Response<HealthOut> {
+    Response::ok("Alive", HealthOut { status: "healthy", service })
 }
 
 /// Alive?
 ///
 /// Whether the process answers; asks no dependency.
-#[utoipa::path(get, path = "/health", tag = "health", security(()), responses((status = 200, description = "Alive", body = Answer<HealthOut>)))]
-pub(crate) async fn health() -> Answer<HealthOut> {
+#[utoipa::path(get, path = "/health", tag = "health", security(()), responses((status = 200, description = "Alive", body = Response<HealthOut>)))]
+pub(crate) async fn health() -> Response<HealthOut> {
     healthy("tenantry")
 }
 
 /// Auth alive?
 ///
 /// Asks nothing and nobody.
-#[utoipa::path(get, path = "/api/auth/health", tag = "health", security(()), responses((status = 200, description = "Alive", body = Answer<HealthOut>)))]
-pub(crate) async fn auth_health() -> Answer<HealthOut> {
+#[utoipa::path(get, path = "/api/auth/health", tag = "health", security(()), responses((status = 200, description = "Alive", body = Response<HealthOut>)))]
+pub(crate) async fn auth_health() -> Response<HealthOut> {
     healthy("auth")
 }
 
 /// Users alive?
 ///
 /// Asks nothing and nobody.
-#[utoipa::path(get, path = "/api/users/health", tag = "health", security(()), responses((status = 200, description = "Alive", body = Answer<HealthOut>)))]
-pub(crate) async fn users_health() -> Answer<HealthOut> {
+#[utoipa::path(get, path = "/api/users/health", tag = "health", security(()), responses((status = 200, description = "Alive", body = Response<HealthOut>)))]
+pub(crate) async fn users_health() -> Response<HealthOut> {
     healthy("users")
 }
 
 /// Tenants alive?
 ///
 /// Asks nothing and nobody.
-#[utoipa::path(get, path = "/api/tenants/health", tag = "health", security(()), responses((status = 200, description = "Alive", body = Answer<HealthOut>)))]
-pub(crate) async fn tenants_health() -> Answer<HealthOut> {
+#[utoipa::path(get, path = "/api/tenants/health", tag = "health", security(()), responses((status = 200, description = "Alive", body = Response<HealthOut>)))]
+pub(crate) async fn tenants_health() -> Response<HealthOut> {
     healthy("tenants")
 }
 
@@ -71,11 +75,11 @@ pub(crate) async fn tenants_health() -> Answer<HealthOut> {
 ///
 /// For members: asks the tenant's own database.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/health", tag = "health", params(TenantPath),
-    responses((status = 200, description = "Alive", body = Answer<HealthOut>)))]
+    responses((status = 200, description = "Alive", body = Response<HealthOut>)))]
 pub(crate) async fn documents_health(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
 ) -> ApiResult<HealthOut> {
     services.check_tenant(&caller, tenant_id).await?;
     Ok(healthy("documents"))
@@ -96,14 +100,14 @@ pub(crate) struct ReadinessOut {
 ///
 /// Asks every dependency. 503 says which one is down. Kafka may be: events wait for it.
 #[utoipa::path(get, path = "/health/ready", tag = "health", security(()),
-    responses((status = 200, description = "Ready", body = Answer<ReadinessOut>)))]
-pub(crate) async fn ready(State(app): State<App>, State(services): State<Services>) -> Response {
+    responses((status = 200, description = "Ready", body = Response<ReadinessOut>), Errors<NotReady>))]
+pub(crate) async fn ready(State(app): State<App>, State(services): State<UserServices>) -> HttpResponse {
     let (checked, bus) = tokio::join!(services.readiness(), ask(app.settings.bus.as_deref()));
     readiness(&checked.iter().collect::<Vec<_>>(), bus.as_ref())
 }
 
 /// The bus, if it is one that may be down.
-pub(crate) async fn ask(probe: Option<&Probe>) -> Option<Dependency> {
+pub(crate) async fn ask(probe: Option<&Probe>) -> Option<DependencyStatus> {
     match probe {
         Some(probe) => Some(probe().await),
         None => None,
@@ -111,7 +115,7 @@ pub(crate) async fn ask(probe: Option<&Probe>) -> Option<Dependency> {
 }
 
 /// The answer to who asks whether all that is needed is there, and how it is with what can be done without for a time.
-pub(crate) fn readiness(needed: &[&Dependency], spared: Option<&Dependency>) -> Response {
+pub(crate) fn readiness(needed: &[&DependencyStatus], spared: Option<&DependencyStatus>) -> HttpResponse {
     let all = || needed.iter().copied().chain(spared);
     for dependency in all() {
         if let Some(problem) = &dependency.problem {
@@ -122,7 +126,7 @@ pub(crate) fn readiness(needed: &[&Dependency], spared: Option<&Dependency>) -> 
     let state = |problem: &Option<_>| if problem.is_none() { "up" } else { "down" };
     let dependencies = all().map(|dependency| (dependency.name.clone(), state(&dependency.problem))).collect();
     if all_up {
-        return Answer::ok("Ready", ReadinessOut { status: "ready", dependencies }).into_response();
+        return Response::ok("Ready", ReadinessOut { status: "ready", dependencies }).into_response();
     }
     crate::error::ApiError::NotReady(dependencies).into_response()
 }
@@ -142,8 +146,8 @@ pub(crate) struct RootOut {
 /// What this is
 ///
 /// And where things are.
-#[utoipa::path(get, path = "/", tag = "health", security(()), responses((status = 200, description = "Tenantry", body = Answer<RootOut>)))]
-pub(crate) async fn root() -> Answer<RootOut> {
+#[utoipa::path(get, path = "/", tag = "health", security(()), responses((status = 200, description = "Tenantry", body = Response<RootOut>)))]
+pub(crate) async fn root() -> Response<RootOut> {
     let paths = [
         ("documentation", "/docs"),
         ("specification", "/openapi.json"),
@@ -156,10 +160,10 @@ pub(crate) async fn root() -> Answer<RootOut> {
         ("files", "/api/tenants/{tenant_id}/files"),
         ("demo", "/api/demo/kafka"),
     ];
-    Answer::ok("Tenantry", RootOut { name: "Tenantry", version: env!("CARGO_PKG_VERSION"), paths: paths.into() })
+    Response::ok("Tenantry", RootOut { name: "Tenantry", version: env!("CARGO_PKG_VERSION"), paths: paths.into() })
 }
 
 /// The specification.
-pub(crate) async fn specification(State(app): State<crate::App>) -> Response {
-    (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], app.specification.clone()).into_response()
+pub(crate) async fn specification() -> HttpResponse {
+    (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], crate::SPECIFICATION.clone()).into_response()
 }

@@ -1,37 +1,42 @@
 //! The REST API: one file per resource, wire types beside their handlers. The table of contents is [`routes`](routes::routes).
 
 mod accounts;
-mod answer;
-mod docs;
 mod documents;
 mod error;
 mod events;
 mod extract;
 mod health;
 pub mod metrics;
+mod middleware;
+mod openapi;
+mod operation_errors;
 mod query;
-mod requests;
+mod response;
 mod routes;
 mod schemas;
-pub mod server;
 mod tenants;
 
-use std::{ops::Deref, sync::Arc};
+use std::{
+    ops::Deref,
+    sync::{Arc, LazyLock},
+};
 
 pub use axum::Router;
 use axum::{
     extract::FromRef,
     http::{HeaderMap, HeaderName, HeaderValue, Method, header},
-    middleware,
+    middleware::{from_fn_with_state, map_response},
     response::{IntoResponse, Response},
     routing,
 };
 use bytes::Bytes;
 use domain::Clock;
-use services::{DemoBus, Services};
+use services::{DemoBus, UserServices};
 use tower_http::cors::{AllowOrigin, CorsLayer};
+use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
+pub use crate::health::Probe;
 use crate::{
     documents::{files, objects, tus},
     error::ApiError,
@@ -51,7 +56,7 @@ pub struct Settings {
     /// Whether browsers may send credentials from them.
     pub cors_allow_credentials: bool,
     /// Asks the bus that events are published on whether it is there, where that is another process.
-    pub bus: Option<Arc<metrics::Probe>>,
+    pub bus: Option<Arc<Probe>>,
     /// The bus of the demonstration. Absent: there is none, and nothing at its paths.
     pub demo: Option<Arc<dyn DemoBus>>,
 }
@@ -61,10 +66,9 @@ pub struct Settings {
 pub(crate) struct App(Arc<Shared>);
 
 pub(crate) struct Shared {
-    services: Services,
+    services: UserServices,
     clock: Arc<dyn Clock>,
     settings: Settings,
-    specification: Bytes,
 }
 
 impl Deref for App {
@@ -75,7 +79,7 @@ impl Deref for App {
     }
 }
 
-impl FromRef<App> for Services {
+impl FromRef<App> for UserServices {
     fn from_ref(app: &App) -> Self {
         app.services.clone()
     }
@@ -94,22 +98,25 @@ impl App {
     }
 }
 
+/// The specification as clients get it, made when the first one asks: no start waits for it.
+pub(crate) static SPECIFICATION: LazyLock<Bytes> = LazyLock::new(|| specification().into());
+
 /// The specification of the API (OpenAPI 3.1), as checked in as `openapi.json`.
 #[must_use]
 pub fn specification() -> String {
     let specification =
         routes().merge(upload_routes(0)).routes(routes!(objects::download_object)).routes(routes!(objects::upload_part)).into_openapi();
-    format!("{:#}\n", docs::complete(&specification))
+    format!("{:#}\n", openapi::complete(&specification))
 }
 
 /// The API over the services.
-pub fn router(services: Services, clock: Arc<dyn Clock>, settings: Settings) -> Router {
+pub fn router(services: UserServices, clock: Arc<dyn Clock>, settings: Settings) -> Router {
     let cors = cors(&settings);
     let upload_limit = services.settings().max_upload_bytes;
-    let app = App(Arc::new(Shared { services, clock, settings, specification: specification().into() }));
+    let app = App(Arc::new(Shared { services, clock, settings }));
     let (router, _) = routes().merge(upload_routes(upload_limit)).split_for_parts();
     let swagger = SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from("/openapi.json").validator_url("none"));
-    let swagger = Router::from(swagger).layer(middleware::map_response(in_our_form));
+    let swagger = Router::from(swagger).layer(map_response(in_our_form));
     let router = router
         // As the plan had it.
         .route("/api/files/{tenant_id}/files", routing::get(files::list_files))
@@ -123,10 +130,10 @@ pub fn router(services: Services, clock: Arc<dyn Clock>, settings: Settings) -> 
         .method_not_allowed_fallback(async || ApiError::NoMethod);
     // A layer costs every request something, even one that has nothing to do.
     let router = match cors {
-        Some(cors) => router.layer(cors).layer(middleware::from_fn_with_state(app.clone(), tus::describe_beside_cors)),
+        Some(cors) => router.layer(cors).layer(from_fn_with_state(app.clone(), tus::describe_beside_cors)),
         None => router,
     };
-    router.layer(middleware::from_fn_with_state(app.clone(), requests::observe)).with_state(app)
+    router.layer(from_fn_with_state(app.clone(), middleware::observe)).with_state(app)
 }
 
 /// What somebody else's handler does not find is answered in the form of all failures.

@@ -3,17 +3,16 @@
 use std::{fmt::Write, sync::Arc};
 
 use axum::{Router, http::header, response::IntoResponse, routing::get};
-use futures_util::future::BoxFuture;
-use services::{Dependency, ServerConnections, Services};
+use services::{ServerConnections, UserServices};
 
-use crate::{error::ApiError, health};
-
-/// Asks something else than what the services rest on whether it is there.
-pub type Probe = dyn Fn() -> BoxFuture<'static, Dependency> + Send + Sync;
+use crate::{
+    error::ApiError,
+    health::{self, Probe},
+};
 
 /// What a process without the API shows of itself: `GET /metrics`, `GET /health`, and `GET /health/ready`, which also asks the
 /// probe. Whoever reaches it needs no token.
-pub fn worker_router(services: Services, probe: Option<Arc<Probe>>) -> Router {
+pub fn worker_router(services: UserServices, probe: Option<Arc<Probe>>) -> Router {
     let ready = services.clone();
     router(services).route("/health", get(health::health)).route(
         "/health/ready",
@@ -25,14 +24,14 @@ pub fn worker_router(services: Services, probe: Option<Arc<Probe>>) -> Router {
 }
 
 /// `GET /metrics`, in the text format of Prometheus (exposition format 0.0.4). Whoever reaches it needs no token.
-pub fn router(services: Services) -> Router {
+pub fn router(services: UserServices) -> Router {
     Router::new()
         .route("/metrics", get(async move || ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text(&services))))
         .fallback(async || ApiError::NoRoute.into_response())
         .method_not_allowed_fallback(async || ApiError::NoMethod)
 }
 
-fn text(services: &Services) -> String {
+fn text(services: &UserServices) -> String {
     let servers = services.tenant_connections();
     let mut text = String::new();
     let mut family = |name: &str, kind: &str, help: &str, samples: &dyn Fn(&ServerConnections) -> Vec<(String, u64)>| {

@@ -32,7 +32,7 @@ impl PageQuery {
 /// A tenant in the path.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "documents the path; `Ids` reads it")]
+#[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct TenantPath {
     /// The tenant.
     tenant_id: Uuid,

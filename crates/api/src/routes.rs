@@ -6,16 +6,15 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     App,
     accounts::{sessions, users},
-    docs,
     documents::{direct_uploads, documents, files, trash, tus, versions},
     events::{audit, demo},
-    health,
+    health, openapi,
     tenants::{members, tenants},
 };
 
 /// Every route of the product.
 pub(crate) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(docs::base())
+    OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(health::root))
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
@@ -31,7 +30,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(sessions::refresh))
         .routes(routes!(sessions::log_out))
         .routes(routes!(users::get_me, users::update_me))
-        .routes(routes!(users::list_my_tenants))
+        .routes(routes!(tenants::list_my_tenants))
         .routes(routes!(tenants::list_tenants, tenants::create_tenant))
         .routes(routes!(tenants::get_tenant, tenants::update_tenant, tenants::delete_tenant))
         .routes(routes!(tenants::get_storage))

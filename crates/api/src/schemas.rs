@@ -67,7 +67,7 @@ schemas! {
     DemoLimit = ObjectBuilder::new().schema_type(Integer).minimum(Some(1)).maximum(Some(50)).default(Some(10.into()));
 
     /// A moment, as RFC 3339 has it.
-    Moment = text("2026-11-24T09:30:00Z").format(known(KnownFormat::DateTime));
+    Timestamp = text("2026-11-24T09:30:00Z").format(known(KnownFormat::DateTime));
 
     /// The page's number, from 1.
     PageNumber = ObjectBuilder::new().schema_type(Integer).minimum(Some(1)).maximum(Some(u32::MAX)).default(Some(1.into()));

@@ -1,4 +1,4 @@
-//! The floor of every HTTP figure: a server on the same HTTP library that always gives the same answer.
+//! The floor of the HTTP figures: a server on the same HTTP library that always sends the same response.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use hyper::{Response, header::CONTENT_TYPE, server::conn::http1, service::servic
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// Answers every request with a JSON text of `body_bytes`, until the process is killed.
+/// Responds to every request with a JSON text of `body_bytes`, until the process is killed.
 pub(crate) fn serve(address: SocketAddr, body_bytes: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -19,11 +19,11 @@ pub(crate) fn serve(address: SocketAddr, body_bytes: usize) -> Result<()> {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
             let body = body.clone();
-            let answer = service_fn(move |_| {
-                let answer = Response::builder().header(CONTENT_TYPE, "application/json").body(Full::new(body.clone()));
-                async { answer }
+            let service = service_fn(move |_| {
+                let response = Response::builder().header(CONTENT_TYPE, "application/json").body(Full::new(body.clone()));
+                async { response }
             });
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
     })
 }

@@ -1,4 +1,4 @@
-//! What the requests are about: users, tenants and documents, made through the API.
+//! The users, tenants and documents of the benchmark, created through the API.
 
 use std::net::SocketAddr;
 
@@ -8,16 +8,16 @@ use uuid::Uuid;
 
 use crate::load::{Connection, Request};
 
-/// Documents that are read.
+/// The number of documents to read.
 const DOCUMENTS: usize = 1000;
-/// Everybody's.
+/// The password of every user.
 const PASSWORD: &str = "correct horse battery 1";
 
-/// Everything that the scenarios need, in a server that was empty before.
+/// The data of the scenarios.
 pub(crate) struct Fixture {
-    /// Who reads, with one tenant.
+    /// The user who reads, with one tenant.
     pub(crate) reader: User,
-    /// Who writes, with tenants that nobody reads: reading is not to become slower as the benchmark goes on.
+    /// The user who writes, to tenants of their own, so that reads do not slow down as data grows.
     pub(crate) writer: User,
     /// The reader's tenant.
     pub(crate) library: Tenant,
@@ -25,7 +25,7 @@ pub(crate) struct Fixture {
     pub(crate) inbox: Tenant,
     /// The documents of the library.
     pub(crate) documents: Vec<Uuid>,
-    /// How many bytes a document is answered with.
+    /// The length of the response to a GET of a document.
     pub(crate) document_bytes: usize,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Tenant {
 }
 
 impl Fixture {
-    pub(crate) async fn make(server: SocketAddr) -> Result<Self> {
+    pub(crate) async fn create(server: SocketAddr) -> Result<Self> {
         let mut api = Connection::open(server).await?;
         let reader = User::register(&mut api, "reader@example.com").await?;
         let writer = User::register(&mut api, "writer@example.com").await?;
@@ -48,7 +48,7 @@ impl Fixture {
         let inbox = Tenant::create(&mut api, &writer).await?;
         let mut documents = Vec::new();
         for _ in 0..DOCUMENTS {
-            documents.push(reader.uploaded(&mut api, &library, 10_000).await?);
+            documents.push(reader.upload_document(&mut api, &library, 10_000).await?);
         }
         let (_, body) = api.exchange(&reader.get_document(&library, documents[0])).await?;
         let document_bytes = body.len();
@@ -89,8 +89,8 @@ impl User {
         Request::get(&tenant.documents(), &self.token)
     }
 
-    /// Uploads a document; its id.
-    pub(crate) async fn uploaded(&self, api: &mut Connection, tenant: &Tenant, size: usize) -> Result<Uuid> {
+    /// Uploads a document and returns its id.
+    pub(crate) async fn upload_document(&self, api: &mut Connection, tenant: &Tenant, size: usize) -> Result<Uuid> {
         id_of(&api.call(&self.upload(tenant, size)).await?)
     }
 
@@ -111,6 +111,6 @@ impl Tenant {
     }
 }
 
-fn id_of(made: &Value) -> Result<Uuid> {
-    made["id"].as_str().context("what was made has no id")?.parse().context("an id is no UUID")
+fn id_of(created: &Value) -> Result<Uuid> {
+    created["id"].as_str().context("a created resource has no id")?.parse().context("an id is no UUID")
 }

@@ -1,160 +1,232 @@
-//! Many tenants: what their databases cost to make, to keep and to change between.
+//! Many tenants: the cost of creating their databases, keeping them, and switching between them.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use clap::value_parser;
-use comfy_table::{Table, presets};
-use serde::Serialize;
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
+    environment::{Environment, Sessions},
     fixture::{Tenant, User},
     histogram::Histogram,
     load::{Connection, Load, Outcome, Request},
-    place::Place,
     process::{Server, Tenantry},
     progress,
-    report::median,
+    report::{Report, median, millis},
 };
 
-/// Connections that ask at the same time.
+/// Concurrent connections.
 const CLIENTS: usize = 32;
-/// Tenants in constant use, and connections that use them.
+/// The number of tenants in constant use.
 const HOT: usize = 10;
+/// Numbers of connections that use hot tenants, with the names of their figures: with the product, and with bare connections.
 const HOT_CLIENTS: [(usize, [&str; 2]); 2] = [
     (8, ["p99 of hot tenants beside cold ones / alone, 8 clients", "bare connections: the same, 8 clients"]),
     (CLIENTS, ["p99 of hot tenants beside cold ones / alone, 32 clients", "bare connections: the same, 32 clients"]),
 ];
-/// How often what is compared is measured, for the median.
+/// Rounds of a comparison, whose median is reported.
 const ROUNDS: usize = 3;
 /// Bytes of each tenant's document.
 const SMALL: usize = 1_000;
 
-/// How many of what.
+/// The size of the fleet.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Tenants
+    /// Number of tenants
     #[arg(long, default_value_t = 500, value_parser = value_parser!(u16).range(20..=20_000))]
     tenants: u16,
-    /// Tenants that are worked in; all, unless it is said. The others only are there
+    /// Number of tenants in use; the others are idle [default: all]
     #[arg(long, value_parser = value_parser!(u16).range(20..=20_000))]
     active: Option<u16>,
-    /// Tenants that are made to see how long that takes, in each way
+    /// Number of tenants to create for measuring creation, in each way
     #[arg(long, default_value_t = 100, value_parser = value_parser!(u16).range(1..=1_000))]
     creations: u16,
-    /// Connections to tenants' databases where they don't suffice
+    /// Connections to tenant databases where there are too few
     #[arg(long, default_value_t = 40, value_parser = value_parser!(u16).range(1..=10_000))]
     budget: u16,
 }
 
-/// The figures of a fleet.
-#[derive(Serialize)]
-pub(crate) struct Fleet {
-    engine: &'static str,
-    tenants: u16,
-    active: u16,
-    budget: u16,
-    findings: Vec<(&'static str, f64)>,
+/// A tenant in use, and its document.
+type Active = (Tenant, Uuid);
+
+/// Requests for the documents of active tenants.
+struct Loads {
+    one: Arc<[Request]>,
+    in_turn: Arc<[Request]>,
+    uniform: Arc<[Request]>,
+    zipf: Arc<[Request]>,
+    hot: Arc<[Request]>,
+    cold: Arc<[Request]>,
 }
 
-/// Measures a fleet in an empty place.
-pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantry, seconds: Duration) -> Result<Fleet> {
-    let mut findings = Vec::new();
-    let mut note = |what, value| findings.push((what, value));
-
-    progress("creations");
-    let active = options.active.unwrap_or(options.tenants).min(options.tenants);
-    let server = tenantry.start_with(&[("TENANT_WARM_POOL", "0")])?;
-    let mut api = Connection::open(server.address).await?;
-    let user = User::register(&mut api, "fleet@example.com").await?;
-    // The first makes what all are copied from.
-    Tenant::create(&mut api, &user).await?;
-    let copied = creations(&mut api, &user, options.creations).await?;
-    note("creation, p50 ms", millis(copied.percentile(50)));
-    note("creation, p99 ms", millis(copied.percentile(99)));
-    server.stop()?;
-    if let Some(spares) = place.spares() {
-        let pool = (options.creations + 1).to_string();
-        let server = tenantry.start_with(&[("TENANT_WARM_POOL", &pool)])?;
-        spares.wait_for(i64::from(options.creations) + 1).await?;
-        let mut api = Connection::open(server.address).await?;
-        // As above.
-        Tenant::create(&mut api, &user).await?;
-        let claimed = creations(&mut api, &user, options.creations).await?;
-        note("creation from the warm pool, p50 ms", millis(claimed.percentile(50)));
-        note("creation from the warm pool, p99 ms", millis(claimed.percentile(99)));
-        note("p99 from the warm pool / by copying", ratio(claimed.percentile(99), copied.percentile(99)));
-        server.stop()?;
-    }
-
-    progress("tenants");
-    let enough = (u32::from(options.tenants) + 50).to_string();
-    let server = tenantry.start_with(&[("TENANT_CONNECTION_BUDGET", &enough)])?;
-    let mut api = Connection::open(server.address).await?;
-    let mut gets = Vec::new();
-    for n in 0..options.tenants {
-        let tenant = Tenant::create(&mut api, &user).await?;
-        if n < active {
-            let document: Uuid = user.uploaded(&mut api, &tenant, SMALL).await?;
-            gets.push((tenant, document));
+impl Loads {
+    fn new(user: &User, tenants: &[Active]) -> Self {
+        let requests = |order: &[usize]| order.iter().map(|n| user.get_document(&tenants[*n].0, tenants[*n].1)).collect();
+        let all: Vec<usize> = (0..tenants.len()).collect();
+        Self {
+            one: requests(&[0]),
+            in_turn: requests(&all),
+            uniform: requests(&uniform(tenants.len())),
+            zipf: requests(&zipf(tenants.len())),
+            hot: requests(&all[..HOT]),
+            cold: requests(&all[HOT..]),
         }
     }
-    server.stop()?;
+}
 
-    progress("cold tenants");
-    let server = tenantry.start_with(&[("TENANT_CONNECTION_BUDGET", &enough)])?;
-    let mut api = Connection::open(server.address).await?;
-    let before = server.memory()?;
-    note("resident memory with all tenants idle, MiB", before);
-    let mut cold = Histogram::default();
-    for (tenant, document) in &gets {
-        let request = user.get_document(tenant, *document);
-        let began = std::time::Instant::now();
-        let (status, _) = api.exchange(&request).await?;
-        ensure!(status == 200, "a document is answered with {status}");
-        cold.record(began.elapsed());
-    }
-    note("first request to a tenant, p50 ms", millis(cold.percentile(50)));
-    note("first request to a tenant, p99 ms", millis(cold.percentile(99)));
-    note("memory per tenant that is open and idle, KiB", (server.memory()? - before) * 1024.0 / f64::from(active));
-    if let Some(sessions) = place.sessions() {
-        note("PostgreSQL's memory per connection, MiB (private)", sessions.private_memory().await?);
-    }
-    let requests = |order: &[usize]| -> Arc<[Request]> { order.iter().map(|n| user.get_document(&gets[*n].0, gets[*n].1)).collect() };
-    let in_turn: Vec<usize> = (0..gets.len()).collect();
-    let (one, uniform, zipf) = (requests(&[0]), requests(&uniform(gets.len())), requests(&zipf(gets.len())));
+/// Measures a fleet in an empty environment.
+pub(crate) async fn measure(options: &Options, environment: &Environment, tenantry: &Tenantry, seconds: Duration) -> Result<Report> {
+    let Options { tenants, budget, .. } = options;
+    let active = options.active.unwrap_or(*tenants).min(*tenants);
+    let engine = environment.engine();
+    let heading = format!("{engine}, {tenants} tenants, {active} of them in use, a budget of {budget} where connections are too few");
+    let run = json!({ "engine": engine, "tenants": tenants, "active": active, "budget": budget });
+    let mut bench = Bench { options, environment, tenantry, seconds, active, report: Report::new(heading, run)? };
 
-    progress("enough connections");
-    let run = |server: &Server, requests: &Arc<[Request]>, clients, duration| {
-        let load = Load { address: server.address, requests: Arc::clone(requests), connections: clients, duration, expected_status: 200 };
-        async move { load.run().await }
-    };
-    run(&server, &requests(&in_turn), CLIENTS, seconds).await?;
-    // Close to each other in time, several times: the machine is not the same from one moment to the next.
-    let mut rounds = Vec::new();
-    for _ in 0..ROUNDS {
-        let single = run(&server, &one, CLIENTS, seconds).await?;
-        rounds.push((run(&server, &uniform, CLIENTS, seconds).await?, run(&server, &zipf, CLIENTS, seconds).await?, single));
-    }
-    let median_of = |figure: &dyn Fn(&Outcome, &Outcome, &Outcome) -> f64| median(rounds.iter().map(|(u, z, one)| figure(u, z, one)));
-    let p50 = |outcome: &Outcome| outcome.latencies.percentile(50);
-    note("uniform / one tenant", median_of(&|uniform, _, one| rate(uniform) / rate(one)));
-    note("uniform / one tenant, p50", median_of(&|uniform, _, one| ratio(p50(uniform), p50(one))));
-    note("Zipf / one tenant", median_of(&|_, zipf, one| rate(zipf) / rate(one)));
-    note("Zipf / one tenant, p50", median_of(&|_, zipf, one| ratio(p50(zipf), p50(one))));
-    note("failed", rounds.iter().map(|(uniform, zipf, _)| uniform.failed + zipf.failed).sum::<u64>() as f64);
-    let rate_of_uniform = median_of(&|uniform, _, _| rate(uniform));
-    note("resident memory, MiB", server.memory()?);
+    let user = bench.measure_creation().await?;
+    let tenants = bench.create_tenants(&user).await?;
+    let loads = Loads::new(&user, &tenants);
+    let server = bench.start_with_enough_connections()?;
+    bench.measure_first_requests(&server, &user, &tenants).await?;
+    let uniform_rate = bench.measure_spread_load(&server, &loads).await?;
     server.stop()?;
-    if let Some(sessions) = place.sessions() {
+    if let Some(sessions) = environment.sessions() {
+        bench.measure_bare_connections(&sessions, &tenants, uniform_rate).await?;
+        bench.measure_few_connections(&sessions, &loads).await?;
+    }
+    Ok(bench.report)
+}
+
+/// A run, and its report so far.
+struct Bench<'a> {
+    options: &'a Options,
+    environment: &'a Environment,
+    tenantry: &'a Tenantry,
+    seconds: Duration,
+    active: u16,
+    report: Report,
+}
+
+impl Bench<'_> {
+    /// Measures the creation of tenants, by copying a template and from the warm pool. Returns their admin.
+    async fn measure_creation(&mut self) -> Result<User> {
+        progress("creations");
+        let count = self.options.creations;
+        let server = self.tenantry.start_with(&[("TENANT_WARM_POOL", "0")])?;
+        let mut api = Connection::open(server.address).await?;
+        let user = User::register(&mut api, "fleet@example.com").await?;
+        // The first creation creates the template.
+        Tenant::create(&mut api, &user).await?;
+        let copied = creations(&mut api, &user, count).await?;
+        self.report.add("creation, p50 ms", millis(copied.percentile(50)));
+        self.report.add("creation, p99 ms", millis(copied.percentile(99)));
+        server.stop()?;
+        if let Some(warm_pool) = self.environment.warm_pool() {
+            let server = self.tenantry.start_with(&[("TENANT_WARM_POOL", &(count + 1).to_string())])?;
+            warm_pool.wait_for(i64::from(count) + 1).await?;
+            let mut api = Connection::open(server.address).await?;
+            // As above.
+            Tenant::create(&mut api, &user).await?;
+            let claimed = creations(&mut api, &user, count).await?;
+            self.report.add("creation from the warm pool, p50 ms", millis(claimed.percentile(50)));
+            self.report.add("creation from the warm pool, p99 ms", millis(claimed.percentile(99)));
+            self.report.add("p99 from the warm pool / by copying", ratio(claimed.percentile(99), copied.percentile(99)));
+            server.stop()?;
+        }
+        Ok(user)
+    }
+
+    fn start_with_enough_connections(&self) -> Result<Server> {
+        let enough = (u32::from(self.options.tenants) + 50).to_string();
+        self.tenantry.start_with(&[("TENANT_CONNECTION_BUDGET", &enough)])
+    }
+
+    /// Creates all tenants, and a document in each active one.
+    async fn create_tenants(&self, user: &User) -> Result<Vec<Active>> {
+        progress("tenants");
+        let server = self.start_with_enough_connections()?;
+        let mut api = Connection::open(server.address).await?;
+        let mut active = Vec::new();
+        for n in 0..self.options.tenants {
+            let tenant = Tenant::create(&mut api, user).await?;
+            if n < self.active {
+                let document = user.upload_document(&mut api, &tenant, SMALL).await?;
+                active.push((tenant, document));
+            }
+        }
+        server.stop()?;
+        Ok(active)
+    }
+
+    /// Measures the first request to each tenant of a server that has just started, and the memory of open databases.
+    async fn measure_first_requests(&mut self, server: &Server, user: &User, tenants: &[Active]) -> Result<()> {
+        progress("cold tenants");
+        let mut api = Connection::open(server.address).await?;
+        let before = server.memory()?;
+        self.report.add("resident memory with all tenants idle, MiB", before);
+        let mut cold = Histogram::default();
+        for (tenant, document) in tenants {
+            let request = user.get_document(tenant, *document);
+            let began = Instant::now();
+            let (status, _) = api.exchange(&request).await?;
+            ensure!(status == 200, "the response to a GET of a document has status {status}");
+            cold.record(began.elapsed());
+        }
+        self.report.add("first request to a tenant, p50 ms", millis(cold.percentile(50)));
+        self.report.add("first request to a tenant, p99 ms", millis(cold.percentile(99)));
+        let per_tenant = (server.memory()? - before) * 1024.0 / f64::from(self.active);
+        self.report.add("memory per tenant that is open and idle, KiB", per_tenant);
+        if let Some(sessions) = self.environment.sessions() {
+            self.report.add("PostgreSQL's memory per connection, MiB (private)", sessions.private_memory().await?);
+        }
+        Ok(())
+    }
+
+    async fn run(&self, server: &Server, requests: &Arc<[Request]>, connections: usize) -> Result<Outcome> {
+        self.run_for(server, requests, connections, self.seconds).await
+    }
+
+    async fn run_for(&self, server: &Server, requests: &Arc<[Request]>, connections: usize, duration: Duration) -> Result<Outcome> {
+        Load { address: server.address, requests: Arc::clone(requests), connections, duration, expected_status: 200 }.run().await
+    }
+
+    /// Compares load on many tenants with load on one. Returns the rate of the uniform load.
+    async fn measure_spread_load(&mut self, server: &Server, loads: &Loads) -> Result<f64> {
+        progress("enough connections");
+        self.run(server, &loads.in_turn, CLIENTS).await?;
+        // Close to each other in time and repeated, since the speed of a machine varies.
+        let mut rounds = Vec::new();
+        for _ in 0..ROUNDS {
+            let one = self.run(server, &loads.one, CLIENTS).await?;
+            let uniform = self.run(server, &loads.uniform, CLIENTS).await?;
+            rounds.push((uniform, self.run(server, &loads.zipf, CLIENTS).await?, one));
+        }
+        let median_of = |figure: &dyn Fn(&Outcome, &Outcome, &Outcome) -> f64| median(rounds.iter().map(|(u, z, one)| figure(u, z, one)));
+        let p50 = |outcome: &Outcome| outcome.latencies.percentile(50);
+        self.report.add("uniform / one tenant", median_of(&|uniform, _, one| rate(uniform) / rate(one)));
+        self.report.add("uniform / one tenant, p50", median_of(&|uniform, _, one| ratio(p50(uniform), p50(one))));
+        self.report.add("Zipf / one tenant", median_of(&|_, zipf, one| rate(zipf) / rate(one)));
+        self.report.add("Zipf / one tenant, p50", median_of(&|_, zipf, one| ratio(p50(zipf), p50(one))));
+        self.report.add("failed", rounds.iter().map(|(uniform, zipf, _)| uniform.failed + zipf.failed).sum::<u64>() as f64);
+        self.report.add("resident memory, MiB", server.memory()?);
+        Ok(median_of(&|uniform, _, _| rate(uniform)))
+    }
+
+    /// Measures the same loads over bare connections, without the product.
+    async fn measure_bare_connections(&mut self, sessions: &Sessions<'_>, tenants: &[Active], uniform_rate: f64) -> Result<()> {
         progress("bare connections");
-        let databases: Vec<_> = gets.iter().map(|(tenant, document)| (tenant.database.as_str(), *document)).collect();
+        let seconds = self.seconds;
+        let databases: Vec<_> = tenants.iter().map(|(tenant, document)| (tenant.database.as_str(), *document)).collect();
         let finders = sessions.finders(&databases).await?;
         let found = async |order: &[usize]| anyhow::Ok(finders.find(order, CLIENTS, seconds).await?.total() as f64 / seconds.as_secs_f64());
-        let (alone, many) = (found(&[0]).await?, found(&self::uniform(gets.len())).await?);
-        note("bare connections: uniform / one tenant", many / alone);
-        note("uniform / bare connections, uniform", rate_of_uniform / many);
+        let (alone, many) = (found(&[0]).await?, found(&uniform(tenants.len())).await?);
+        self.report.add("bare connections: uniform / one tenant", many / alone);
+        self.report.add("uniform / bare connections, uniform", uniform_rate / many);
         let hot: Vec<usize> = (0..HOT).collect();
         let (cold, other_cold) = databases[HOT..].split_at((databases.len() - HOT) / 2);
         for (clients, [_, name]) in HOT_CLIENTS {
@@ -168,62 +240,74 @@ pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantr
                 )?;
                 ratios.push(ratio(beside.percentile(99), alone.percentile(99)));
             }
-            note(name, median(ratios.into_iter()));
+            self.report.add(name, median(ratios.into_iter()));
         }
+        Ok(())
     }
 
-    if let Some(sessions) = place.sessions() {
+    /// Measures loads on more tenants than there are connections.
+    async fn measure_few_connections(&mut self, sessions: &Sessions<'_>, loads: &Loads) -> Result<()> {
         progress("few connections");
-        let server = tenantry.start_with(&[("TENANT_CONNECTION_BUDGET", &options.budget.to_string())])?;
-        let hits = run(&server, &one, CLIENTS, seconds).await?;
+        let server = self.tenantry.start_with(&[("TENANT_CONNECTION_BUDGET", &self.options.budget.to_string())])?;
+        let hits = self.run(&server, &loads.one, CLIENTS).await?;
         let before = sessions.opened().await?;
-        let sweep = run(&server, &requests(&in_turn), CLIENTS, seconds).await?;
+        let sweep = self.run(&server, &loads.in_turn, CLIENTS).await?;
         let opened = sessions.opened().await? - before;
-        note("one after the other: share that opens a connection", opened / sweep.latencies.total() as f64);
+        self.report.add("one after the other: share that opens a connection", opened / sweep.latencies.total() as f64);
         let opening = sweep.elapsed.as_secs_f64() / opened;
-        note("an opening with its request, ms", opening * 1e3);
-        for (share, cost, p99, load) in [
-            ("uniform: share that opens", "uniform: what hits and openings cost / time taken", "uniform: p99 ms", &uniform),
-            ("Zipf: share that opens", "Zipf: what hits and openings cost / time taken", "Zipf: p99 ms", &zipf),
-        ] {
-            let before = sessions.opened().await?;
-            let (outcome, most) = sessions.watch(run(&server, load, CLIENTS, 2 * seconds)).await?;
-            let opened = sessions.opened().await? - before;
-            let answered = outcome.latencies.total() as f64;
-            let expected = (answered - opened).max(0.0) / rate(&hits) + opened * opening;
-            note(share, opened / answered);
-            note(cost, expected / outcome.elapsed.as_secs_f64());
-            note(p99, millis(outcome.latencies.percentile(99)));
-            note("failed", outcome.failed as f64);
-            note("most connections at once / budget", most / f64::from(options.budget));
-        }
-        let hot = requests(&(0..HOT).collect::<Vec<_>>());
-        let cold = requests(&(HOT..gets.len()).collect::<Vec<_>>());
+        self.report.add("an opening with its request, ms", opening * 1e3);
+        self.measure_openings(&server, sessions, loads, rate(&hits), opening).await?;
         for (clients, [name, _]) in HOT_CLIENTS {
             let mut ratios = Vec::new();
             for _ in 0..ROUNDS {
-                let alone = run(&server, &hot, clients, seconds).await?;
-                let (beside, _) = tokio::try_join!(run(&server, &hot, clients, seconds), run(&server, &cold, 2, seconds))?;
+                let alone = self.run(&server, &loads.hot, clients).await?;
+                let (beside, _) = tokio::try_join!(self.run(&server, &loads.hot, clients), self.run(&server, &loads.cold, 2))?;
                 ratios.push(ratio(beside.latencies.percentile(99), alone.latencies.percentile(99)));
             }
-            note(name, median(ratios.into_iter()));
+            self.report.add(name, median(ratios.into_iter()));
         }
-        server.stop()?;
+        server.stop()
     }
-    Ok(Fleet { engine: place.engine(), tenants: options.tenants, active, budget: options.budget, findings })
+
+    /// Measures how many requests open a connection, and compares the time with what hits and openings cost by themselves.
+    async fn measure_openings(
+        &mut self,
+        server: &Server,
+        sessions: &Sessions<'_>,
+        loads: &Loads,
+        hits_per_second: f64,
+        seconds_per_opening: f64,
+    ) -> Result<()> {
+        for (share, cost, p99, load) in [
+            ("uniform: share that opens", "uniform: what hits and openings cost / time taken", "uniform: p99 ms", &loads.uniform),
+            ("Zipf: share that opens", "Zipf: what hits and openings cost / time taken", "Zipf: p99 ms", &loads.zipf),
+        ] {
+            let before = sessions.opened().await?;
+            let (outcome, most) = sessions.watch(self.run_for(server, load, CLIENTS, 2 * self.seconds)).await?;
+            let opened = sessions.opened().await? - before;
+            let answered = outcome.latencies.total() as f64;
+            let expected = (answered - opened).max(0.0) / hits_per_second + opened * seconds_per_opening;
+            self.report.add(share, opened / answered);
+            self.report.add(cost, expected / outcome.elapsed.as_secs_f64());
+            self.report.add(p99, millis(outcome.latencies.percentile(99)));
+            self.report.add("failed", outcome.failed as f64);
+            self.report.add("most connections at once / budget", most / f64::from(self.options.budget));
+        }
+        Ok(())
+    }
 }
 
 async fn creations(api: &mut Connection, user: &User, count: u16) -> Result<Histogram> {
     let mut latencies = Histogram::default();
     for _ in 0..count {
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         Tenant::create(api, user).await?;
         latencies.record(began.elapsed());
     }
     Ok(latencies)
 }
 
-/// Every tenant equally often, in an order without a pattern.
+/// Every tenant equally often, in random order.
 fn uniform(tenants: usize) -> Vec<usize> {
     let mut random = Random(7);
     (0..10_000).map(|_| random.below(tenants)).collect()
@@ -247,7 +331,7 @@ fn zipf(tenants: usize) -> Vec<usize> {
         .collect()
 }
 
-/// SplitMix64: the same numbers each time.
+/// SplitMix64, a reproducible sequence of random numbers.
 struct Random(u64);
 
 impl Random {
@@ -268,34 +352,12 @@ fn ratio(one: Duration, other: Duration) -> f64 {
     one.as_secs_f64() / other.as_secs_f64()
 }
 
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
-}
-
-impl Fleet {
-    pub(crate) fn to_json(&self) -> serde_json::Result<String> {
-        serde_json::to_string_pretty(self)
-    }
-}
-
-impl fmt::Display for Fleet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(["", "found"]);
-        for (what, value) in &self.findings {
-            table.add_row([(*what).to_owned(), format!("{value:.3}")]);
-        }
-        let Self { engine, tenants, active, budget, .. } = self;
-        write!(f, "{engine}, {tenants} tenants, {active} of them in use, budget of {budget} where connections don't suffice\n{table}")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn orders_are_what_they_are_called() {
+    fn orders_have_their_distribution() {
         let count = |order: &[usize], tenant| order.iter().filter(|n| **n == tenant).count();
         let (uniform, zipf) = (uniform(100), zipf(100));
         assert!((50..200).contains(&count(&uniform, 0)) && (50..200).contains(&count(&uniform, 99)));

@@ -1,4 +1,4 @@
-//! What the machine can do without the product: the figures that the product's are compared with.
+//! Floors: what the machine can do without the product.
 
 use std::{
     fs::File,
@@ -22,17 +22,17 @@ use uuid::Uuid;
 
 use crate::LARGE;
 
-/// What is hashed and written at once, as the product does.
+/// The size of a read or write, as in the product.
 const PIECE: usize = 256 * 1024;
 
-/// Finding documents with the product's own statement and nothing around it.
+/// Finds documents with the product's own statement, without the product.
 pub(crate) enum DatabaseFloor {
     Sqlite { file: PathBuf, documents: Vec<Uuid> },
     Postgres { url: String, document: Uuid },
 }
 
 impl DatabaseFloor {
-    /// Documents found per second: in SQLite by a thread for each core, in PostgreSQL by pgbench over this many connections.
+    /// Documents found per second: in SQLite by one thread per core, in PostgreSQL by pgbench over this number of connections.
     pub(crate) fn found_per_second(&self, connections: usize, duration: Duration) -> Result<f64> {
         match self {
             Self::Sqlite { file, documents } => {
@@ -57,7 +57,7 @@ fn find_in_sqlite(file: &Path, ids: &[Uuid], duration: Duration) -> Result<u64> 
     let mut found = 0;
     for id in ids.iter().cycle().take_while(|_| began.elapsed() < duration) {
         let mut rows = statement.query([id.as_bytes()])?;
-        let row = rows.next()?.context("a document is gone")?;
+        let row = rows.next()?.context("a document is missing")?;
         for column in 0..columns {
             black_box(row.get_ref(column)?);
         }
@@ -97,7 +97,7 @@ pub(crate) fn hash() -> f64 {
     .unwrap_or_default()
 }
 
-/// Writing a large upload to a file in this directory and syncing it, in bytes per second.
+/// Writing a large upload to a file in this directory with a sync at the end, in bytes per second.
 pub(crate) fn write(directory: &Path) -> Result<f64> {
     let piece = vec![7; PIECE];
     bytes_per_second(|| {
@@ -117,7 +117,7 @@ fn bytes_per_second(work: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok(LARGE as f64 / began.elapsed().as_secs_f64())
 }
 
-/// Making 4 KiB of a file durable (fdatasync): the median of a hundred.
+/// The time to sync 4 KiB of a file (fdatasync): the median of a hundred.
 pub(crate) fn sync_a_page(directory: &Path) -> Result<Duration> {
     let file: File = tempfile::tempfile_in(directory)?;
     file.write_all_at(&[0; 4096], 0)?;
@@ -128,7 +128,7 @@ pub(crate) fn sync_a_page(directory: &Path) -> Result<Duration> {
     })
 }
 
-/// One Argon2id hash as the product makes them: the median of nine.
+/// The time of one Argon2id hash with the product's parameters: the median of nine.
 pub(crate) fn argon2id() -> Result<Duration> {
     let PasswordSettings { memory_kib, passes, .. } = PasswordSettings::default();
     let params = Params::new(memory_kib, passes, 1, Some(32)).map_err(|error| anyhow!("{error}"))?;

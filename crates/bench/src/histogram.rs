@@ -1,4 +1,4 @@
-//! Latencies, counted in buckets that are less than one per cent wide.
+//! A histogram of latencies with buckets that are less than one per cent wide.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ const STEPS: usize = 128;
 /// Enough for every number of nanoseconds that fits into 64 bits.
 const BUCKETS: usize = 58 * STEPS;
 
-/// How often each latency occurred.
+/// The number of occurrences of each latency.
 pub(crate) struct Histogram {
     counts: Box<[u64]>,
     total: u64,
@@ -30,12 +30,12 @@ impl Histogram {
         self.total += other.total;
     }
 
-    /// How many latencies were recorded.
+    /// The number of recorded latencies.
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
-    /// The latency that `percent` of all don't exceed; zero when there are none.
+    /// The latency that `percent` of all latencies do not exceed; zero when there are none.
     pub(crate) fn percentile(&self, percent: u64) -> Duration {
         let rank = (self.total * percent).div_ceil(100).max(1);
         let mut seen = 0;
@@ -47,14 +47,14 @@ impl Histogram {
     }
 }
 
-/// The bucket of a latency: below [`STEPS`] nanoseconds one for each, then [`STEPS`] for each doubling.
+/// The bucket of a latency: one per nanosecond below [`STEPS`] nanoseconds, then [`STEPS`] per doubling.
 fn bucket(nanos: u64) -> usize {
     let doublings = (nanos / STEPS as u64).checked_ilog2().map_or(0, |log| log as usize);
     let step = usize::try_from(nanos >> doublings).unwrap_or(usize::MAX);
     doublings * STEPS + step
 }
 
-/// The longest latency that a bucket counts.
+/// The longest latency in a bucket.
 fn longest_in(bucket: usize) -> u64 {
     if bucket < 2 * STEPS {
         return bucket as u64;
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_follow_each_other_without_gap_or_overlap() {
+    fn buckets_have_no_gap_and_no_overlap() {
         for at in 0..BUCKETS - 1 {
             let longest = longest_in(at);
             assert_eq!((bucket(longest), bucket(longest + 1)), (at, at + 1));
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_those_of_the_sorted_latencies() {
+    fn percentiles_match_the_sorted_latencies() {
         let (mut odd, mut even) = (Histogram::default(), Histogram::default());
         for millis in (1..=1000).step_by(2) {
             odd.record(Duration::from_millis(millis));

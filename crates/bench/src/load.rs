@@ -1,5 +1,5 @@
-//! The load generator: prepared HTTP/1.1 requests over keep-alive connections, one task each, all on one thread, so that it
-//! leaves as much as possible of the machine to the server.
+//! The load generator: prepared HTTP/1.1 requests over keep-alive connections, one task each, all on one thread, to leave as
+//! much of the machine as possible to the server.
 
 use std::{
     fmt::Write as _,
@@ -23,22 +23,22 @@ use tokio::{
 
 use crate::histogram::Histogram;
 
-/// How much is handed to the operating system at once.
+/// The size of a write.
 const PIECE: usize = 256 * 1024;
-/// What uploads consist of, in pieces of this.
+/// The content of uploads, in pieces of this.
 static FILLER: LazyLock<Vec<u8>> = LazyLock::new(|| (0..PIECE).map(|n| b"0123456789abcdef"[n * n / 7 % 16]).collect());
-/// What makes the contents of uploads distinct.
+/// A counter that makes the contents of uploads distinct.
 static UPLOADS: AtomicU64 = AtomicU64::new(0);
-/// Separates the parts of a form.
+/// The boundary of a form.
 const BOUNDARY: &str = "bench-5f2c1a";
 
-/// A request, ready to be sent any number of times.
+/// A request that can be sent any number of times.
 pub(crate) struct Request {
     head: Vec<u8>,
     content: Option<Content>,
 }
 
-/// The content of an upload: a number that no other has, and filler.
+/// The content of an upload: a unique number and filler.
 struct Content {
     size: usize,
     tail: String,
@@ -59,7 +59,7 @@ impl Request {
         Self { head: (head("POST", path, token, &about_body) + &body).into(), content: None }
     }
 
-    /// An upload of `size` bytes, of other content each time it is sent.
+    /// An upload of `size` bytes, with a different content each time it is sent.
     pub(crate) fn upload(path: &str, token: &str, size: usize) -> Self {
         let part = format!(
             "--{BOUNDARY}\r\ncontent-disposition: form-data; name=\"file\"; filename=\"Quarterly report.txt\"\r\ncontent-type: text/plain\r\n\r\n"
@@ -79,7 +79,7 @@ fn head(method: &str, path: &str, token: Option<&str>, about_body: &str) -> Stri
     head + "\r\n"
 }
 
-/// A connection that is kept alive.
+/// A keep-alive connection.
 pub(crate) struct Connection {
     stream: BufWriter<TcpStream>,
     input: Vec<u8>,
@@ -92,7 +92,7 @@ impl Connection {
         Ok(Self { stream: BufWriter::with_capacity(PIECE, stream), input: Vec::with_capacity(64 * 1024) })
     }
 
-    /// Sends a request and answers what came back: the status and the body.
+    /// Sends a request and returns the status and the body of its response.
     pub(crate) async fn exchange(&mut self, request: &Request) -> Result<(u16, &[u8])> {
         self.stream.write_all(&request.head).await?;
         if let Some(Content { size, tail }) = &request.content {
@@ -112,19 +112,19 @@ impl Connection {
         Ok((status, &self.input[body]))
     }
 
-    /// Sends a request that has to succeed, and answers the `data` that came back.
+    /// Sends a request that must succeed, and returns the `data` of its response.
     pub(crate) async fn call(&mut self, request: &Request) -> Result<Value> {
         let (status, body) = self.exchange(request).await?;
-        ensure!((200..300).contains(&status), "the server answered {status}: {}", String::from_utf8_lossy(body));
+        ensure!((200..300).contains(&status), "the server responded with status {status}: {}", String::from_utf8_lossy(body));
         Ok(serde_json::from_slice::<Value>(body)?["data"].take())
     }
 
-    /// Sends a request that has to succeed, and answers how many bytes its answer has. They are thrown away as they come.
+    /// Sends a request that must succeed, discards the body of its response, and returns the body's length.
     pub(crate) async fn download(&mut self, request: &Request) -> Result<usize> {
         self.stream.write_all(&request.head).await?;
         self.stream.flush().await?;
         let (status, length, body) = self.receive_head().await?;
-        ensure!(status == 200, "the server answered {status}");
+        ensure!(status == 200, "the server responded with status {status}");
         let mut left = length - (self.input.len() - body);
         let mut piece = vec![0; PIECE];
         while left > 0 {
@@ -143,7 +143,7 @@ impl Connection {
         Ok((status, body..body + length))
     }
 
-    /// Receives an answer up to where its body begins: its status, the length of the body, and that place in the input.
+    /// Receives the head of a response: its status, the length of the body, and the body's position in the input.
     async fn receive_head(&mut self) -> Result<(u16, usize, usize)> {
         self.input.clear();
         let body = loop {
@@ -162,13 +162,13 @@ impl Connection {
     }
 }
 
-/// The status and the length of the body, of an answer that has one of known length.
+/// The status and the length of the body. The response must have a Content-Length.
 fn parse_head(head: &[u8]) -> Result<(u16, usize)> {
     const LENGTH: &[u8] = b"content-length: ";
     let status = head.get(9..12).and_then(number).context("the server does not speak HTTP/1.1")?;
     let mut lines = head.split(|byte| *byte == b'\n');
     let length = lines.find_map(|line| line.split_at_checked(LENGTH.len()).filter(|(name, _)| name.eq_ignore_ascii_case(LENGTH)));
-    let length = length.and_then(|(_, value)| number(value)).context("an answer has no Content-Length")?;
+    let length = length.and_then(|(_, value)| number(value)).context("a response has no Content-Length")?;
     Ok((u16::try_from(status)?, length))
 }
 
@@ -176,25 +176,25 @@ fn number(text: &[u8]) -> Option<usize> {
     str::from_utf8(text).ok()?.trim_ascii().parse().ok()
 }
 
-/// Requests to be sent by a number of connections, each waiting for the answer before it sends its next one.
+/// Requests over a number of connections, each of which waits for a response before it sends its next request.
 pub(crate) struct Load {
     pub(crate) address: SocketAddr,
-    /// Sent in turn, by each connection from another one on.
+    /// Sent in turn; each connection starts at a different one.
     pub(crate) requests: Arc<[Request]>,
     pub(crate) connections: usize,
-    /// After this time no request is sent any more.
+    /// The time after which no request is sent.
     pub(crate) duration: Duration,
-    /// Answers with another status count as failed.
+    /// A response with another status counts as failed.
     pub(crate) expected_status: u16,
 }
 
-/// What came of a load.
+/// The outcome of a load.
 #[derive(Default)]
 pub(crate) struct Outcome {
-    /// Of the requests that succeeded.
+    /// The latencies of successful requests.
     pub(crate) latencies: Histogram,
     pub(crate) failed: u64,
-    /// Until the last answer.
+    /// The time until the last response.
     pub(crate) elapsed: Duration,
 }
 
@@ -208,20 +208,20 @@ impl Load {
         let mut tasks = JoinSet::new();
         for (n, connection) in connections.into_iter().enumerate() {
             let first = n * self.requests.len() / self.connections;
-            tasks.spawn(keep_asking(connection, Arc::clone(&self.requests), first, began + self.duration, self.expected_status));
+            tasks.spawn(keep_sending(connection, Arc::clone(&self.requests), first, began + self.duration, self.expected_status));
         }
-        let mut whole = Outcome::default();
+        let mut total = Outcome::default();
         while let Some(part) = tasks.join_next().await {
             let (latencies, failed) = part??;
-            whole.latencies.merge(&latencies);
-            whole.failed += failed;
+            total.latencies.merge(&latencies);
+            total.failed += failed;
         }
-        whole.elapsed = began.elapsed();
-        Ok(whole)
+        total.elapsed = began.elapsed();
+        Ok(total)
     }
 }
 
-async fn keep_asking(
+async fn keep_sending(
     mut connection: Connection,
     requests: Arc<[Request]>,
     first: usize,
@@ -249,17 +249,17 @@ mod tests {
 
     use super::*;
 
-    /// A server for one connection that gives these answers, whatever it is asked, and returns all that it was sent.
-    async fn answering(answers: &'static [&'static str]) -> (SocketAddr, tokio::task::JoinHandle<Vec<u8>>) {
+    /// A server for one connection that sends these responses, and returns everything that it received.
+    async fn responding(responses: &'static [&'static str]) -> (SocketAddr, tokio::task::JoinHandle<Vec<u8>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let received = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut received = Vec::with_capacity(2 * PIECE);
-            for answer in answers {
+            for response in responses {
                 stream.read_buf(&mut received).await.unwrap();
-                // In pieces, as it may happen.
-                for piece in answer.as_bytes().chunks(7) {
+                // In pieces, as networks deliver them.
+                for piece in response.as_bytes().chunks(7) {
                     stream.write_all(piece).await.unwrap();
                     stream.flush().await.unwrap();
                     tokio::task::yield_now().await;
@@ -272,27 +272,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_are_told_apart() {
-        let answers = &[
+    async fn responses_are_parsed() {
+        let responses = &[
             "HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{\"data\": \"one\"}",
             "HTTP/1.1 404 Not Found\r\nx: y\r\ncontent-length: 0\r\n\r\n",
             "HTTP/1.1 200 OK\r\n\r\n",
         ];
-        let (address, _server) = answering(answers).await;
+        let (address, _server) = responding(responses).await;
         let mut connection = Connection::open(address).await.unwrap();
         let get = Request::get("/", "token");
         assert_eq!(connection.call(&get).await.unwrap(), "one");
         assert_eq!(connection.exchange(&get).await.unwrap(), (404, &b""[..]));
         let unbounded = connection.exchange(&get).await.unwrap_err();
-        assert_eq!(unbounded.to_string(), "an answer has no Content-Length");
+        assert_eq!(unbounded.to_string(), "a response has no Content-Length");
     }
 
     #[tokio::test]
-    async fn uploads_are_as_long_as_they_say_and_differ() {
+    async fn uploads_have_their_declared_length_and_differ() {
         const CREATED: &[&str] = &["HTTP/1.1 201 Created\r\ncontent-length: 0\r\n\r\n"];
         let mut contents = Vec::new();
         for _ in 0..2 {
-            let (address, received) = answering(CREATED).await;
+            let (address, received) = responding(CREATED).await;
             let mut connection = Connection::open(address).await.unwrap();
             connection.exchange(&Request::upload("/", "token", PIECE + 20)).await.unwrap();
             drop(connection);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_answers_count_as_failed() {
+    async fn other_statuses_count_as_failed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {

@@ -1,6 +1,7 @@
-//! The benchmark: the real server under load, beside what the same machine does without it (docs/PERFORMANCE.md).
+//! The benchmark: the real server under load, beside what the machine can do without it (docs/PERFORMANCE.md).
 
 mod bare_http;
+mod environment;
 mod events;
 mod fixture;
 mod fleet;
@@ -8,10 +9,10 @@ mod floors;
 mod histogram;
 mod load;
 mod objects;
-mod place;
 mod process;
 mod report;
 mod round;
+mod summary;
 
 use std::{net::SocketAddr, path::PathBuf, thread::available_parallelism, time::Duration};
 
@@ -19,70 +20,73 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand, value_parser};
 
 use crate::{
+    environment::Environment,
     fixture::Fixture,
-    place::Place,
     process::{Server, Tenantry},
-    report::Report,
-    round::Bench,
+    report::{Report, millis},
+    round::{Bench, Round},
+    summary::Run,
 };
 
-/// The server's allocator, so that the bare HTTP server has it too.
+/// The server's allocator, so that the bare HTTP server has it, too.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Bytes of a large upload.
 const LARGE: usize = 100_000_000;
-/// How often the server is started to see how long that takes.
+/// The number of starts whose duration is measured.
 const STARTS: usize = 30;
+/// How long a server has been running when its idle memory is measured.
+const IDLE: Duration = Duration::from_secs(5);
 
-/// Measures Tenantry beside what the machine does without it.
+/// Measures Tenantry beside what the machine can do without it.
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
-    part: Option<Part>,
+    benchmark: Option<Benchmark>,
     #[command(flatten)]
     options: Options,
 }
 
 #[derive(clap::Args)]
 struct Options {
-    /// Where the databases are: `sqlite` or `postgres://…`
+    /// The database server: `sqlite` or `postgres://…`
     #[arg(long, default_value = "sqlite")]
     database: String,
-    /// Keep-alive connections that ask at the same time
+    /// Concurrent keep-alive connections
     #[arg(long, default_value_t = 32, value_parser = value_parser!(u16).range(1..=1000))]
     connections: u16,
-    /// Seconds that each scenario takes in each round
+    /// Seconds of each scenario in each round
     #[arg(long, default_value_t = 5, value_parser = value_parser!(u64).range(1..=3600))]
     seconds: u64,
-    /// Rounds, of whose figures the medians are shown
+    /// Rounds; the report shows medians over them
     #[arg(long, default_value_t = 3, value_parser = value_parser!(u16).range(1..=1000))]
     rounds: u16,
     /// The directory for the data (some gigabytes, removed at the end)
     #[arg(long, default_value = "/var/tmp")]
     directory: PathBuf,
-    /// The program to measure; by default the one beside this one
+    /// The program to measure [default: `tenantry` beside this program]
     #[arg(long)]
     tenantry: Option<PathBuf>,
-    /// Write JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Subcommand)]
-enum Part {
-    /// Be the bare HTTP server
+enum Benchmark {
+    /// Run the bare HTTP server
     #[command(hide = true)]
     BareHttp { address: SocketAddr, body_bytes: usize },
-    /// Measure many tenants: making their databases, keeping them, changing between them
+    /// Measure many tenants: creating their databases, keeping them, and switching between them
     Fleet {
         #[command(flatten)]
         fleet: fleet::Options,
         #[command(flatten)]
         options: Options,
     },
-    /// Measure events on Kafka: how soon they are there, how fast a backlog goes, beside a producer alone
+    /// Measure events on Kafka: latency, backlog throughput beside a bare producer, and idle tenants
     Events {
         #[command(flatten)]
         events: events::Options,
@@ -98,57 +102,72 @@ enum Part {
     },
 }
 
-#[expect(clippy::print_stdout, reason = "the command's answer")]
 fn main() -> Result<()> {
-    let Arguments { part, options } = Arguments::parse();
+    let Arguments { benchmark, options } = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match part {
-        Some(Part::BareHttp { address, body_bytes }) => bare_http::serve(address, body_bytes)?,
-        Some(Part::Fleet { fleet, options }) => {
-            let seconds = Duration::from_secs(options.seconds);
-            let measured =
-                runtime.block_on(run(&options, async |place, tenantry| fleet::measure(&fleet, place, tenantry, seconds).await))?;
-            println!("{}", if options.json { measured.to_json()? } else { measured.to_string() });
-        }
-        Some(Part::Events { events, options }) => {
-            let seconds = Duration::from_secs(options.seconds);
-            let measured =
-                runtime.block_on(run(&options, async |place, tenantry| events::measure(&events, place, tenantry, seconds).await))?;
-            println!("{}", if options.json { measured.to_json()? } else { measured.to_string() });
-        }
-        Some(Part::Objects { objects, options }) => {
-            let seconds = Duration::from_secs(options.seconds);
-            let measuring =
-                run(&options, async |place, tenantry| objects::measure(&objects, place, tenantry, seconds, options.rounds).await);
-            let measured = runtime.block_on(measuring)?;
-            println!("{}", if options.json { measured.to_json()? } else { measured.to_string() });
-        }
-        None => {
-            let report = runtime.block_on(run(&options, async |place, tenantry| measure(&options, place, tenantry).await))?;
-            println!("{}", if options.json { report.to_json()? } else { report.to_string() });
-        }
+    match benchmark {
+        Some(Benchmark::BareHttp { address, body_bytes }) => bare_http::serve(address, body_bytes),
+        Some(Benchmark::Fleet { fleet, options }) => runtime
+            .block_on(run(&options, async |environment, tenantry, seconds| fleet::measure(&fleet, environment, tenantry, seconds).await)),
+        Some(Benchmark::Events { events, options }) => runtime
+            .block_on(run(&options, async |environment, tenantry, seconds| events::measure(&events, environment, tenantry, seconds).await)),
+        Some(Benchmark::Objects { objects, options }) => runtime.block_on(run(&options, async |environment, tenantry, seconds| {
+            objects::measure(&objects, environment, tenantry, seconds, options.rounds).await
+        })),
+        None => runtime.block_on(run(&options, async |environment, tenantry, _| measure(&options, environment, tenantry).await)),
     }
+}
+
+/// Runs a benchmark in an empty environment and prints its report.
+async fn run(options: &Options, measure: impl AsyncFnOnce(&Environment, &Tenantry, Duration) -> Result<Report>) -> Result<()> {
+    let program = options.tenantry.clone().map_or_else(default_program, Ok)?;
+    ensure!(program.is_file(), "{} is missing: cargo build --profile dist -p tenantry -p bench", program.display());
+    let environment = Environment::create(&options.directory, &options.database).await?;
+    let report = measure(&environment, &environment.tenantry(program), Duration::from_secs(options.seconds)).await;
+    environment.remove().await?;
+    print_report(&report?, options.json)
+}
+
+#[expect(clippy::print_stdout, reason = "the output of the command")]
+fn print_report(report: &Report, json: bool) -> Result<()> {
+    println!("{}", if json { report.to_json()? } else { report.to_string() });
     Ok(())
 }
 
-async fn run<T>(options: &Options, measure: impl AsyncFnOnce(&Place, &Tenantry) -> Result<T>) -> Result<T> {
-    let program = options.tenantry.clone().map_or_else(program_beside, Ok)?;
-    ensure!(program.is_file(), "{} is missing: cargo build --release -p tenantry -p bench", program.display());
-    let place = Place::make(&options.directory, &options.database).await?;
-    let measured = measure(&place, &place.tenantry(program)).await;
-    place.remove().await?;
-    measured
+async fn measure(options: &Options, environment: &Environment, tenantry: &Tenantry) -> Result<Report> {
+    let rounds = rounds(options, environment, tenantry).await?;
+    progress("starts");
+    let mut start_ms = Vec::new();
+    for _ in 0..STARTS {
+        let started = tenantry.start()?;
+        start_ms.push(millis(started.start_time));
+        started.stop()?;
+    }
+    let idle = tenantry.start()?;
+    tokio::time::sleep(IDLE).await;
+    let idle_memory_mib = idle.memory()?;
+    idle.stop()?;
+    let run = Run {
+        engine: environment.engine(),
+        cores: available_parallelism()?.get(),
+        connections: options.connections.into(),
+        seconds: options.seconds,
+        rounds,
+        start_ms,
+        idle_memory_mib,
+    };
+    Ok(run.report()?)
 }
 
-async fn measure(options: &Options, place: &Place, tenantry: &Tenantry) -> Result<Report> {
+async fn rounds(options: &Options, environment: &Environment, tenantry: &Tenantry) -> Result<Vec<Round>> {
     let server = tenantry.start()?;
-    let fixture = Fixture::make(server.address).await?;
+    let fixture = Fixture::create(server.address).await?;
     let bare_http = Server::start_bare_http(fixture.document_bytes)?;
     let bench = Bench {
         server: &server,
         bare_http: &bare_http,
-        database_floor: &place.database_floor(&fixture),
-        place,
+        database_floor: &environment.database_floor(&fixture),
+        environment,
         fixture: &fixture,
         connections: options.connections.into(),
         duration: Duration::from_secs(options.seconds),
@@ -160,33 +179,14 @@ async fn measure(options: &Options, place: &Place, tenantry: &Tenantry) -> Resul
         rounds.push(bench.round().await?);
     }
     server.stop()?;
-    progress("starts");
-    let mut start_ms = Vec::new();
-    for _ in 0..STARTS {
-        let started = tenantry.start()?;
-        start_ms.push(started.start_time.as_secs_f64() * 1e3);
-        started.stop()?;
-    }
-    let idle = tenantry.start()?;
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let idle_memory_mib = idle.memory()?;
-    idle.stop()?;
-    Ok(Report {
-        engine: place.engine(),
-        cores: available_parallelism()?.get(),
-        connections: options.connections.into(),
-        seconds: options.seconds,
-        rounds,
-        start_ms,
-        idle_memory_mib,
-    })
+    Ok(rounds)
 }
 
-fn program_beside() -> Result<PathBuf> {
+fn default_program() -> Result<PathBuf> {
     Ok(std::env::current_exe().context("find the program to measure")?.with_file_name("tenantry"))
 }
 
-#[expect(clippy::print_stderr, reason = "who waits for minutes wants to know for what")]
+#[expect(clippy::print_stderr, reason = "a benchmark takes minutes")]
 fn progress(text: &str) {
     eprintln!("{text}");
 }

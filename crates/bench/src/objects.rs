@@ -1,7 +1,6 @@
-//! Objects: what storing and fetching content costs, beside the best clients and servers for that alone.
+//! Objects: the cost of storing and fetching content, beside the best specialised clients and servers.
 
 use std::{
-    fmt,
     fs::File,
     io::Write,
     net::SocketAddr,
@@ -14,142 +13,173 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use clap::value_parser;
-use comfy_table::{Table, presets};
 use object_store::{
     ObjectStoreExt,
     aws::{AmazonS3, AmazonS3Builder},
 };
-use serde::Serialize;
+use serde_json::json;
 use url::Url;
 
 use crate::{
+    environment::Environment,
     fixture::{Tenant, User},
     load::{Connection, Load, Outcome, Request},
-    place::Place,
-    process::{Tenantry, free_address},
+    process::{Server, Tenantry, free_address},
     progress,
-    report::median,
+    report::{Report, median},
 };
 
-/// Bytes of a small upload, and connections that send such.
+/// Bytes of a small upload, and the number of connections that upload.
 const SMALL: usize = 10_000;
 const CLIENTS: usize = 32;
-/// Large uploads at once.
-const AT_ONCE: usize = 8;
+/// The number of concurrent large uploads.
+const UPLOAD_CONCURRENCY: usize = 8;
 /// Bytes of a download.
 const DOWNLOAD: usize = 100_000_000;
-/// The variables of the server that the S3 store is named by.
+/// The server's variables for the S3 store.
 const VARIABLES: [&str; 4] = ["S3_ENDPOINT_URL", "S3_BUCKET", "S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY"];
 
-/// Which store, beside what.
+/// The S3 store, and the programs to compare with.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The endpoint of an S3 store with a bucket for the benchmark
+    /// The endpoint of an S3 store
     #[arg(long, env = "TEST_S3_ENDPOINT_URL")]
     endpoint: String,
-    /// The bucket
+    /// A bucket for the benchmark
     #[arg(long, env = "TEST_S3_BUCKET")]
     bucket: String,
-    /// The id of the access key
+    /// The access key id
     #[arg(long, env = "TEST_S3_ACCESS_KEY_ID")]
     key_id: String,
-    /// Its secret
+    /// The secret access key
     #[arg(long, env = "TEST_S3_SECRET_ACCESS_KEY", hide_env_values = true)]
     secret: String,
-    /// The AWS CLI, the client to compare with
+    /// The program of the AWS CLI
     #[arg(long, default_value = "aws")]
     aws: PathBuf,
-    /// nginx, the server to compare with
+    /// The program of nginx
     #[arg(long, default_value = "nginx")]
     nginx: PathBuf,
-    /// MiB of a large upload
+    /// Size of a large upload in MiB
     #[arg(long, default_value_t = 1024, value_parser = value_parser!(u16).range(64..=8192))]
     large: u16,
 }
 
-/// The figures.
-#[derive(Serialize)]
-pub(crate) struct Objects {
-    large_mib: u16,
-    findings: Vec<(&'static str, f64)>,
+/// Measures in an empty environment; comparisons are repeated, and their median is reported.
+pub(crate) async fn measure(
+    options: &Options,
+    environment: &Environment,
+    tenantry: &Tenantry,
+    seconds: Duration,
+    repeat: u16,
+) -> Result<Report> {
+    let report = Report::new(format!("large uploads of {} MiB", options.large), json!({ "large_mib": options.large }))?;
+    let mut bench = Bench { options, environment, tenantry, seconds, repeat: repeat.into(), report };
+    bench.measure_s3().await?;
+    bench.measure_downloads().await?;
+    Ok(bench.report)
 }
 
-/// Measures in an empty place; what is compared so many times, for the median.
-pub(crate) async fn measure(options: &Options, place: &Place, tenantry: &Tenantry, seconds: Duration, repeat: u16) -> Result<Objects> {
-    let mut findings = Vec::new();
-    let values = [&options.endpoint, &options.bucket, &options.key_id, &options.secret];
-    let mut variables: Vec<_> = VARIABLES.into_iter().zip(values.map(String::as_str)).collect();
-    variables.push(("MAX_UPLOAD_BYTES", "20GiB"));
-    {
-        let server = tenantry.start_with(&variables)?;
+/// A run, and its report so far.
+struct Bench<'a> {
+    options: &'a Options,
+    environment: &'a Environment,
+    tenantry: &'a Tenantry,
+    seconds: Duration,
+    repeat: usize,
+    report: Report,
+}
+
+impl Bench<'_> {
+    /// Measures uploads to S3.
+    async fn measure_s3(&mut self) -> Result<()> {
+        let Options { endpoint, bucket, key_id, secret, .. } = self.options;
+        let values = [endpoint, bucket, key_id, secret];
+        let mut variables: Vec<_> = VARIABLES.into_iter().zip(values.map(String::as_str)).collect();
+        variables.push(("MAX_UPLOAD_BYTES", "20GiB"));
+        let server = self.tenantry.start_with(&variables)?;
         let mut api = Connection::open(server.address).await?;
         let writer = User::register(&mut api, "writer@example.com").await?;
-        progress("small uploads to S3");
         let mut tenants = vec![Tenant::create(&mut api, &writer).await?];
         while tenants.len() < CLIENTS {
             tenants.push(Tenant::create(&mut api, &writer).await?);
         }
+        self.measure_small_uploads(&server, &writer, &tenants).await?;
+        self.measure_large_uploads(&server, &writer, &tenants[0]).await?;
+        server.stop()
+    }
+
+    async fn measure_small_uploads(&mut self, server: &Server, writer: &User, tenants: &[Tenant]) -> Result<()> {
+        progress("small uploads to S3");
         let mut rounds = Vec::new();
-        for _ in 0..usize::from(repeat) {
-            let bare = bare_puts(options, seconds).await?;
-            let over_all = small_uploads(server.address, &writer, &tenants, seconds).await?;
-            let over_one = small_uploads(server.address, &writer, &tenants[..1], seconds).await?;
+        for _ in 0..self.repeat {
+            let bare = bare_puts(self.options, self.seconds).await?;
+            let over_all = small_uploads(server.address, writer, tenants, self.seconds).await?;
+            let over_one = small_uploads(server.address, writer, &tenants[..1], self.seconds).await?;
             rounds.push((bare, over_all, over_one));
         }
-        findings.push(("bare PUTs of 10 kB per second, same library", median(rounds.iter().map(|(bare, ..)| *bare))));
-        findings.push(("uploads of 10 kB per second, 32 tenants", median(rounds.iter().map(|(_, all, _)| *all))));
-        findings.push(("uploads over 32 tenants / bare PUTs", median(rounds.iter().map(|(bare, all, _)| all / bare))));
-        findings.push(("uploads of 10 kB per second, one tenant", median(rounds.iter().map(|(.., one)| *one))));
-        findings.push(("uploads over one tenant / bare PUTs", median(rounds.iter().map(|(bare, _, one)| one / bare))));
+        let report = &mut self.report;
+        report.add("bare PUTs of 10 kB per second, same library", median(rounds.iter().map(|(bare, ..)| *bare)));
+        report.add("uploads of 10 kB per second, 32 tenants", median(rounds.iter().map(|(_, all, _)| *all)));
+        report.add("uploads over 32 tenants / bare PUTs", median(rounds.iter().map(|(bare, all, _)| all / bare)));
+        report.add("uploads of 10 kB per second, one tenant", median(rounds.iter().map(|(.., one)| *one)));
+        report.add("uploads over one tenant / bare PUTs", median(rounds.iter().map(|(bare, _, one)| one / bare)));
+        Ok(())
+    }
 
-        let size = usize::from(options.large) * 1024 * 1024;
-        let file = place.directory().join("large");
+    async fn measure_large_uploads(&mut self, server: &Server, writer: &User, tenant: &Tenant) -> Result<()> {
+        let size = usize::from(self.options.large) * 1024 * 1024;
+        let file = self.environment.directory().join("large");
         write_file(&file, size)?;
-        for (at_once, what) in [
+        for (concurrency, names) in [
             (1, ["a large upload by the AWS CLI, MB/s", "a large upload, MB/s", "large upload / AWS CLI"]),
-            (AT_ONCE, ["eight by the AWS CLI, MB/s", "eight at once, MB/s", "eight at once / AWS CLI"]),
+            (UPLOAD_CONCURRENCY, ["eight by the AWS CLI, MB/s", "eight at once, MB/s", "eight at once / AWS CLI"]),
         ] {
-            progress(what[1]);
-            let megabytes = (size * at_once) as f64 / 1e6;
+            progress(names[1]);
+            let megabytes = (size * concurrency) as f64 / 1e6;
             let mut rounds = Vec::new();
-            for round in 0..usize::from(repeat) {
-                let cli = megabytes / aws_uploads(options, &file, round, at_once)?.as_secs_f64();
+            for round in 0..self.repeat {
+                let cli = megabytes / aws_uploads(self.options, &file, round, concurrency)?.as_secs_f64();
                 let before = server.memory()?;
-                server.forget_peak_memory()?;
-                let ours = megabytes / uploads(server.address, &writer, &tenants[0], size, at_once).await?.as_secs_f64();
+                server.reset_peak_memory()?;
+                let ours = megabytes / uploads(server.address, writer, tenant, size, concurrency).await?.as_secs_f64();
                 rounds.push((cli, ours, server.peak_memory()? - before));
             }
-            findings.push((what[0], median(rounds.iter().map(|(cli, ..)| *cli))));
-            findings.push((what[1], median(rounds.iter().map(|(_, ours, _)| *ours))));
-            findings.push((what[2], median(rounds.iter().map(|(cli, ours, _)| ours / cli))));
-            if at_once > 1 {
-                findings.push(("growth of memory meanwhile, MiB", rounds.iter().map(|(.., growth)| *growth).fold(0.0, f64::max)));
+            self.report.add(names[0], median(rounds.iter().map(|(cli, ..)| *cli)));
+            self.report.add(names[1], median(rounds.iter().map(|(_, ours, _)| *ours)));
+            self.report.add(names[2], median(rounds.iter().map(|(cli, ours, _)| ours / cli)));
+            if concurrency > 1 {
+                let growth = rounds.iter().map(|(.., growth)| *growth).fold(0.0, f64::max);
+                self.report.add("growth of memory meanwhile, MiB", growth);
             }
         }
-        server.stop()?;
+        Ok(())
     }
-    progress("downloads from the local disk");
-    let server = tenantry.start()?;
-    let mut api = Connection::open(server.address).await?;
-    let reader = User::register(&mut api, "reader@example.com").await?;
-    let tenant = Tenant::create(&mut api, &reader).await?;
-    let document = reader.uploaded(&mut api, &tenant, DOWNLOAD).await?;
-    let url = api.call(&reader.get_download(&tenant, document)).await?["url"].as_str().context("a download has no URL")?.to_owned();
-    let url = Url::parse(&url)?;
-    let file = place.directory().join("download");
-    write_file(&file, DOWNLOAD)?;
-    let nginx = Nginx::start(options, place.directory())?;
-    let ours = Request::get_without_token(&url[url::Position::BeforePath..]);
-    let theirs = Request::get_without_token("/download");
-    let mut rounds = Vec::new();
-    for _ in 0..usize::from(repeat) {
-        rounds.push((downloads(nginx.address, &theirs, seconds).await?, downloads(server.address, &ours, seconds).await?));
+
+    /// Measures downloads from the local disk.
+    async fn measure_downloads(&mut self) -> Result<()> {
+        progress("downloads from the local disk");
+        let server = self.tenantry.start()?;
+        let mut api = Connection::open(server.address).await?;
+        let reader = User::register(&mut api, "reader@example.com").await?;
+        let tenant = Tenant::create(&mut api, &reader).await?;
+        let document = reader.upload_document(&mut api, &tenant, DOWNLOAD).await?;
+        let download = api.call(&reader.get_download(&tenant, document)).await?;
+        let url = Url::parse(download["url"].as_str().context("a download has no URL")?)?;
+        write_file(&self.environment.directory().join("download"), DOWNLOAD)?;
+        let nginx = Nginx::start(self.options, self.environment.directory())?;
+        let ours = Request::get_without_token(&url[url::Position::BeforePath..]);
+        let theirs = Request::get_without_token("/download");
+        let mut rounds = Vec::new();
+        for _ in 0..self.repeat {
+            let by_nginx = downloads(nginx.address, &theirs, self.seconds).await?;
+            rounds.push((by_nginx, downloads(server.address, &ours, self.seconds).await?));
+        }
+        self.report.add("downloads by nginx, MB/s", median(rounds.iter().map(|(nginx, _)| *nginx)));
+        self.report.add("downloads, MB/s", median(rounds.iter().map(|(_, ours)| *ours)));
+        self.report.add("downloads / nginx", median(rounds.iter().map(|(nginx, ours)| ours / nginx)));
+        server.stop()
     }
-    findings.push(("downloads by nginx, MB/s", median(rounds.iter().map(|(nginx, _)| *nginx))));
-    findings.push(("downloads, MB/s", median(rounds.iter().map(|(_, ours)| *ours))));
-    findings.push(("downloads / nginx", median(rounds.iter().map(|(nginx, ours)| ours / nginx))));
-    server.stop()?;
-    Ok(Objects { large_mib: options.large, findings })
 }
 
 fn write_file(path: &Path, size: usize) -> Result<()> {
@@ -172,8 +202,8 @@ async fn small_uploads(address: SocketAddr, writer: &User, tenants: &[Tenant], d
     Ok(latencies.total() as f64 / elapsed.as_secs_f64())
 }
 
-/// PUTs of small objects per second by the library that the product uses, and nothing around it, under keys as the product's: every
-/// one lies in a directory of its own, which costs some stores.
+/// PUTs of small objects per second by the product's library alone. The keys look like the product's: each is in a directory of its
+/// own, which is expensive for some stores.
 async fn bare_puts(options: &Options, duration: Duration) -> Result<f64> {
     let store: Arc<AmazonS3> = Arc::new(
         AmazonS3Builder::new()
@@ -207,10 +237,10 @@ async fn bare_puts(options: &Options, duration: Duration) -> Result<f64> {
     Ok(stored as f64 / began.elapsed().as_secs_f64())
 }
 
-/// How long the AWS CLI takes for so many uploads at once.
-fn aws_uploads(options: &Options, file: &Path, round: usize, at_once: usize) -> Result<Duration> {
+/// The duration of concurrent uploads by the AWS CLI.
+fn aws_uploads(options: &Options, file: &Path, round: usize, concurrency: usize) -> Result<Duration> {
     let began = Instant::now();
-    let started: Vec<Child> = (0..at_once)
+    let started: Vec<Child> = (0..concurrency)
         .map(|n| {
             let mut command = Command::new(&options.aws);
             command.args(["s3", "cp", "--only-show-errors", "--endpoint-url", &options.endpoint]).arg(file);
@@ -225,18 +255,18 @@ fn aws_uploads(options: &Options, file: &Path, round: usize, at_once: usize) -> 
     Ok(began.elapsed())
 }
 
-/// How long so many uploads at once take.
-async fn uploads(server: SocketAddr, writer: &User, tenant: &Tenant, size: usize, at_once: usize) -> Result<Duration> {
+/// The duration of concurrent uploads to the product.
+async fn uploads(server: SocketAddr, writer: &User, tenant: &Tenant, size: usize, concurrency: usize) -> Result<Duration> {
     let began = Instant::now();
-    let uploads = (0..at_once).map(async |_| {
+    let uploads = (0..concurrency).map(async |_| {
         let mut api = Connection::open(server).await?;
-        writer.uploaded(&mut api, tenant, size).await
+        writer.upload_document(&mut api, tenant, size).await
     });
     futures_util::future::try_join_all(uploads).await?;
     Ok(began.elapsed())
 }
 
-/// MB per second that four connections get.
+/// Download rate of four connections in MB/s.
 async fn downloads(address: SocketAddr, request: &Request, duration: Duration) -> Result<f64> {
     let began = Instant::now();
     let connections = (0..4).map(async |_| {
@@ -251,7 +281,7 @@ async fn downloads(address: SocketAddr, request: &Request, duration: Duration) -
     Ok(bytes as f64 / 1e6 / began.elapsed().as_secs_f64())
 }
 
-/// nginx over a directory, as it comes: a process for each core, `sendfile`. Killed when dropped.
+/// nginx serving a directory with its defaults: a process for each core, `sendfile`. Stopped when dropped.
 struct Nginx {
     child: Child,
     address: SocketAddr,
@@ -275,7 +305,7 @@ impl Nginx {
         let nginx = Self { child, address };
         let began = Instant::now();
         while std::net::TcpStream::connect(address).is_err() {
-            ensure!(began.elapsed() < Duration::from_secs(5), "nginx does not answer");
+            ensure!(began.elapsed() < Duration::from_secs(5), "nginx does not respond");
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(nginx)
@@ -284,25 +314,8 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // The master ends its workers when it is asked to; it may be gone already.
-        let _asked = rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::TERM);
-        let _gone = self.child.wait();
-    }
-}
-
-impl Objects {
-    pub(crate) fn to_json(&self) -> serde_json::Result<String> {
-        serde_json::to_string_pretty(self)
-    }
-}
-
-impl fmt::Display for Objects {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(["", "found"]);
-        for (what, value) in &self.findings {
-            table.add_row([(*what).to_owned(), format!("{value:.2}")]);
-        }
-        write!(f, "large uploads of {} MiB\n{table}", self.large_mib)
+        // The master stops its workers; it may have exited already.
+        let _signalled = rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::TERM);
+        let _exited = self.child.wait();
     }
 }

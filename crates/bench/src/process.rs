@@ -1,4 +1,4 @@
-//! The servers that are measured: processes of their own.
+//! The measured servers, as separate processes.
 
 use std::{
     fs::{self, File},
@@ -13,33 +13,33 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A server that does not answer within this time never will.
+/// How long a server may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A server that runs. Killed when dropped.
+/// A running server. Killed when dropped.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
-    /// From the start of the process to the first answer of 200.
+    /// From the start of the process to the first response with status 200.
     pub(crate) start_time: Duration,
 }
 
 /// How to start `tenantry serve`.
 pub(crate) struct Tenantry {
     pub(crate) program: PathBuf,
-    /// Where it keeps its data and its log.
+    /// The directory for its data and its log.
     pub(crate) directory: PathBuf,
     /// The URL of the main database; none for SQLite.
     pub(crate) database_url: Option<String>,
 }
 
 impl Tenantry {
-    /// Starts it as its operator would: nothing is configured but where things are, and tokens that outlive the benchmark.
+    /// Starts a server with the defaults, except for its locations and for tokens that outlive the benchmark.
     pub(crate) fn start(&self) -> Result<Server> {
         self.start_with(&[])
     }
 
-    /// Starts it with more in its environment.
+    /// Starts a server with further environment variables.
     pub(crate) fn start_with(&self, variables: &[(&str, &str)]) -> Result<Server> {
         let address = free_address()?;
         self.start_command("serve", address, &[&[("PORT", address.port().to_string().as_str())], variables].concat())
@@ -70,7 +70,7 @@ impl Tenantry {
 }
 
 impl Server {
-    /// Starts this program's bare HTTP server with answers of `body_bytes`.
+    /// Starts this program's bare HTTP server with responses of `body_bytes`.
     pub(crate) fn start_bare_http(body_bytes: usize) -> Result<Self> {
         let address = free_address()?;
         let mut command = Command::new(std::env::current_exe()?);
@@ -84,49 +84,49 @@ impl Server {
         let mut server = Self { child, address, start_time: Duration::ZERO };
         while !is_healthy(address) {
             if let Some(status) = server.child.try_wait()? {
-                bail!("it ended with {status}");
+                bail!("it exited with {status}");
             }
-            ensure!(began.elapsed() < START_TIMEOUT, "it does not answer");
+            ensure!(began.elapsed() < START_TIMEOUT, "it does not respond");
             sleep(Duration::from_micros(500));
         }
         server.start_time = began.elapsed();
         Ok(server)
     }
 
-    /// Ends it as its operator would.
+    /// Stops it with SIGTERM.
     pub(crate) fn stop(mut self) -> Result<()> {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let status = self.child.wait()?;
-        ensure!(status.success(), "the server ended with {status}");
+        ensure!(status.success(), "the server exited with {status}");
         Ok(())
     }
 
-    /// The processor time that it has used so far, to 10 ms.
+    /// The CPU time that it has used so far, with a resolution of 10 ms.
     pub(crate) fn cpu_time(&self) -> Result<Duration> {
         let stat = fs::read_to_string(self.proc("stat"))?;
-        // The name in parentheses may hold anything. User and system time are fields 14 and 15 of all (proc_pid_stat(5)).
+        // The name in parentheses may contain any character. User and system time are fields 14 and 15 (proc_pid_stat(5)).
         let after_name = stat.rsplit(')').next().unwrap_or_default();
         let ticks = after_name.split_whitespace().skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
         Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
     }
 
-    /// Its resident memory at present, in MiB.
+    /// Its current resident memory in MiB.
     pub(crate) fn memory(&self) -> Result<f64> {
         self.status_mib("VmRSS:")
     }
 
-    /// The most resident memory that it had since [`Server::forget_peak_memory`], in MiB.
+    /// Its peak resident memory since [`Server::reset_peak_memory`], in MiB.
     pub(crate) fn peak_memory(&self) -> Result<f64> {
         self.status_mib("VmHWM:")
     }
 
-    pub(crate) fn forget_peak_memory(&self) -> Result<()> {
-        fs::write(self.proc("clear_refs"), "5").context("forget the peak of a server's memory")
+    pub(crate) fn reset_peak_memory(&self) -> Result<()> {
+        fs::write(self.proc("clear_refs"), "5").context("reset the peak memory of a server")
     }
 
     fn status_mib(&self, name: &str) -> Result<f64> {
         let status = fs::read_to_string(self.proc("status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the kernel does not tell a server's memory")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context("the kernel does not report a server's memory")?;
         Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
     }
 
@@ -137,23 +137,23 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // After `stop` there is nothing to kill, which is no error.
-        let _gone = self.child.kill().and_then(|()| self.child.wait());
+        // Fails after `stop`.
+        let _killed = self.child.kill().and_then(|()| self.child.wait());
     }
 }
 
-/// An address that nobody listens on at the moment.
+/// An address that is currently free.
 pub(crate) fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 fn is_healthy(address: SocketAddr) -> bool {
-    let answer = || {
+    let health = || {
         let mut stream = TcpStream::connect(address)?;
         stream.write_all(b"GET /health HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok::<_, std::io::Error>(answer)
+        let mut response = String::new();
+        stream.read_to_string(&mut response)?;
+        Ok::<_, std::io::Error>(response)
     };
-    answer().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    health().is_ok_and(|response| response.starts_with("HTTP/1.1 200"))
 }

@@ -1,5 +1,5 @@
-//! One round: every scenario and every floor once, close to each other in time, so that what else the machine does meanwhile
-//! disturbs both alike.
+//! One round: every scenario and every floor once, close to each other in time, so that other load on the machine affects both
+//! alike.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,26 +8,27 @@ use serde::Serialize;
 
 use crate::{
     LARGE,
+    environment::Environment,
     fixture::Fixture,
     floors::{self, DatabaseFloor},
     load::{Load, Outcome, Request},
-    place::Place,
     process::Server,
+    report::millis,
 };
 
 /// Bytes of a small upload.
 const SMALL: usize = 10_000;
-/// Connections that log in with wrong passwords during a flood.
-const FLOOD: usize = 16;
-/// Connections that make tenants. Each tenant is a database, and a PostgreSQL server makes one at a time.
-const FOUNDERS: usize = 4;
+/// The number of connections that log in with wrong passwords during a flood.
+const FLOOD_CLIENTS: usize = 16;
+/// The number of connections that create tenants. Each tenant is a database, and a PostgreSQL server creates one at a time.
+const CREATION_CLIENTS: usize = 4;
 
-/// What is measured again and again.
+/// What each round measures.
 pub(crate) struct Bench<'a> {
     pub(crate) server: &'a Server,
     pub(crate) bare_http: &'a Server,
     pub(crate) database_floor: &'a DatabaseFloor,
-    pub(crate) place: &'a Place,
+    pub(crate) environment: &'a Environment,
     pub(crate) fixture: &'a Fixture,
     pub(crate) connections: usize,
     pub(crate) duration: Duration,
@@ -49,37 +50,37 @@ pub(crate) struct Round {
     pub(crate) database_per_second: f64,
     /// MD5 and SHA-256 in one thread.
     pub(crate) hashing_bytes_per_second: f64,
-    /// Writing and syncing.
+    /// Writing with a sync at the end.
     pub(crate) writing_bytes_per_second: f64,
-    /// Making 4 KiB durable.
+    /// Syncing 4 KiB.
     pub(crate) sync_ms: f64,
     pub(crate) argon2id_ms: f64,
     /// The server's resident memory after the round.
     pub(crate) memory_mib: f64,
 }
 
-/// How a server did under a load.
+/// The figures of a server under load.
 #[derive(Serialize)]
 pub(crate) struct Measurement {
     pub(crate) per_second: f64,
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
-    /// Processor time of the server for each request.
+    /// CPU time of the server per request.
     pub(crate) cpu_ms: f64,
-    /// The most resident memory of the server meanwhile.
+    /// Peak resident memory of the server during the load.
     pub(crate) peak_memory_mib: f64,
-    /// Requests that were answered with an error; they count nowhere else.
+    /// Requests with an error response, which the other figures leave out.
     pub(crate) failed: u64,
 }
 
 impl Bench<'_> {
     pub(crate) async fn round(&self) -> Result<Round> {
-        let Self { fixture, connections, place, .. } = self;
+        let Self { fixture, connections, environment, .. } = self;
         let Fixture { reader, writer, library, inbox, .. } = fixture;
         let bare_http = self.measure(self.bare_http, &self.load(self.bare_http, self.document_gets(), *connections, 200)).await?;
         let gets = self.load(self.server, self.document_gets(), *connections, 200);
         let document_get = self.measure(self.server, &gets).await?;
-        let flood = self.load(self.server, [reader.log_in_with("wrong horse battery 1")].into(), FLOOD, 401);
+        let flood = self.load(self.server, [reader.log_in_with("wrong horse battery 1")].into(), FLOOD_CLIENTS, 401);
         let document_get_in_login_flood = measure(self.server, async {
             let (gets, flood) = tokio::try_join!(gets.run(), flood.run())?;
             Ok(Outcome { failed: gets.failed + flood.failed, ..gets })
@@ -94,18 +95,18 @@ impl Bench<'_> {
             document_list: self.measure(self.server, &scenario(reader.list_documents(library), *connections, 200)).await?,
             small_upload: self.measure(self.server, &scenario(writer.upload(inbox, SMALL), *connections, 201)).await?,
             hashing_bytes_per_second: floors::hash(),
-            writing_bytes_per_second: floors::write(place.directory())?,
+            writing_bytes_per_second: floors::write(environment.directory())?,
             large_upload: self.measure(self.server, &scenario(writer.upload(inbox, LARGE), 1, 201)).await?,
             four_large_uploads: self.measure(self.server, &scenario(writer.upload(inbox, LARGE), 4, 201)).await?,
-            sync_ms: millis(floors::sync_a_page(place.directory())?),
+            sync_ms: millis(floors::sync_a_page(environment.directory())?),
             argon2id_ms: millis(floors::argon2id()?),
             login: self.measure(self.server, &scenario(reader.log_in(), *connections, 200)).await?,
-            tenant_creation: self.measure(self.server, &scenario(writer.create_tenant(), FOUNDERS, 201)).await?,
+            tenant_creation: self.measure(self.server, &scenario(writer.create_tenant(), CREATION_CLIENTS, 201)).await?,
             memory_mib: self.server.memory()?,
         })
     }
 
-    /// Reads every document for a moment, so that the first round finds everything as the later ones do.
+    /// Reads every document, so that the first round finds the caches in the same state as later ones.
     pub(crate) async fn warm_up(&self) -> Result<()> {
         self.load(self.server, self.document_gets(), self.connections, 200).run().await.map(drop)
     }
@@ -125,7 +126,7 @@ impl Bench<'_> {
 }
 
 async fn measure(server: &Server, load: impl Future<Output = Result<Outcome>>) -> Result<Measurement> {
-    server.forget_peak_memory()?;
+    server.reset_peak_memory()?;
     let cpu_before = server.cpu_time()?;
     let Outcome { latencies, failed, elapsed } = load.await?;
     let cpu_time = server.cpu_time()? - cpu_before;
@@ -138,8 +139,4 @@ async fn measure(server: &Server, load: impl Future<Output = Result<Outcome>>) -
         peak_memory_mib: server.peak_memory()?,
         failed,
     })
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }

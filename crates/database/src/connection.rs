@@ -1,4 +1,4 @@
-//! Statements and transactions, the same on both engines.
+//! Connections and transactions, the same on both engines.
 
 use std::{
     fmt,
@@ -6,14 +6,20 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
+use domain::TenantId;
+
 use crate::{
-    Error, Result, Row, Value,
-    postgres::{PostgresConnection, PostgresReader},
-    sqlite::SqliteConnection,
+    engine::EngineConnection,
+    error::{Error, Result},
+    statement::{Outcome, Statement},
+    value::{Row, Value},
 };
 
-/// Which kind of database a connection belongs to.
-pub trait Scope: Send + Sync + 'static {}
+/// The kind of a database: [`Main`] or [`Tenant`].
+pub trait Scope: Send + Sync + 'static {
+    /// Identifies a database among those of its kind.
+    type Identity: Copy + fmt::Debug + Send + Sync;
+}
 
 /// The main database: users, tenants, memberships, sessions.
 #[derive(Debug)]
@@ -23,8 +29,13 @@ pub enum Main {}
 #[derive(Debug)]
 pub enum Tenant {}
 
-impl Scope for Main {}
-impl Scope for Tenant {}
+impl Scope for Main {
+    type Identity = ();
+}
+
+impl Scope for Tenant {
+    type Identity = TenantId;
+}
 
 /// A transaction of the main database.
 pub type MainTx = Tx<Main>;
@@ -32,44 +43,20 @@ pub type MainTx = Tx<Main>;
 /// A transaction of one tenant's database.
 pub type TenantTx = Tx<Tenant>;
 
-/// A statement with its parameters, for [`Connection::batch`]. The text is static: values go in as parameters only.
-#[derive(Debug)]
-pub struct Statement {
-    pub(crate) sql: &'static str,
-    pub(crate) params: Vec<Value>,
-}
-
-impl Statement {
-    /// A statement with the values of `$1`, `$2`, …
-    #[must_use]
-    pub const fn new(sql: &'static str, params: Vec<Value>) -> Self {
-        Self { sql, params }
-    }
-}
-
-/// What a statement did.
-#[derive(Debug)]
-pub struct Outcome {
-    /// The rows that it answered.
-    pub rows: Vec<Row>,
-    /// How many rows it changed; without meaning when it answered rows.
-    pub affected: u64,
-}
-
-/// A connection on lease. Outside a transaction it can only read, each statement for itself.
+/// A connection on lease. Outside a transaction it can only read, and statements do not see a common snapshot.
 ///
-/// It goes back to its pool when dropped; when a statement was cut off in the middle (its future was dropped), it is closed.
+/// It returns to its pool when dropped; if it is dropped during a statement, it is closed.
 #[derive(Debug)]
 pub struct Connection<S> {
-    engine: Engine,
+    engine: EngineConnection,
     transaction: Transaction,
-    /// What goes out before the next statement, or with the commit.
+    /// Sent before the next statement, or with the commit.
     deferred: Vec<Statement>,
     after_commit: Hooks,
     scope: PhantomData<fn() -> S>,
 }
 
-/// What is done after a commit. Dropped in the middle of one, it is done, too: nobody can know then.
+/// Callbacks to run after a commit. Dropped during a commit, they run as well, because the outcome is unknown.
 #[derive(Default)]
 struct Hooks {
     hooks: Vec<Box<dyn FnOnce() + Send + Sync>>,
@@ -94,50 +81,39 @@ impl fmt::Debug for Hooks {
 enum Transaction {
     None,
     /// Every statement so far succeeded.
-    Whole,
-    /// A statement failed, or its future was dropped and nobody knows. PostgreSQL answers the commit of such a transaction
-    /// with success and rolls it back; SQLite may have rolled it back already and would run what follows outside of it.
+    Intact,
+    /// A statement failed, or its future was dropped and its outcome is unknown. PostgreSQL answers the commit of such a
+    /// transaction with success and rolls it back; SQLite may have rolled it back already and would run later statements outside
+    /// of it.
     Broken,
 }
 
-#[derive(Debug)]
-pub(crate) enum Engine {
-    Sqlite(SqliteConnection),
-    Postgres(PostgresConnection),
-    /// For reading only, outside of transactions.
-    PostgresReader(PostgresReader),
-}
-
 impl<S: Scope> Connection<S> {
-    pub(crate) fn new(engine: Engine) -> Self {
+    pub(crate) fn new(engine: EngineConnection) -> Self {
         Self { engine, transaction: Transaction::None, deferred: Vec::new(), after_commit: Hooks::default(), scope: PhantomData }
     }
 
-    /// Runs statements in order, sent together: one trip to a PostgreSQL server, one hop to an SQLite thread. Stops at the
+    /// Runs statements in order, sent together: one trip to a PostgreSQL server, one change to an SQLite thread. Stops at the
     /// first that fails.
     ///
     /// # Errors
-    /// That of the first statement that failed. A transaction in which one failed, or was cut off, takes no more.
+    /// The error of the first statement that failed. A transaction in which one failed or was cancelled accepts no more.
     pub async fn batch(&mut self, statements: Vec<Statement>) -> Result<Vec<Outcome>> {
         let before = self.transaction;
         match before {
             Transaction::None => {}
             // Until all succeeded: this future may be dropped at the next await.
-            Transaction::Whole => self.transaction = Transaction::Broken,
-            Transaction::Broken => return Err(Error::internal("a statement of this transaction has failed before")),
+            Transaction::Intact => self.transaction = Transaction::Broken,
+            Transaction::Broken => return Err(Error::internal("an earlier statement of this transaction failed")),
         }
         let deferred = self.deferred.len();
         let all = if deferred == 0 { statements } else { self.deferred.drain(..).chain(statements).collect() };
-        let mut outcomes = match &mut self.engine {
-            Engine::Sqlite(connection) => connection.run(all).await,
-            Engine::Postgres(connection) => connection.run(all).await,
-            Engine::PostgresReader(reader) => reader.run(&all).await,
-        }?;
+        let mut outcomes = self.engine.run(all).await?;
         self.transaction = before;
         Ok(outcomes.split_off(deferred))
     }
 
-    /// Runs a statement that answers rows.
+    /// Runs a statement that returns rows.
     ///
     /// # Errors
     /// When the statement fails.
@@ -145,7 +121,7 @@ impl<S: Scope> Connection<S> {
         Ok(self.one(sql, params).await?.rows)
     }
 
-    /// Runs a statement that answers one row or none.
+    /// Runs a statement that returns at most one row.
     ///
     /// # Errors
     /// When the statement fails.
@@ -153,12 +129,12 @@ impl<S: Scope> Connection<S> {
         Ok(self.query(sql, params).await?.into_iter().next())
     }
 
-    /// Runs a statement that answers exactly one row.
+    /// Runs a statement that returns exactly one row.
     ///
     /// # Errors
-    /// When the statement fails or answers none.
+    /// When the statement fails or returns none.
     pub async fn query_one(&mut self, sql: &'static str, params: Vec<Value>) -> Result<Row> {
-        self.query_opt(sql, params).await?.ok_or_else(|| Error::internal("a statement answered no row"))
+        self.query_opt(sql, params).await?.ok_or_else(|| Error::internal("a statement returned no row"))
     }
 
     async fn one(&mut self, sql: &'static str, params: Vec<Value>) -> Result<Outcome> {
@@ -172,16 +148,12 @@ impl<S: Scope> Connection<S> {
 pub struct Tx<S>(Connection<S>);
 
 impl<S: Scope> Tx<S> {
-    pub(crate) fn begin(mut engine: Engine) -> Self {
-        match &mut engine {
-            Engine::Sqlite(connection) => connection.begin(),
-            Engine::Postgres(connection) => connection.begin(),
-            Engine::PostgresReader(_) => {}
-        }
-        Self(Connection { transaction: Transaction::Whole, ..Connection::new(engine) })
+    /// A transaction on a connection that has begun one.
+    pub(crate) fn new(engine: EngineConnection) -> Self {
+        Self(Connection { transaction: Transaction::Intact, ..Connection::new(engine) })
     }
 
-    /// Runs a statement that changes rows, and tells how many.
+    /// Runs a statement that changes rows, and returns their number.
     ///
     /// # Errors
     /// When the statement fails.
@@ -189,34 +161,30 @@ impl<S: Scope> Tx<S> {
         Ok(self.0.one(sql, params).await?.affected)
     }
 
-    /// Adds a statement whose outcome nobody asks for. It goes out together with the next one, or with the commit, which spares a
-    /// hop or a trip; if it fails, that fails.
+    /// Adds a statement whose outcome is not needed. It is sent with the next statement or with the commit, which saves a trip; if
+    /// it fails, that fails.
     pub fn defer(&mut self, sql: &'static str, params: Vec<Value>) {
         self.0.deferred.push(Statement::new(sql, params));
     }
 
-    /// Has something done after the commit. It must not take long. It is done, too, when nobody can know whether the transaction was
-    /// committed, but not when it was not.
+    /// Registers a callback to run after the commit. It must not take long. It also runs when the outcome of the commit is
+    /// unknown, but not when the transaction was not committed.
     pub fn after_commit(&mut self, hook: impl FnOnce() + Send + Sync + 'static) {
         self.0.after_commit.hooks.push(Box::new(hook));
     }
 
-    /// Makes everything durable that the transaction did. When this returns, it survives a crash.
+    /// Makes the transaction durable. When this returns, its changes survive a crash.
     ///
     /// # Errors
-    /// When a deferred statement fails, or the database could not commit. What it did is then undone, unless the connection was
-    /// lost in the middle of the commit: then nobody here can know.
+    /// When a deferred statement fails, or the database could not commit. The changes are then undone, unless the connection was
+    /// lost during the commit: then the outcome is unknown.
     pub async fn commit(mut self) -> Result<()> {
         if self.0.transaction == Transaction::Broken {
             return Err(Error::internal("a transaction in which a statement failed can't be committed"));
         }
         let deferred = std::mem::take(&mut self.0.deferred);
         self.0.after_commit.is_committing = true;
-        let committed = match &mut self.0.engine {
-            Engine::Sqlite(connection) => connection.commit(deferred).await,
-            Engine::Postgres(connection) => connection.commit(deferred).await,
-            Engine::PostgresReader(_) => Err(Error::internal("a reader has no transaction")),
-        };
+        let committed = self.0.engine.commit(deferred).await;
         self.0.after_commit.is_committing = matches!(committed, Ok(()) | Err(Error::Unavailable(_)));
         committed
     }

@@ -1,9 +1,14 @@
-//! What a database can answer instead of rows.
+//! Why a database operation failed, in the same terms for both engines.
+
+use domain::{Dependency, error_chain};
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// The result of a database operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a write to a write-blocked database fails with.
+pub(crate) const WRITE_BLOCKED: &str = "the tenant's database has moved to another server";
 
 /// Why a database operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -11,18 +16,18 @@ pub enum Error {
     /// A constraint of the schema forbids it.
     #[error("constraint violated: {0:?}")]
     Violated(Constraint),
-    /// The database can't be reached, or gave up because of its own state. Trying again later may work.
+    /// The database can't be reached, or refused because of its own state. A later attempt may work.
     #[error("database unavailable")]
     Unavailable(#[source] Cause),
-    /// Others hold what it needs, longer than it may wait. Trying again may work.
+    /// Another transaction held what it needs for longer than it may wait. A later attempt may work.
     #[error("database busy: {0}")]
     Busy(&'static str),
-    /// A bug of ours or a damaged database.
+    /// A bug in this program or a damaged database.
     #[error("database error")]
     Internal(#[source] Cause),
 }
 
-/// A constraint, by its name in the schema. SQLite doesn't report names, so they follow one convention:
+/// A constraint, by its name in the schema. SQLite does not report names, so they follow one convention:
 /// `{table}_{columns joined by _}_key` for unique ones, `{table}_pkey` for primary keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Constraint {
@@ -43,16 +48,15 @@ impl Error {
         Self::Unavailable(cause.into())
     }
 
-    /// The same, for another who waited for the same.
+    /// A copy for a further caller that waited for the same outcome. Its cause is the text of the original's causes.
     #[must_use]
-    pub fn again(&self) -> Self {
-        let causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
-        let told = causes.skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    pub fn duplicate(&self) -> Self {
+        let causes = error_chain(self).skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ");
         match self {
             Self::Violated(constraint) => Self::Violated(constraint.clone()),
-            Self::Unavailable(_) => Self::unavailable(told),
+            Self::Unavailable(_) => Self::unavailable(causes),
             Self::Busy(why) => Self::Busy(why),
-            Self::Internal(_) => Self::internal(told),
+            Self::Internal(_) => Self::internal(causes),
         }
     }
 
@@ -78,8 +82,8 @@ impl Error {
 impl From<Error> for domain::Error {
     fn from(error: Error) -> Self {
         match error {
-            Error::Unavailable(source) => Self::Unavailable { dependency: "database", source },
-            Error::Busy(_) => Self::Unavailable { dependency: "database", source: Box::new(error) },
+            Error::Unavailable(source) => Self::Unavailable { dependency: Dependency::Database, source },
+            Error::Busy(_) => Self::Unavailable { dependency: Dependency::Database, source: Box::new(error) },
             Error::Violated(_) | Error::Internal(_) => Self::Internal(Box::new(error)),
         }
     }

@@ -1,12 +1,12 @@
-//! Where a database is, as the configuration names it.
+//! The URLs of databases, as the configuration names them.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc};
 
 use rustls::{ClientConfig, RootCertStore};
 use tokio_postgres::{Config, config::SslMode};
 
-/// A database's address: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=…`. Its `Debug` and `Display`
-/// hide the password.
+/// A database's URL: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=…`. Its `Debug` and `Display` hide the
+/// password.
 #[derive(Clone)]
 pub enum DatabaseUrl {
     /// A file, or for tenants' databases a folder.
@@ -18,11 +18,35 @@ pub enum DatabaseUrl {
 /// A PostgreSQL connection URL (PostgreSQL documentation, "Connection URIs").
 #[derive(Clone)]
 pub struct PostgresUrl {
-    pub(crate) config: Box<Config>,
+    config: Box<Config>,
     shown: String,
 }
 
-/// Why a text is no database's address, in words that follow the name of its variable.
+impl PostgresUrl {
+    /// What to connect with.
+    pub(crate) fn config(&self) -> Config {
+        (*self.config).clone()
+    }
+
+    /// The database that the URL names.
+    pub(crate) fn database(&self) -> &str {
+        self.config.get_dbname().unwrap_or("postgres")
+    }
+
+    /// How to use TLS: not with `sslmode=disable`; otherwise the certificate is verified against the public roots (`prefer`, the
+    /// default, falls back to plain text only where the server offers no TLS).
+    pub(crate) fn tls(&self) -> Option<ClientConfig> {
+        if self.config.get_ssl_mode() == SslMode::Disable {
+            return None;
+        }
+        let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
+        Some(builder.with_root_certificates(roots).with_no_client_auth())
+    }
+}
+
+/// Why a text is not a database's URL, as a predicate: it follows the name of the setting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UrlProblem(&'static str);
@@ -32,7 +56,7 @@ impl FromStr for DatabaseUrl {
 
     fn from_str(text: &str) -> Result<Self, UrlProblem> {
         if let Some(path) = text.strip_prefix("sqlite:") {
-            // Other programs write sqlite:///PATH?options or sqlite::memory:, and disagree on what that means.
+            // Other programs accept sqlite:///PATH?options or sqlite::memory:, with different meanings.
             let is_path = !path.is_empty() && !path.starts_with("//") && !path.starts_with(':') && !path.contains('?');
             let problem = UrlProblem("must be sqlite:PATH, without // and options");
             return if is_path { Ok(Self::Sqlite(PathBuf::from(path))) } else { Err(problem) };
@@ -63,31 +87,19 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-/// A connection URL with `***` for its password and its parameters, which may hold another. Where reserved characters were
-/// not escaped, it hides too much rather than too little.
+/// A connection URL with `***` for its password and its parameters, which may contain another. Where reserved characters are not
+/// escaped, it hides too much rather than too little.
 fn without_password(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let (user, place) = match rest.rsplit_once('@') {
-        Some((credentials, place)) => match credentials.split_once([':', '/', '?']) {
-            Some((user, _)) => (format!("{user}:***@"), place),
-            None => (format!("{credentials}@"), place),
+    let (user, location) = match rest.rsplit_once('@') {
+        Some((credentials, location)) => match credentials.split_once([':', '/', '?']) {
+            Some((user, _)) => (format!("{user}:***@"), location),
+            None => (format!("{credentials}@"), location),
         },
         None => (String::new(), rest),
     };
-    let (place, parameters) = place.split_once('?').map_or((place, ""), |(place, _)| (place, "?***"));
-    format!("{scheme}://{user}{place}{parameters}")
-}
-
-/// How to speak TLS to a server: not with `sslmode=disable`; verified against the public roots otherwise (`prefer`, the
-/// default, falls back to plain text only where the server offers no TLS).
-pub(crate) fn tls_for(config: &Config) -> Option<ClientConfig> {
-    if config.get_ssl_mode() == SslMode::Disable {
-        return None;
-    }
-    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
-    Some(builder.with_root_certificates(roots).with_no_client_auth())
+    let (location, parameters) = location.split_once('?').map_or((location, ""), |(location, _)| (location, "?***"));
+    format!("{scheme}://{user}{location}{parameters}")
 }
 
 #[cfg(test)]
@@ -95,14 +107,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_shown_without_their_password() {
+    fn urls_are_shown_without_their_password() {
         let url: DatabaseUrl = "postgres://ada:s3cret@db.example:5433/tenantry?sslmode=disable".parse().unwrap();
         assert_eq!(url.to_string(), "postgres://ada:***@db.example:5433/tenantry?***");
         assert!(!format!("{url:?}").contains("s3cret"));
     }
 
     #[test]
-    fn what_is_no_address_is_refused_in_words() {
+    fn an_invalid_url_is_refused_with_a_reason() {
         for text in ["", "mysql://x/y", "sqlite:", "sqlite::memory:", "postgres://localhost:5432", "postgres://h:port/x"] {
             assert!(text.parse::<DatabaseUrl>().is_err(), "{text}");
         }

@@ -1,4 +1,4 @@
-//! The values that both engines store, and rows of them.
+//! The values that both engines store, and rows of them. Unsigned numbers beyond [`i64::MAX`] are stored as that.
 //!
 //! | value | PostgreSQL | SQLite |
 //! | --- | --- | --- |
@@ -9,10 +9,10 @@
 //! | [`Value::Text`] | text | text |
 //! | [`Value::Bytes`] | bytea | blob |
 
-use domain::{DocumentId, EventId, FileId, SessionId, TenantId, Timestamp, TokenId, UploadId, UserId};
+use domain::{DocumentId, EventId, FileId, SessionId, TenantId, Timestamp, TokenId, UploadId, UserId, saturating_i64};
 use uuid::Uuid;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// A parameter of a statement, or a column of a row.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +47,7 @@ into_value! {
     bool => |b| Self::Bool(b),
     i64 => |n| Self::Int(n),
     u32 => |n| Self::Int(i64::from(n)),
+    u64 => |n| Self::Int(saturating_i64(n)),
     String => |text| Self::Text(text),
     &str => |text| Self::Text(text.to_owned()),
     Vec<u8> => |bytes| Self::Bytes(bytes),
@@ -77,14 +78,14 @@ impl Row {
     /// The next column.
     ///
     /// # Errors
-    /// When there is none, or it holds something else: the statement and its reader don't fit together.
+    /// When there is none, or it holds another type: the statement and its reader don't match.
     pub fn take<T: FromValue>(&mut self) -> Result<T> {
         let value = self.0.next().ok_or_else(|| Error::internal("a row has fewer columns than are read"))?;
         T::from_value(value)
     }
 }
 
-/// What a column can be read as.
+/// A type that a column can be read as.
 pub trait FromValue: Sized {
     /// Reads the value.
     ///
@@ -94,7 +95,7 @@ pub trait FromValue: Sized {
 }
 
 fn mismatch<T>(wanted: &str, found: &Value) -> Result<T> {
-    // Names the type only: the value may be somebody's data.
+    // Names only the type: the value may be a user's data.
     let found = match found {
         Value::Null => "null",
         Value::Bool(_) => "boolean",

@@ -64,7 +64,7 @@ impl Timestamp {
 }
 
 fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+    crate::saturating_i64(duration.as_micros())
 }
 
 impl fmt::Display for Timestamp {

@@ -1,6 +1,6 @@
 //! What can go wrong, in the product's terms. Knows no HTTP and no SQL; the API maps it to an answer in one place.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use crate::{Role, Shortage, TextProblem};
 
@@ -49,7 +49,7 @@ pub enum Error {
     #[error("{dependency} is unavailable")]
     Unavailable {
         /// What is down, as operators call it.
-        dependency: &'static str,
+        dependency: Dependency,
         /// What it said, for the log.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -62,6 +62,47 @@ pub enum Error {
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// What the product depends on, as operators call it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dependency {
+    /// The main database, or a database that its caller does not name further.
+    Database,
+    /// The database of one tenant.
+    TenantDatabase,
+    /// A server of tenants' databases.
+    Server,
+    /// The object storage.
+    ObjectStorage,
+    /// The events that wait to be published.
+    Outbox,
+    /// What delivers events.
+    EventBus,
+    /// One that the check of all dependencies does not name.
+    Other,
+}
+
+impl Dependency {
+    /// Its name in answers and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Database => "database",
+            Self::TenantDatabase => "tenant database",
+            Self::Server => "server",
+            Self::ObjectStorage => "object storage",
+            Self::Outbox => "outbox",
+            Self::EventBus => "event bus",
+            Self::Other => "dependency",
+        }
+    }
+}
+
+impl fmt::Display for Dependency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl Error {
     /// An internal error from a cause.
     pub fn internal(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
@@ -71,8 +112,7 @@ impl Error {
     /// What went wrong with all its causes, on one line: for operators.
     #[must_use]
     pub fn with_causes(&self) -> String {
-        let causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
-        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+        error_chain(self).map(ToString::to_string).collect::<Vec<_>>().join(": ")
     }
 
     /// The error for one field that breaks a rule.
@@ -82,6 +122,17 @@ impl Error {
         errors.add(field, problem);
         Self::Invalid(errors)
     }
+}
+
+/// An error as the value of a field of a log event: `error = dyn_error(&error)` logs it with its causes.
+#[must_use]
+pub fn dyn_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    error
+}
+
+/// An error, its cause, the cause of that, and so on.
+pub fn error_chain<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
 }
 
 /// Messages by field.

@@ -46,7 +46,7 @@ impl Limit {
         match self {
             Self::Usual => None,
             Self::Unlimited => Some(-1),
-            Self::AtMost(limit) => Some(i64::try_from(limit).unwrap_or(i64::MAX)),
+            Self::AtMost(limit) => Some(crate::saturating_i64(limit)),
         }
     }
 

@@ -1,8 +1,48 @@
-//! What users can do: one method of [`Services`] for each, with its rules, permissions and transactions. The only crate that
-//! begins and commits.
+//! What Tenantry does, by who asks: one method for each thing that can be asked, with its rules, permissions and transactions. The
+//! only crate that begins and commits.
+//!
+//! There are three doors to one private core. [`UserServices`] is all that the API gets: what it does for a caller passes
+//! authentication and authorization. [`OperatorServices`] is for the command line and maintenance, which may do anything to any
+//! tenant. [`EventServices`] is for the worker. No door leads to another, so what a handler must not do does not compile:
+//!
+//! ```compile_fail,E0599
+//! async fn handler(services: services::UserServices, tenant: domain::Tenant) {
+//!     services.delete_tenant(&tenant).await.unwrap(); // only the operator deletes a tenant
+//! }
+//! ```
+//!
+//! ```compile_fail,E0599
+//! async fn handler(services: services::UserServices, tenant_id: domain::TenantId) {
+//!     services.set_limits(tenant_id, domain::QuotaLimits::default()).await.unwrap(); // only the operator sets quotas
+//! }
+//! ```
+//!
+//! ```compile_fail,E0599
+//! async fn handler(services: services::UserServices, key: &str) {
+//!     services.storage().get(key, None).await.unwrap(); // an object is opened with a signed claim, never by its key
+//! }
+//! ```
+//!
+//! What a handler may do, compiles:
+//!
+//! ```
+//! async fn handler(services: services::UserServices, claim: services::SignedDownload, signature: &str) {
+//!     services.open_download(&claim, signature).await.unwrap();
+//! }
+//!
+//! async fn command(services: services::OperatorServices, tenant: domain::Tenant) {
+//!     services.delete_tenant(&tenant).await.unwrap();
+//!     services.set_limits(tenant.id, domain::QuotaLimits::default()).await.unwrap();
+//! }
+//! ```
+//!
+//! Within the crate, a module's imports show whom it calls: methods belong to the doors, all else is functions over the core.
+//! `docs/ARCHITECTURE.md` says which module may call which, and a test holds them to it.
 
 mod access;
+mod access_cache;
 mod accounts;
+mod core;
 mod documents;
 mod events;
 mod health;
@@ -11,33 +51,24 @@ mod leases;
 mod storage;
 mod tenants;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
-
-use domain::{Clock, Quota, TenantId, Timestamp};
-use models::{MainDatabase, TenantDatabases};
-use tokio::sync::Notify;
-use uuid::Uuid;
-
+pub use self::core::{EventServices, OperatorServices, Parts, Services, Settings, UserServices};
 pub use access::Caller;
 pub use accounts::passwords::{PasswordSettings, Passwords};
 pub use accounts::sessions::{Login, TokenPair};
 pub use accounts::tokens::{Claims, SecretKey, TokenSettings, Tokens};
 pub use accounts::users::Registration;
+pub use documents::content::Uploaded;
 pub use documents::direct_uploads::{Announcement, Begun, PartAt, PartUpload, PartUrl};
-pub use documents::documents::{Download, DownloadAt, Precondition};
+pub use documents::documents::{Download, DownloadAt, OpenDownload, Precondition};
 pub use documents::garbage::Collected;
 pub use documents::tus::{Append, Checksum};
-pub use documents::uploads::{Upload, Uploaded};
+pub use documents::uploads::Upload;
 pub use documents::verification::{Finding, ObjectProblem, Verification};
 pub use events::demo::{DEMO_KEPT, DEMO_PREFIX, DEMO_TOPICS, DemoBus, DemoInProcess, DemoMessage, DemoReceived};
-pub use events::events::{EventKey, traced};
-pub use events::outbox::{Backlog, Forgotten, OUTBOX_LEASE, OutboxStatus, Unpublished};
-pub use health::{Dependency, ServerConnections};
-pub use idempotency::{Answered, Once};
+pub use events::events::{OrderingKey, traced};
+pub use events::outbox::{Backlog, OUTBOX_LEASE, OutboxStatus, Unnotified, Unpublished};
+pub use health::{DependencyStatus, ServerConnections, UnknownServer};
+pub use idempotency::{IdempotentOutcome, IdempotentRequest};
 pub use models::{Connections, Mark, TableSum};
 pub use storage::content_disposition::content_disposition;
 pub use storage::signed_urls::{SignedDownload, SignedPart, UrlSigner};
@@ -47,141 +78,10 @@ pub use storage::{
     UnfinishedUpload,
 };
 pub use tenants::deletion::Deletion;
+pub use tenants::fleet::{TenantReport, TenantSummary};
 pub use tenants::members::Candidate;
 pub use tenants::migrations::{FleetMigration, MigrationPlan, MigrationStatus, MigrationStep};
 pub use tenants::moves::{MoveError, MoveStep, Moved};
-pub use tenants::tenants::{TenantDetails, TenantReport, TenantSummary};
+pub use tenants::tenants::TenantDetails;
 
-use access::Access;
-use documents::multipart_uploads::Completions;
-use events::audit::Denials;
-use events::events::Woken;
-use health::LastCheck;
-use tenants::migrations::Awaited;
-
-/// What the services are assembled from.
-pub struct Parts {
-    /// Users, tenants, memberships, sessions.
-    pub main: MainDatabase,
-    /// A database for every tenant.
-    pub tenant_databases: TenantDatabases,
-    /// Where objects are kept.
-    pub storage: Arc<dyn ObjectStorage>,
-    /// Where uploads are received.
-    pub spool: Spool,
-    /// Password hashing.
-    pub passwords: Passwords,
-    /// Access and refresh tokens.
-    pub tokens: Tokens,
-    /// Signs downloads where the storage can't.
-    pub url_signer: UrlSigner,
-    /// Now, and new ids.
-    pub clock: Arc<dyn Clock>,
-    /// The limits.
-    pub settings: Settings,
-}
-
-/// Limits that are the operator's to choose.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The most bytes of an upload.
-    pub max_upload_bytes: u64,
-    /// How long a download's URL is good for.
-    pub download_url_life: Duration,
-    /// How long an upload in parts is waited for after its last part.
-    pub upload_life: Duration,
-    /// How long an orphaned file is kept before it is collected.
-    pub garbage_grace: Duration,
-    /// How long a deleted document can be brought back; zero for not at all.
-    pub trash_retention: Duration,
-    /// How many contents of a document are kept, the current one included; at least 1.
-    pub versions_kept: u64,
-    /// How long events are kept after they were published, and remembered after they were handled.
-    pub event_retention: Duration,
-    /// How much a tenant may store, unless the operator set something else for it.
-    pub quota: Quota,
-    /// How many databases each server keeps ready for tenants to come; only PostgreSQL servers do.
-    pub spare_databases: usize,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            max_upload_bytes: 100 * 1024 * 1024,
-            download_url_life: Duration::from_secs(3600),
-            upload_life: Duration::from_secs(24 * 3600),
-            garbage_grace: Duration::from_secs(24 * 3600),
-            trash_retention: Duration::from_secs(30 * 24 * 3600),
-            versions_kept: 100,
-            event_retention: Duration::from_secs(24 * 3600),
-            quota: Quota::default(),
-            spare_databases: 0,
-        }
-    }
-}
-
-/// Everything that Tenantry does, for whoever calls: the API, the command line, later the worker. Cheap to clone.
-#[derive(Clone)]
-pub struct Services(Arc<Inner>);
-
-struct Inner {
-    parts: Parts,
-    access: Access,
-    assembled_at: Timestamp,
-    /// Tells this instance from others, for leases.
-    instance: Uuid,
-    spare_taken: Notify,
-    woken: Arc<Woken>,
-    /// Tenants that are marked for their events.
-    marks: moka::future::Cache<TenantId, ()>,
-    denials: Denials,
-    /// Servers of tenants' databases that failed to make one, and when.
-    troubled_servers: Mutex<HashMap<String, Instant>>,
-    awaited_migrations: Mutex<Awaited>,
-    completions: Completions,
-    last_check: LastCheck,
-}
-
-impl Services {
-    /// Assembles the services. Connects to nothing yet.
-    #[must_use]
-    pub fn new(parts: Parts) -> Self {
-        let access = Access::new(parts.main.clone());
-        let assembled_at = parts.clock.now();
-        let instance = parts.clock.new_uuid();
-        Self(Arc::new(Inner {
-            parts,
-            access,
-            assembled_at,
-            instance,
-            spare_taken: Notify::new(),
-            woken: Arc::default(),
-            marks: events::events::marks(),
-            denials: events::audit::denials(),
-            troubled_servers: Mutex::default(),
-            awaited_migrations: Mutex::default(),
-            completions: Completions::default(),
-            last_check: LastCheck::default(),
-        }))
-    }
-
-    /// The limits in force.
-    #[must_use]
-    pub fn settings(&self) -> &Settings {
-        &self.0.parts.settings
-    }
-
-    /// Where objects are kept, for serving signed downloads.
-    #[must_use]
-    pub fn storage(&self) -> &dyn ObjectStorage {
-        &*self.0.parts.storage
-    }
-
-    fn main(&self) -> &MainDatabase {
-        &self.0.parts.main
-    }
-
-    fn clock(&self) -> &dyn Clock {
-        &*self.0.parts.clock
-    }
-}
+pub(crate) use self::core::Core;

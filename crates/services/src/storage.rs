@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 #[cfg(doc)]
 use domain::Noun;
-use domain::{Error, Filename, MimeType, Result, Timestamp};
+use domain::{Dependency, Error, Filename, MimeType, Result, Timestamp};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream, stream::BoxStream};
 use tokio::task::spawn_blocking;
 
@@ -192,5 +192,5 @@ pub(crate) fn failed(error: io::Error) -> Error {
 }
 
 fn unavailable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Unavailable { dependency: "object storage", source: error.into() }
+    Error::Unavailable { dependency: Dependency::ObjectStorage, source: error.into() }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use domain::{Clock, Error, Noun, Result, SystemClock, random_bytes};
+use domain::{Clock, Dependency, Error, Noun, Result, SystemClock, random_bytes};
 use futures_util::{StreamExt, TryStreamExt};
 use reqwest::{Client, StatusCode};
 use services::{
@@ -137,7 +137,7 @@ async fn put(url: &str, bytes: Vec<u8>) -> StatusCode {
 #[track_caller]
 fn assert_unavailable<T>(result: Result<T>, cause: &str) {
     let Err(error) = result else { panic!("the store should be unavailable") };
-    assert!(matches!(error, Error::Unavailable { dependency: "object storage", .. }), "{error:?}");
+    assert!(matches!(error, Error::Unavailable { dependency: Dependency::ObjectStorage, .. }), "{error:?}");
     let text = error.with_causes();
     assert!(text.contains(cause) && text.lines().count() == 1 && !text.contains("Signature="), "{text}");
 }

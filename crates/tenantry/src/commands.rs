@@ -1,4 +1,4 @@
-//! The subcommands: what an operator can ask for. Each is a thin door into the services.
+//! The subcommands. Each parses its arguments, calls the services, and prints the result.
 
 pub mod audit;
 pub mod check;
@@ -6,6 +6,7 @@ pub mod events;
 pub mod gc;
 pub mod init;
 pub mod migrate;
+mod problem;
 pub mod serve;
 pub mod tenants;
 pub mod users;
@@ -14,34 +15,48 @@ pub mod worker;
 
 use std::io::{ErrorKind, Write};
 
-use comfy_table::{Table, presets::NOTHING};
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde_json::Value;
 
-/// Prints a line of a command's answer. Ends the program when it can't, but for a reader who has seen enough, like `head`.
-pub(crate) fn say(line: impl std::fmt::Display) {
+/// Prints a line on standard output. Exits when that fails, unless the reader has closed the pipe, as `head` does.
+pub(crate) fn print(line: impl std::fmt::Display) {
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            complain(&format!("tenantry: the answer can't be written: {error}"));
+            eprint(&format!("tenantry: cannot write to standard output: {error}"));
             std::process::exit(1);
         }
         _ => {}
     }
 }
 
-/// Prints what was wrong.
-#[expect(clippy::print_stderr, reason = "there may be no log yet")]
-pub fn complain(text: &str) {
-    eprintln!("{text}");
+/// Prints JSON on standard output.
+pub(crate) fn print_json(value: &Value) {
+    print(format_args!("{value:#}"));
 }
 
-/// A table without lines, to be filled.
+/// Prints a line on standard error.
+#[expect(clippy::print_stderr, reason = "commands report errors and progress on standard error, before and beside the log")]
+pub fn eprint(line: &str) {
+    eprintln!("{line}");
+}
+
+/// An empty table without borders.
 pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header);
     table
 }
 
-/// Prints a command's answer for programs.
-pub(crate) fn say_json(value: &Value) {
-    say(format_args!("{value:#}"));
+/// Aligns columns of numbers to the right.
+pub(crate) fn align_right(table: &mut Table, columns: &[usize]) {
+    for column in columns {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// `yes` or `no`.
+pub(crate) fn yes_or_no(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
 }

@@ -1,10 +1,11 @@
-//! Configuration: environment variables and `.env`, read once at the start into plain structs.
+//! Configuration: environment variables and `.env`, read once at startup into plain structs.
 //!
-//! The variables stand in one table, [`VARIABLES`], from which parsing, `tenantry check` and `.env.example` draw. The first
-//! problem ends the start with one line that names the variable, what is wrong with it and what would be right.
+//! Parsing, `tenantry check` and `.env.example` use one table of variables, [`VARIABLES`]. The first invalid variable stops
+//! the program with one line that names the variable, the problem and a remedy.
 
 mod databases;
 mod documents;
+mod effective;
 mod events;
 mod first_user;
 mod kafka;
@@ -31,198 +32,104 @@ pub use self::{
     objects::Objects,
     passwords::Passwords,
     server::{Cors, Origins, Server},
-    settings::Settings,
+    settings::{Setting, Settings},
     tokens::Tokens,
     values::bytes as parse_bytes,
     variables::{Fallback, VARIABLES, Variable},
 };
 
-/// Everything that an operator can set. Its `Debug` form shows no secret.
+/// All settings of an operator. The `Debug` form shows no secret.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// What the process is used for.
+    /// The environment of the process.
     pub environment: Environment,
-    /// The directory of all that is kept on the local file system.
+    /// The directory for everything that is kept on the local file system.
     pub data_dir: PathBuf,
-    /// How the API is reached.
+    /// The address of the API, and its limits.
     pub server: Server,
     /// Which other web sites may call the API from a browser.
     pub cors: Cors,
-    /// Where the databases are.
+    /// The locations of the databases.
     pub databases: Databases,
-    /// Where objects are.
+    /// The object storage.
     pub objects: Objects,
-    /// How sessions are signed and how long they last.
+    /// The signing keys and lifetimes of tokens.
     pub tokens: Tokens,
-    /// How much work goes into hashing passwords at once.
+    /// The limits of password hashing.
     pub passwords: Passwords,
     /// The limits of uploads and downloads.
     pub documents: Documents,
-    /// What happens with events.
+    /// The retention of events.
     pub events: Events,
-    /// Where events go when that is not this process.
+    /// The Kafka cluster for events, unless this process handles them itself.
     pub kafka: Option<KafkaSettings>,
-    /// What `tenantry init` makes.
+    /// What `tenantry init` creates.
     pub first_user: FirstUser,
-    /// What is logged, and how.
+    /// The filter and format of the log.
     pub log: Log,
+    description: Vec<Setting>,
 }
 
 impl Config {
-    /// Reads the process's environment and the `.env` of its working directory.
+    /// Reads the environment of the process and the `.env` of its working directory.
     ///
     /// # Errors
-    /// The first variable that is unknown, malformed or unsafe.
+    /// The first variable that is unknown, malformed, unsafe, or needs what this program was built without.
     pub fn from_process() -> Result<Self, ConfigError> {
-        Self::load(process_environment(), Path::new("."))
+        let config = Self::load(process_environment(), Path::new("."))?;
+        config.kafka.as_ref().map_or(Ok(()), kafka::check_support)?;
+        Ok(config)
     }
 
-    /// Reads the given environment and the `.env` of the given working directory, where the former wins. Relative paths are
-    /// taken from that directory. Outside production, a missing JWT secret is made and kept in the data directory.
+    /// Reads the given environment and the `.env` of the given working directory; the environment takes precedence. Relative
+    /// paths start at that directory. Outside production, creates a missing JWT secret and keeps it in the data directory.
     ///
     /// # Errors
     /// The first variable that is unknown, malformed or unsafe.
     pub fn load(environment: impl IntoIterator<Item = (String, String)>, working_dir: &Path) -> Result<Self, ConfigError> {
-        let settings = Settings::gather(environment, working_dir)?;
+        let mut settings = Settings::gather(environment, working_dir)?;
         let environment = settings.get(&variables::TENANTRY_ENV, Environment::parse)?;
         let data_dir = settings.get(&variables::DATA_DIR, settings.path())?;
         Ok(Self {
-            server: Server::read(&settings, environment)?,
-            cors: Cors::read(&settings)?,
-            databases: Databases::read(&settings, &data_dir)?,
-            objects: Objects::read(&settings)?,
-            passwords: Passwords::read(&settings)?,
-            documents: Documents::read(&settings)?,
-            events: Events::read(&settings)?,
-            kafka: kafka::read(&settings)?,
-            first_user: FirstUser::read(&settings)?,
-            log: Log::read(&settings, environment)?,
-            tokens: Tokens::read(&settings, environment, &data_dir)?,
+            server: Server::read(&mut settings, environment)?,
+            cors: Cors::read(&mut settings)?,
+            databases: Databases::read(&mut settings, &data_dir)?,
+            objects: Objects::read(&mut settings)?,
+            passwords: Passwords::read(&mut settings)?,
+            documents: Documents::read(&mut settings)?,
+            events: Events::read(&mut settings)?,
+            kafka: kafka::read(&mut settings)?,
+            first_user: FirstUser::read(&mut settings)?,
+            log: Log::read(&mut settings, environment)?,
+            tokens: Tokens::read(&mut settings, environment, &data_dir)?,
             environment,
             data_dir,
+            description: settings.into_description(),
         })
     }
 
-    /// Every variable in the table's order, with the value in effect, secrets hidden.
+    /// Every variable in the table's order, with its effective value, secrets hidden.
     #[must_use]
-    pub fn describe(&self) -> Vec<Setting> {
-        let Self { environment, data_dir, server, cors, databases, objects, tokens, passwords, documents, events, kafka, first_user, log } =
-            self;
-        let [bucket, endpoint, public_endpoint, region, key_id, key_secret, ssl, path_style] = objects.describe();
-        let [
-            brokers,
-            client_id,
-            acks,
-            compression,
-            group_id,
-            offset_reset,
-            session_timeout,
-            protocol,
-            mechanism,
-            username,
-            password,
-            ca_location,
-            prefix,
-            partitions,
-            replication,
-        ] = kafka::describe(kafka.as_ref());
-        let given = |text: &Option<String>| text.clone().unwrap_or_default();
-        let rows = [
-            (&variables::TENANTRY_ENV, environment.as_str().to_owned()),
-            (&variables::DATA_DIR, data_dir.display().to_string()),
-            (&variables::HOST, server.host.to_string()),
-            (&variables::PORT, server.port.to_string()),
-            (&variables::PUBLIC_URL, server.public_url.clone().unwrap_or_default()),
-            (&variables::MAX_CONNECTIONS, server.max_connections.to_string()),
-            (&variables::SHUTDOWN_GRACE, server.shutdown_grace.as_secs().to_string()),
-            (&variables::METRICS_ADDRESS, server.metrics_address.map(|address| address.to_string()).unwrap_or_default()),
-            (&variables::CORS_ORIGINS, cors.origins.to_string()),
-            (&variables::CORS_ALLOW_CREDENTIALS, cors.allow_credentials.to_string()),
-            (&variables::DEMO_ROUTES, server.demo_routes.to_string()),
-            (&variables::DATABASE_URL, databases.main.to_string()),
-            (&variables::DATABASE_POOL_SIZE, databases.pool_size.to_string()),
-            (&variables::TENANT_DATABASE_URLS, values::join(&databases.tenant_servers)),
-            (&variables::TENANT_CONNECTION_BUDGET, databases.tenant_connection_budget.to_string()),
-            (&variables::TENANT_WARM_POOL, databases.tenant_warm_pool.to_string()),
-            (&variables::S3_BUCKET, bucket),
-            (&variables::S3_ENDPOINT_URL, endpoint),
-            (&variables::S3_PUBLIC_ENDPOINT_URL, public_endpoint),
-            (&variables::S3_REGION, region),
-            (&variables::S3_ACCESS_KEY_ID, key_id),
-            (&variables::S3_SECRET_ACCESS_KEY, key_secret),
-            (&variables::S3_USE_SSL, ssl),
-            (&variables::S3_PATH_STYLE, path_style),
-            (&variables::KAFKA_BOOTSTRAP_SERVERS, brokers),
-            (&variables::KAFKA_CLIENT_ID, client_id),
-            (&variables::KAFKA_ACKS, acks),
-            (&variables::KAFKA_COMPRESSION_TYPE, compression),
-            (&variables::KAFKA_CONSUMER_GROUP_ID, group_id),
-            (&variables::KAFKA_AUTO_OFFSET_RESET, offset_reset),
-            (&variables::KAFKA_SESSION_TIMEOUT, session_timeout),
-            (&variables::KAFKA_SECURITY_PROTOCOL, protocol),
-            (&variables::KAFKA_SASL_MECHANISM, mechanism),
-            (&variables::KAFKA_SASL_USERNAME, username),
-            (&variables::KAFKA_SASL_PASSWORD, password),
-            (&variables::KAFKA_SSL_CA_LOCATION, ca_location),
-            (&variables::KAFKA_TOPIC_PREFIX, prefix),
-            (&variables::KAFKA_TOPIC_PARTITIONS, partitions),
-            (&variables::KAFKA_REPLICATION_FACTOR, replication),
-            (&variables::JWT_SECRET_KEY, "(secret)".to_owned()),
-            (&variables::JWT_PREVIOUS_SECRET_KEYS, format!("({} secrets)", tokens.previous_secrets.len())),
-            (&variables::JWT_ACCESS_TOKEN_EXPIRES, tokens.access_expires.as_secs().to_string()),
-            (&variables::JWT_REFRESH_TOKEN_EXPIRES, tokens.refresh_expires.as_secs().to_string()),
-            (&variables::JWT_ISSUER, tokens.issuer.clone()),
-            (&variables::JWT_AUDIENCE, tokens.audience.clone()),
-            (&variables::PASSWORD_HASH_THREADS, passwords.threads.to_string()),
-            (&variables::PASSWORD_HASH_QUEUE, passwords.queue.to_string()),
-            (&variables::MAX_UPLOAD_BYTES, documents.max_upload_bytes.to_string()),
-            (&variables::DOWNLOAD_URL_EXPIRES, documents.download_url_expires.as_secs().to_string()),
-            (&variables::UPLOAD_EXPIRES, documents.upload_expires.as_secs().to_string()),
-            (&variables::TRASH_RETENTION, documents.trash_retention.as_secs().to_string()),
-            (&variables::DOCUMENT_VERSIONS_KEPT, documents.versions_kept.to_string()),
-            (&variables::TENANT_MAX_BYTES, documents.tenant_max_bytes.map(|bytes| bytes.to_string()).unwrap_or_default()),
-            (&variables::TENANT_MAX_DOCUMENTS, documents.tenant_max_documents.map(|number| number.to_string()).unwrap_or_default()),
-            (&variables::GARBAGE_GRACE, documents.garbage_grace.as_secs().to_string()),
-            (&variables::GARBAGE_INTERVAL, documents.garbage_interval.as_secs().to_string()),
-            (&variables::EVENT_RETENTION, events.retention.as_secs().to_string()),
-            (&variables::ADMIN_EMAIL, given(&first_user.email)),
-            (&variables::ADMIN_PASSWORD, first_user.password.as_ref().map(|_| "(secret)".to_owned()).unwrap_or_default()),
-            (&variables::ADMIN_FIRST_NAME, given(&first_user.first_name)),
-            (&variables::ADMIN_LAST_NAME, given(&first_user.last_name)),
-            (&variables::TEST_TENANT_NAME, given(&first_user.tenant_name)),
-            (&variables::LOG_LEVEL, log.filter.clone()),
-            (&variables::LOG_FORMAT, log.format.as_str().to_owned()),
-        ];
-        rows.into_iter().map(|(variable, value)| Setting { name: variable.name, value, meaning: variable.meaning }).collect()
+    pub fn describe(&self) -> &[Setting] {
+        &self.description
     }
 }
 
-/// The only place that reads the process's environment. A name that is not UTF-8 is none of ours; what is not UTF-8 in a
-/// value is marked by U+FFFD, which [`Settings`] refuses.
+/// The only place that reads the environment of the process. Skips names that are not UTF-8, and replaces what is not UTF-8
+/// in a value by U+FFFD, which [`Settings`] refuses.
 fn process_environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
 }
 
-/// A variable and its value in effect, as people may see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setting {
-    /// The variable's name.
-    pub name: &'static str,
-    /// Its value, secrets hidden; empty when there is none.
-    pub value: String,
-    /// What it means.
-    pub meaning: &'static str,
-}
-
-/// Why the configuration was refused: one line for the operator, which shows no secret.
+/// An invalid configuration: one line for the operator, which shows no secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{variable} {problem}; {remedy}")]
 pub struct ConfigError {
-    /// The variable (or file) at fault.
+    /// The invalid variable or file.
     pub variable: String,
-    /// What is wrong with it, in words that follow its name.
+    /// The problem, in words that follow the name.
     pub problem: String,
-    /// What would be right.
+    /// How to fix it.
     pub remedy: String,
 }
 
@@ -236,14 +143,14 @@ impl ConfigError {
     }
 }
 
-/// What a process is used for.
+/// The environment of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Environment {
-    /// By a developer: everything works unset.
+    /// On a developer's machine: needs no settings.
     Development,
-    /// By customers: unsafe settings are refused.
+    /// For customers: refuses unsafe settings.
     Production,
-    /// By automatic tests; otherwise like development.
+    /// In automatic tests; otherwise like development.
     Testing,
 }
 

@@ -1,31 +1,31 @@
-//! Which bus events are published on, and what hangs on it.
+//! The event bus: Kafka or this process, with the demonstration, the probe and the relay that use it.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
-use api::metrics::Probe;
-use services::{DemoBus, DemoInProcess, Services};
+use api::Probe;
+use services::{DemoBus, DemoInProcess, EventServices};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use worker::{Bus, InProcess, KafkaSettings, Relay};
 
 use crate::config::Config;
 
-/// How long publishing what was told until the end may take.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
+/// How long publishing the last events may take at shutdown.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The bus that events are published on.
 ///
 /// # Errors
-/// When the configuration asks for what this program can't do.
-pub fn bus(config: &Config, services: &Services) -> Result<Arc<dyn Bus>> {
+/// When the configuration names Kafka and this program was built without it, or Kafka's settings are invalid.
+pub fn bus(config: &Config, services: &EventServices) -> Result<Arc<dyn Bus>> {
     match &config.kafka {
         None => Ok(Arc::new(InProcess::new(services.clone()))),
         Some(settings) => kafka::bus(settings, services),
     }
 }
 
-/// The same bus for the demonstration, where there is one.
+/// The bus of the demonstration, if it is enabled.
 ///
 /// # Errors
 /// As [`bus`].
@@ -37,7 +37,7 @@ pub fn demo(config: &Config) -> Result<Option<Arc<dyn DemoBus>>> {
     })
 }
 
-/// Asks the broker whether it is there, where there is one.
+/// A probe of the brokers, if Kafka is used.
 ///
 /// # Errors
 /// As [`bus`].
@@ -45,33 +45,33 @@ pub fn probe(config: &Config) -> Result<Option<Arc<Probe>>> {
     config.kafka.as_ref().map(kafka::probe).transpose()
 }
 
-/// A relay at work.
+/// A running relay.
 pub struct Publishing {
     stop: CancellationToken,
     relay: JoinHandle<()>,
 }
 
 impl Publishing {
-    /// Begins to publish on a bus.
-    pub fn begin(services: &Services, bus: Arc<dyn Bus>) -> Self {
+    /// Starts publishing on a bus.
+    pub fn start(services: &EventServices, bus: Arc<dyn Bus>) -> Self {
         let stop = CancellationToken::new();
         Self { relay: tokio::spawn(Relay::new(services.clone(), bus).run(stop.clone())), stop }
     }
 
-    /// Publishes what was told until now, unless that takes longer than some seconds.
-    pub async fn end(self) {
+    /// Publishes the events recorded so far, for some seconds at most, and stops.
+    pub async fn stop(self) {
         self.stop.cancel();
-        if timeout(FLUSH_PATIENCE, self.relay).await.is_err() {
-            tracing::warn!("events could not be published in time; whoever starts next does it");
+        if timeout(FLUSH_TIMEOUT, self.relay).await.is_err() {
+            tracing::warn!("some events were not published before shutdown; they stay in the outbox");
         }
     }
 }
 
-/// Handles events until it is to stop.
+/// Handles events from Kafka until `stop` is cancelled.
 ///
 /// # Errors
-/// When the configuration asks for what this program can't do, or the topics can't be subscribed to.
-pub async fn work(settings: &KafkaSettings, services: &Services, stop: CancellationToken) -> Result<()> {
+/// As [`bus`], or when subscribing to the topics fails.
+pub async fn work(settings: &KafkaSettings, services: &EventServices, stop: CancellationToken) -> Result<()> {
     kafka::work(settings, services, stop).await
 }
 
@@ -79,16 +79,16 @@ pub async fn work(settings: &KafkaSettings, services: &Services, stop: Cancellat
 mod kafka {
     use anyhow::Context;
     use futures_util::FutureExt;
-    use services::Dependency;
+    use services::DependencyStatus;
     use tokio_util::task::AbortOnDropHandle;
     use worker::{DeadLetterTopic, KafkaBus, KafkaDemo, KafkaProbe, KafkaWorker};
 
-    use super::{Arc, Bus, CancellationToken, DemoBus, InProcess, KafkaSettings, Probe, Publishing, Result, Services};
+    use super::{Arc, Bus, CancellationToken, DemoBus, EventServices, InProcess, KafkaSettings, Probe, Publishing, Result};
 
-    /// What to look at when the library does not take the settings.
-    const SETTINGS: &str = "prepare Kafka (see the settings KAFKA_*)";
+    /// The context of errors of the client library.
+    const SETTINGS: &str = "set up Kafka (check the settings KAFKA_*)";
 
-    pub(super) fn bus(settings: &KafkaSettings, services: &Services) -> Result<Arc<dyn Bus>> {
+    pub(super) fn bus(settings: &KafkaSettings, services: &EventServices) -> Result<Arc<dyn Bus>> {
         let bus = KafkaBus::new(settings.clone(), services.clone()).context(SETTINGS)?;
         let settings = settings.clone();
         tokio::spawn(async move { settings.make_topics().await });
@@ -103,37 +103,37 @@ mod kafka {
         let probe = Arc::new(KafkaProbe::new(settings).context(SETTINGS)?);
         Ok(Arc::new(move || {
             let probe = Arc::clone(&probe);
-            async move { Dependency { name: "Kafka".to_owned(), problem: probe.check().await.err() } }.boxed()
+            async move { DependencyStatus { name: "Kafka".to_owned(), problem: probe.check().await.err() } }.boxed()
         }))
     }
 
-    pub(super) async fn work(settings: &KafkaSettings, services: &Services, stop: CancellationToken) -> Result<()> {
+    pub(super) async fn work(settings: &KafkaSettings, services: &EventServices, stop: CancellationToken) -> Result<()> {
         let bus = Arc::new(KafkaBus::new(settings.clone(), services.clone()).context(SETTINGS)?);
         let dead_letters = Arc::clone(&bus) as Arc<dyn DeadLetterTopic>;
         let handler = Arc::new(InProcess::with_dead_letter_topic(services.clone(), dead_letters));
         let worker = KafkaWorker::new(settings.clone(), Arc::clone(&bus), handler).context(SETTINGS)?;
-        // What is handled tells of more.
-        let relay = Publishing::begin(services, bus);
-        // Topics that are not there yet are found when they are.
-        let making = AbortOnDropHandle::new(tokio::spawn({
+        // Handling an event may record further events.
+        let relay = Publishing::start(services, bus);
+        // The worker finds topics that do not exist yet once they are created.
+        let creating = AbortOnDropHandle::new(tokio::spawn({
             let settings = settings.clone();
             async move { settings.make_topics().await }
         }));
         let worked = worker.run(stop).await;
-        drop(making);
-        relay.end().await;
+        drop(creating);
+        relay.stop().await;
         Ok(worked?)
     }
 }
 
-/// A program that was built without Kafka says so.
+/// Fails in a program that was built without Kafka.
 #[cfg(not(feature = "kafka"))]
 mod kafka {
-    use super::{Arc, Bus, CancellationToken, DemoBus, KafkaSettings, Probe, Result, Services};
+    use super::{Arc, Bus, CancellationToken, DemoBus, EventServices, KafkaSettings, Probe, Result};
 
     const MISSING: &str = "this program was built without Kafka (the cargo feature `kafka`), but KAFKA_BOOTSTRAP_SERVERS is set";
 
-    pub(super) fn bus(_: &KafkaSettings, _: &Services) -> Result<Arc<dyn Bus>> {
+    pub(super) fn bus(_: &KafkaSettings, _: &EventServices) -> Result<Arc<dyn Bus>> {
         anyhow::bail!(MISSING)
     }
 
@@ -145,7 +145,7 @@ mod kafka {
         anyhow::bail!(MISSING)
     }
 
-    pub(super) async fn work(_: &KafkaSettings, _: &Services, _: CancellationToken) -> Result<()> {
+    pub(super) async fn work(_: &KafkaSettings, _: &EventServices, _: CancellationToken) -> Result<()> {
         anyhow::bail!(MISSING)
     }
 }

@@ -1,4 +1,4 @@
-//! What the `tenantry` program is assembled from: its configuration, its log, and its commands.
+//! The parts of the `tenantry` program: its configuration, its log and its commands.
 
 pub mod assembly;
 pub mod commands;

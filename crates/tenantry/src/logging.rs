@@ -14,21 +14,21 @@ use tracing_subscriber::{
 use self::buffer::LineBuffer;
 use crate::config::{Log, LogFormat};
 
-/// Why the log could not be set up.
+/// The log cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    /// The filter is none.
+    /// The filter is malformed.
     #[error("the log filter is malformed")]
     Filter(#[from] ParseError),
-    /// The thread that writes it could not be started.
-    #[error("the log's thread can't be started")]
+    /// The thread that writes the log cannot be started.
+    #[error("cannot start the log thread")]
     Thread(#[from] io::Error),
-    /// The process has a log already.
+    /// The log of the process was set up before.
     #[error("the log was set up twice")]
     Twice(#[from] TryInitError),
 }
 
-/// Writes what the log still holds back when it is dropped, at the end of the process.
+/// Writes the buffered lines of the log when it is dropped, at the end of the process.
 pub struct Flush(Option<LineBuffer>);
 
 impl Drop for Flush {
@@ -39,11 +39,11 @@ impl Drop for Flush {
     }
 }
 
-/// Sets up the log of the process on standard error. On a terminal every line is written as it comes and coloured, unless
-/// `NO_COLOR` is set; elsewhere lines are gathered for at most 50 ms, but for warnings and errors.
+/// Sets up the log of the process on standard error. On a terminal, lines are written at once, and coloured unless `NO_COLOR`
+/// is set; elsewhere, lines are buffered for at most 50 ms, except warnings and errors.
 ///
 /// # Errors
-/// When the process has a log already.
+/// When the log of the process was set up before.
 pub fn init(log: &Log) -> Result<Flush, LoggingError> {
     if io::stderr().is_terminal() {
         subscriber(log, io::stderr, true)?.try_init()?;
@@ -60,7 +60,7 @@ where
 {
     let filter = EnvFilter::builder().parse(&log.filter)?;
     let builder = SubscriberBuilder::default().with_env_filter(filter).with_writer(writer);
-    // Left alone, the builder heeds NO_COLOR.
+    // By default, the builder respects NO_COLOR.
     let builder = if may_colour { builder } else { builder.with_ansi(false) };
     Ok(match log.format {
         LogFormat::Text => Box::new(builder.finish()),
@@ -77,9 +77,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Page(Arc<Mutex<Vec<u8>>>);
+    struct Output(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Page {
+    impl io::Write for Output {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -91,27 +91,27 @@ mod tests {
     }
 
     fn logged(filter: &str, format: LogFormat) -> String {
-        let page = Page::default();
-        let writer = page.clone();
+        let output = Output::default();
+        let writer = output.clone();
         let log = Log { filter: filter.to_owned(), format };
         tracing::subscriber::with_default(subscriber(&log, move || writer.clone(), false).unwrap(), || {
             let _request = tracing::info_span!("request", id = 7).entered();
             tracing::info!(documents = 2, "listed");
             tracing::debug!("in detail");
         });
-        let bytes = page.0.lock().unwrap().clone();
+        let bytes = output.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
     }
 
     #[test]
-    fn text_is_for_people() {
+    fn a_text_line_has_level_span_and_fields() {
         let text = logged("info", LogFormat::Text);
         assert!(text.ends_with(" INFO request{id=7}: tenantry::logging::tests: listed documents=2\n"), "{text}");
-        assert!(!text.contains('\u{1b}'), "no colours where there is no terminal: {text}");
+        assert!(!text.contains('\u{1b}'), "no colours without a terminal: {text}");
     }
 
     #[test]
-    fn json_is_for_programs() {
+    fn a_json_line_has_level_span_and_fields() {
         let text = logged("info", LogFormat::Json);
         let line: Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&line["level"], &line["message"], &line["documents"]), (&json!("INFO"), &json!("listed"), &json!(2)));
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_filter_decides() {
+    fn the_filter_selects_lines() {
         assert_eq!(logged("error", LogFormat::Text), "");
         assert_eq!(logged("debug", LogFormat::Text).lines().count(), 2);
         assert_eq!(logged("info,tenantry::logging=debug", LogFormat::Text).lines().count(), 2);

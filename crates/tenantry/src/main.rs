@@ -4,18 +4,18 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tenantry::{
-    commands::{audit, check, complain, events, gc, init, migrate, serve, tenants, users, verify, worker},
+    commands::{audit, check, eprint, events, gc, init, migrate, serve, tenants, users, verify, worker},
     config::Config,
     logging,
 };
 
-/// Of SQLite, librdkafka and OpenSSL, too: it takes the place of the C library's (feature `override`).
+/// Replaces the allocator of C code, too (feature `override`): that of SQLite, librdkafka and OpenSSL.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A multi-tenant backend with a database of its own for every tenant.
+/// A multi-tenant backend with a separate database for every tenant.
 ///
-/// Configured by environment variables and `.env`; `tenantry check` shows them with their meaning.
+/// Configured by environment variables and `.env`; `tenantry check` lists them with their meanings.
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true)]
 struct Arguments {
@@ -29,31 +29,31 @@ enum Command {
     Serve,
     /// Handle events from Kafka
     Worker,
-    /// Make the main database, and on demand a first user and a test tenant
+    /// Create the main database, and optionally a first user and a test tenant
     Init(init::Arguments),
-    /// Bring the main database and every tenant's database up to date
+    /// Migrate the main database and every tenant database
     Migrate(migrate::Arguments),
-    /// Show the configuration and ask every dependency whether it is there
+    /// Show the configuration and check every dependency
     Check(check::Arguments),
-    /// Collect what nothing refers to any more
+    /// Collect garbage: expired trash, unreferenced files and abandoned uploads
     Gc(gc::Arguments),
-    /// Compare what the databases say with what the object storage holds
+    /// Compare the databases with the object storage
     ///
-    /// Reports objects that are missing, unknown or of the wrong size; with --deep reads every object and checks its hash. Repairs
-    /// nothing. Exits with 1 when anything is wrong.
+    /// Reports objects that are missing, unknown or of the wrong size; with --deep, reads every object and checks its hash. Repairs
+    /// nothing. Exits with 1 if it finds a problem.
     Verify(verify::Arguments),
-    /// Look at tenants, make, deactivate and delete them
+    /// Manage tenants
     #[command(subcommand)]
     Tenants(tenants::Command),
-    /// Look at users, let them log in or not
+    /// Manage users
     #[command(subcommand)]
     Users(users::Command),
-    /// Look at events: what waits to be published, what happened, what could not be handled
+    /// Inspect events: backlog, history and dead letters
     #[command(subcommand)]
     Events(events::Command),
-    /// Show what was done that concerns no tenant, or one that is no more: the platform's audit log
+    /// Show the platform's audit log: actions that belong to no tenant or to a deleted one
     Audit(audit::Arguments),
-    /// Print the API's specification (OpenAPI 3.1)
+    /// Print the OpenAPI 3.1 specification of the API
     Openapi,
 }
 
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            complain(&format!("tenantry: {error:#}"));
+            eprint(&format!("tenantry: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -69,19 +69,19 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     if let Command::Openapi = command {
-        say(&api::specification());
+        print_specification();
         return Ok(ExitCode::SUCCESS);
     }
     let config = match Config::from_process() {
         Ok(config) => config,
         Err(error) => {
-            complain(&format!("tenantry: {error}"));
+            eprint(&format!("tenantry: {error}"));
             return Ok(ExitCode::from(2));
         }
     };
     let _flush = logging::init(&config.log)?;
-    // The allocator asks for huge pages: then one small block that is left of many takes 2 MiB. Whoever can't be spared them
-    // (an old kernel) goes on with them.
+    // The allocator requests huge pages, with which one small block keeps 2 MiB in memory. An old kernel may refuse to disable
+    // them, which is harmless.
     let _disabled = rustix::thread::disable_transparent_huge_pages(true);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = match command {
@@ -98,12 +98,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Audit(arguments) => runtime.block_on(audit::run(&config, &arguments)),
         Command::Openapi => Ok(ExitCode::SUCCESS),
     };
-    // Work that can't be cancelled, like a file being written, does not hold up the exit.
+    // Work that cannot be cancelled, such as a file being written, does not delay the exit.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
 }
 
-#[expect(clippy::print_stdout, reason = "the command's answer")]
-fn say(text: &str) {
-    print!("{text}");
+#[expect(clippy::print_stdout, reason = "the output of a command")]
+fn print_specification() {
+    print!("{}", api::specification());
 }

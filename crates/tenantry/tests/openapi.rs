@@ -1,4 +1,4 @@
-//! The specification that is checked in is the one that the program prints, and holds what clients build on.
+//! The checked-in specification is the one that the program prints, and is complete.
 
 use std::{collections::BTreeSet, error::Error, fs, path::Path};
 
@@ -20,7 +20,7 @@ fn every_operation_is_complete() -> Result<(), Box<dyn Error>> {
         for field in ["summary", "description", "operationId", "security", "tags", "responses"] {
             assert!(operation.get(field).is_some(), "{name} has no {field}");
         }
-        assert!(ids.insert(operation["operationId"].to_string()), "{name}: its operationId is taken");
+        assert!(ids.insert(operation["operationId"].to_string()), "{name}: its operationId is not unique");
         for (_, content) in members(&operation["requestBody"]["content"]) {
             assert!(content.get("example").is_some(), "{name}: its request has no example");
         }
@@ -46,7 +46,7 @@ fn every_operation_is_complete() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
-fn examples_leave_nothing_out() -> Result<(), Box<dyn Error>> {
+fn examples_are_complete() -> Result<(), Box<dyn Error>> {
     let document = document()?;
     for (name, operation) in operations(&document) {
         for (_, content) in members(&operation["requestBody"]["content"]) {
@@ -54,7 +54,7 @@ fn examples_leave_nothing_out() -> Result<(), Box<dyn Error>> {
         }
         for (status, response) in members(&operation["responses"]) {
             for (member, value) in members(&response["content"]["application/json"]["example"]) {
-                // Where there is no data, there is none.
+                // A response without data has none in its example.
                 assert!(member == "data" && value.is_null() || !has_null(value), "{name} {status}: {value}");
             }
         }
@@ -62,9 +62,9 @@ fn examples_leave_nothing_out() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The values on both sides of each bound: those of the schema are those of the code.
+/// Tests the values on both sides of each bound.
 #[test]
-fn bounds_are_those_of_the_code() -> Result<(), Box<dyn Error>> {
+fn bounds_match_the_code() -> Result<(), Box<dyn Error>> {
     let document = document()?;
     type Accepts = fn(&str) -> bool;
     let texts: [(&str, Accepts, &str); 6] = [
@@ -78,7 +78,7 @@ fn bounds_are_those_of_the_code() -> Result<(), Box<dyn Error>> {
     for (name, accepts, needed) in texts {
         let schema = &document["components"]["schemas"][name];
         let bound = |name: &str| schema[name].as_u64().map(usize::try_from).transpose();
-        // An address is too long in its domain, since its local part has a bound of its own.
+        // An address grows in its domain, since its local part has a bound of its own.
         let of_length =
             |length: usize| if name == "Email" { address(length) } else { needed.to_owned() + &"x".repeat(length - needed.len()) };
         let longest = bound("maxLength")?.ok_or(format!("{name} has no maxLength"))?;
@@ -107,7 +107,7 @@ fn bounds_are_those_of_the_code() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
-fn answers_hold_all_that_is_promised() -> Result<(), Box<dyn Error>> {
+fn response_schemas_require_every_field() -> Result<(), Box<dyn Error>> {
     let document = document()?;
     let schemas = &document["components"]["schemas"];
     for name in ["UserOut", "TenantOut", "DocumentOut", "FileOut"] {
@@ -137,7 +137,7 @@ fn has_null(value: &Value) -> bool {
     value.is_null() || members(value).any(|(_, value)| has_null(value)) || value.as_array().into_iter().flatten().any(has_null)
 }
 
-/// A valid address of so many characters, but for its length.
+/// An address of this length, valid except for its length.
 fn address(length: usize) -> String {
     let mut address = "a@b.".to_owned();
     while address.len() < length {

@@ -2,8 +2,8 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use api::server::{self, Limits};
 use domain::{Clock, Email, ManualClock, PasswordHash, Quota, User, UserId};
+use http_server::Limits;
 use models::users;
 use services::{DemoInProcess, Parts, PasswordSettings, Passwords, SecretKey, Services, Settings, Spool, TokenSettings, Tokens, UrlSigner};
 use tempfile::TempDir;
@@ -170,15 +170,15 @@ impl TestApp {
             settings: builder.settings.clone(),
         });
         let router = api::router(
-            services.clone(),
+            services.users.clone(),
             Arc::clone(&clock) as Arc<dyn Clock>,
             api::Settings { demo: Some(Arc::new(DemoInProcess::default())), ..builder.api.clone() },
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        tokio::spawn(server::serve(listener, router, builder.limits.clone(), stop.clone()));
-        let follower = services.clone();
+        tokio::spawn(http_server::serve(listener, router, builder.limits.clone(), stop.clone()));
+        let follower = services.operator.clone();
         let stopped = stop.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(follower.follow_access_changes()).await });
         let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap();

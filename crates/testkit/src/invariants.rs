@@ -102,7 +102,7 @@ pub async fn drop_databases(databases: &TestDatabases) {
             }
         }
         for spare in warm_pool::list(&mut main.read().await.unwrap()).await.unwrap() {
-            directory.drop_spare(&spare.server, spare.tenant_id).await.unwrap();
+            directory.drop_warm(&spare.server, spare.tenant_id).await.unwrap();
         }
     }
     drop((main, directory));

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use domain::Event;
 use futures_util::future::BoxFuture;
-use services::EventKey;
+use services::OrderingKey;
 
 /// Takes events from the relay.
 pub trait Bus: Send + Sync {
     /// Publishes events of one key in their order, as many as go well. Those that are said to be published are so for good,
     /// whatever crashes next.
-    fn publish<'a>(&'a self, key: EventKey, events: &'a [Event]) -> BoxFuture<'a, Published>;
+    fn publish<'a>(&'a self, key: OrderingKey, events: &'a [Event]) -> BoxFuture<'a, Published>;
 
     /// How many events it takes at once.
     fn batch(&self) -> u32;

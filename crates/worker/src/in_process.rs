@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Error, Event, EventId, Result};
+use domain::{Dependency, Error, Event, EventId, Result};
 use futures_util::{FutureExt, future::BoxFuture};
-use services::{EventKey, Services};
+use services::{EventServices, OrderingKey};
 use tokio::time::timeout;
 
 use crate::{
@@ -41,10 +41,10 @@ pub trait DeadLetterTopic: Send + Sync {
 
 /// Handles events in the process that publishes them.
 pub struct InProcess {
-    services: Services,
+    services: EventServices,
     dead_letters: Option<Arc<dyn DeadLetterTopic>>,
     /// How often the first event of a key has failed. One for each key that is waiting to be tried again.
-    failures: Mutex<HashMap<EventKey, Failures>>,
+    failures: Mutex<HashMap<OrderingKey, Failures>>,
 }
 
 /// How often an event has failed, and how often for a reason of its own.
@@ -58,13 +58,13 @@ struct Failures {
 impl InProcess {
     /// Handles events by these services.
     #[must_use]
-    pub fn new(services: Services) -> Self {
+    pub fn new(services: EventServices) -> Self {
         Self { services, dead_letters: None, failures: Mutex::default() }
     }
 
     /// The same, with a topic for those that can't be handled.
     #[must_use]
-    pub fn with_dead_letter_topic(services: Services, topic: Arc<dyn DeadLetterTopic>) -> Self {
+    pub fn with_dead_letter_topic(services: EventServices, topic: Arc<dyn DeadLetterTopic>) -> Self {
         Self { services, dead_letters: Some(topic), failures: Mutex::default() }
     }
 
@@ -72,12 +72,12 @@ impl InProcess {
         if let Some(topic) = &self.dead_letters {
             // Who waits here keeps others from their turn.
             let sent = timeout(PARKED_WITHIN, topic.send(event, error)).await;
-            sent.unwrap_or_else(|_| Err(Error::Unavailable { dependency: "event bus", source: "no answer in time".into() }))?;
+            sent.unwrap_or_else(|_| Err(Error::Unavailable { dependency: Dependency::EventBus, source: "no answer in time".into() }))?;
         }
-        self.services.park(event, error.to_owned(), attempts).await
+        self.services.dead_letter(event, error.to_owned(), attempts).await
     }
 
-    async fn publish_in_turn(&self, key: EventKey, events: &[Event]) -> Published {
+    async fn publish_in_turn(&self, key: OrderingKey, events: &[Event]) -> Published {
         let (began, mut count) = (Instant::now(), 0);
         while count < events.len() && began.elapsed() < TURN {
             let left = &events[count..];
@@ -98,7 +98,7 @@ impl InProcess {
         Published { count, pause: None }
     }
 
-    async fn attempt(&self, key: EventKey, events: &[Event]) -> Result<()> {
+    async fn attempt(&self, key: OrderingKey, events: &[Event]) -> Result<()> {
         let Some(first) = events.first() else { return Ok(()) };
         let handling = AssertUnwindSafe(handle(&self.services, key, first.kind, events)).catch_unwind();
         match timeout(HANDLED_WITHIN, handling).await {
@@ -109,7 +109,7 @@ impl InProcess {
     }
 
     /// Notes that an event failed. Answers when to try it again; nothing when it was given up, and parked.
-    async fn failed(&self, key: EventKey, event: &Event, error: Error) -> Option<Duration> {
+    async fn failed(&self, key: OrderingKey, event: &Event, error: Error) -> Option<Duration> {
         // What is down comes back, and the event is as good as before.
         let is_its_own = !matches!(error, Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. });
         let (kind, told) = (event.kind.as_str(), error.with_causes());
@@ -129,7 +129,7 @@ impl InProcess {
         Some(pause)
     }
 
-    fn count_failure(&self, key: EventKey, id: EventId, is_its_own: bool) -> Failures {
+    fn count_failure(&self, key: OrderingKey, id: EventId, is_its_own: bool) -> Failures {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let of_key = failures.entry(key).or_insert(Failures { id, attempts: 0, own: 0 });
         if of_key.id != id {
@@ -140,13 +140,13 @@ impl InProcess {
         *of_key
     }
 
-    fn forget(&self, key: EventKey) {
+    fn forget(&self, key: OrderingKey) {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
 }
 
 impl Bus for InProcess {
-    fn publish<'a>(&'a self, key: EventKey, events: &'a [Event]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, key: OrderingKey, events: &'a [Event]) -> BoxFuture<'a, Published> {
         async move {
             let published = self.publish_in_turn(key, events).await;
             if published.pause.is_none() {

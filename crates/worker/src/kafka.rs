@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domain::{Error, EventKind, Result};
+use domain::{Dependency, Error, EventKind, Result};
 use rdkafka::{
     ClientConfig, ClientContext,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -259,5 +259,5 @@ fn refused(error: KafkaError) -> Error {
 }
 
 fn unavailable(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::Unavailable { dependency: "event bus", source: reason.into() }
+    Error::Unavailable { dependency: Dependency::EventBus, source: reason.into() }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use domain::{Closure, Error, TenantId};
 use futures_util::FutureExt;
-use services::{EventKey, Forgotten, Mark, OUTBOX_LEASE, Services};
+use services::{EventServices, Mark, OUTBOX_LEASE, OrderingKey, Unnotified};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
@@ -46,20 +46,20 @@ const FLUSH: Duration = Duration::from_secs(5);
 
 /// Publishes what the outboxes have.
 pub struct Relay {
-    services: Services,
+    services: EventServices,
     bus: Arc<dyn Bus>,
     /// Keys of which there is something to publish, whose leases are not ours.
-    wanted: HashSet<EventKey>,
+    wanted: HashSet<OrderingKey>,
     /// When to want those that can't be had now.
-    later: HashMap<EventKey, Instant>,
+    later: HashMap<OrderingKey, Instant>,
     /// Those of them whose databases were closed: one that tells something is open again.
-    closed: HashSet<EventKey>,
-    held: HashMap<EventKey, Held>,
+    closed: HashSet<OrderingKey>,
+    held: HashMap<OrderingKey, Held>,
     /// Those of them that wait for their turn.
-    queue: VecDeque<EventKey>,
-    turns: JoinSet<(EventKey, Turn)>,
+    queue: VecDeque<OrderingKey>,
+    turns: JoinSet<(OrderingKey, Turn)>,
     /// How often in a row a key has failed.
-    failures: HashMap<EventKey, u32>,
+    failures: HashMap<OrderingKey, u32>,
     /// Marks to be cleared once the tenant's outbox was found empty.
     marks: HashMap<TenantId, Mark>,
     /// After which mark the next look goes on.
@@ -111,7 +111,7 @@ enum Turn {
 impl Relay {
     /// Publishes to this bus.
     #[must_use]
-    pub fn new(services: Services, bus: Arc<dyn Bus>) -> Self {
+    pub fn new(services: EventServices, bus: Arc<dyn Bus>) -> Self {
         Self {
             services,
             bus,
@@ -140,7 +140,7 @@ impl Relay {
             }
             let wake = self.advance().await.unwrap_or(next_sweep).min(next_sweep);
             tokio::select! {
-                keys = services.woken() => keys.into_iter().for_each(|key| self.told(key)),
+                keys = services.notified() => keys.into_iter().for_each(|key| self.told(key)),
                 Some(turn) = self.turns.join_next() => self.after(turn.ok()),
                 () = sleep_until(wake) => {}
                 () = stop.cancelled() => {}
@@ -163,7 +163,7 @@ impl Relay {
             tokio::select! {
                 biased;
                 Some(turn) = self.turns.join_next() => self.after(turn.ok()),
-                keys = services.woken() => keys.into_iter().for_each(|key| self.told(key)),
+                keys = services.notified() => keys.into_iter().for_each(|key| self.told(key)),
                 () = sleep_until(deadline.min(Instant::now() + TAKEN)) => {
                     quiet = [self.wanted.is_empty(), self.later.is_empty(), self.queue.is_empty(), self.turns.is_empty()].iter().all(|it| *it);
                 }
@@ -178,8 +178,8 @@ impl Relay {
 
     /// Looks for what nobody was told of. Answers whether it could, and was through at the start.
     async fn sweep(&mut self, at_start: bool) -> bool {
-        match self.services.find_forgotten(at_start, self.next_mark).await {
-            Ok(Forgotten { keys, marks, next }) => {
+        match self.services.find_unnotified(at_start, self.next_mark).await {
+            Ok(Unnotified { keys, marks, next }) => {
                 self.marks.extend(marks.into_iter().map(|mark| (mark.tenant_id, mark)));
                 self.next_mark = next;
                 keys.into_iter().for_each(|key| self.want(key));
@@ -193,14 +193,14 @@ impl Relay {
     }
 
     /// Somebody has told something just now.
-    fn told(&mut self, key: EventKey) {
+    fn told(&mut self, key: OrderingKey) {
         if self.closed.remove(&key) {
             self.later.remove(&key);
         }
         self.want(key);
     }
 
-    fn want(&mut self, key: EventKey) {
+    fn want(&mut self, key: OrderingKey) {
         // Whoever is to wait, waits, whatever is told meanwhile.
         if self.later.contains_key(&key) {
             return;
@@ -254,7 +254,7 @@ impl Relay {
             return;
         }
         let expiring = self.held.iter().filter(|(_, held)| held.lease_until < now + PROLONG && held.state.needs_lease());
-        let keys: Vec<EventKey> = expiring.map(|(key, _)| *key).chain(self.wanted.drain()).collect();
+        let keys: Vec<OrderingKey> = expiring.map(|(key, _)| *key).chain(self.wanted.drain()).collect();
         if keys.is_empty() {
             return;
         }
@@ -310,7 +310,7 @@ impl Relay {
     }
 
     /// Goes on after a key's turn.
-    fn after(&mut self, turn: Option<(EventKey, Turn)>) {
+    fn after(&mut self, turn: Option<(OrderingKey, Turn)>) {
         let Some((key, turn)) = turn else { return };
         let Some(held) = self.held.get_mut(&key) else { return };
         let State::Publishing { more, lost } = std::mem::replace(&mut held.state, State::PutOff) else { return };
@@ -350,7 +350,7 @@ impl Relay {
     }
 
     /// Wants a key later; meanwhile its lease is nobody's.
-    fn put_off(&mut self, key: EventKey, pause: Duration) {
+    fn put_off(&mut self, key: OrderingKey, pause: Duration) {
         if let Some(held) = self.held.get_mut(&key) {
             // One turn of a key at a time, whoever has its lease.
             if let State::Publishing { lost, .. } = &mut held.state {
@@ -364,7 +364,7 @@ impl Relay {
 }
 
 /// A key's turn.
-async fn publish(services: &Services, bus: &dyn Bus, key: EventKey) -> Turn {
+async fn publish(services: &EventServices, bus: &dyn Bus, key: OrderingKey) -> Turn {
     let unpublished = match services.unpublished(key, bus.batch()).await {
         Ok(unpublished) if unpublished.events.is_empty() => return Turn::Empty,
         Ok(unpublished) => unpublished,
@@ -372,7 +372,7 @@ async fn publish(services: &Services, bus: &dyn Bus, key: EventKey) -> Turn {
     };
     let Published { count, pause } = bus.publish(key, &unpublished.events).await;
     if count > 0
-        && let Err(error) = services.note_published(&unpublished, count).await
+        && let Err(error) = services.record_published(&unpublished, count).await
     {
         return Turn::Failed(error);
     }

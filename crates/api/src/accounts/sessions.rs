@@ -3,13 +3,14 @@
 use axum::{extract::State, http::HeaderMap};
 use domain::FieldErrors;
 use serde::{Deserialize, Serialize};
-use services::{Services, TokenPair};
+use services::{TokenPair, UserServices};
 use utoipa::ToSchema;
 
 use crate::{
     accounts::users::UserOut,
-    answer::{Answer, ApiResult, Nothing},
-    extract::{Body, LoggedIn, all, bearer_token, present, required},
+    extract::{Authenticated, JsonBody, all, bearer_token, present, required},
+    operation_errors::{BadCredentials, Errors, TokenReused},
+    response::{ApiResult, Empty, Response},
     tenants::tenants::MembershipOut,
 };
 
@@ -70,15 +71,15 @@ pub(crate) struct LoginOut {
 ///
 /// Begins a session. An unknown address, a deactivated account and a wrong password are answered alike.
 #[utoipa::path(post, path = "/api/auth/login", tag = "auth", request_body = LoginIn, security(()),
-    responses((status = 200, description = "Logged in", body = Answer<LoginOut>)))]
-pub(crate) async fn log_in(State(services): State<Services>, Body(body): Body<LoginIn>) -> ApiResult<LoginOut> {
+    responses((status = 200, description = "Logged in", body = Response<LoginOut>), Errors<BadCredentials>))]
+pub(crate) async fn log_in(State(services): State<UserServices>, JsonBody(body): JsonBody<LoginIn>) -> ApiResult<LoginOut> {
     let mut errors = FieldErrors::default();
     let email = required(&mut errors, "email", body.email.as_ref(), |text| Ok(text.to_owned()));
     let password = required(&mut errors, "password", body.password.as_ref(), |text| Ok(text.to_owned()));
     let (email, password) = all(errors, email.zip(password))?;
     let login = services.log_in(&email, &password).await?;
     let tenants = login.tenants.items.into_iter().map(MembershipOut::from).collect();
-    Ok(Answer::ok("Logged in", LoginOut { tokens: login.tokens.into(), user: login.user.into(), tenants }))
+    Ok(Response::ok("Logged in", LoginOut { tokens: login.tokens.into(), user: login.user.into(), tenants }))
 }
 
 /// A refresh token, where it does not come in the `Authorization` header.
@@ -96,19 +97,23 @@ pub(crate) struct RefreshIn {
 /// Gets a new access token and the next refresh token. The refresh token comes in the `Authorization` header or in the body. Using
 /// one twice ends the session, but for a retry within ten seconds, which gets the same successor.
 #[utoipa::path(post, path = "/api/auth/refresh", tag = "auth", request_body = RefreshIn, security((), ("refresh_token" = [])),
-    responses((status = 200, description = "Tokens refreshed", body = Answer<TokensOut>)))]
-pub(crate) async fn refresh(State(services): State<Services>, headers: HeaderMap, body: Option<Body<RefreshIn>>) -> ApiResult<TokensOut> {
-    let from_body = body.and_then(|Body(body)| body.refresh_token);
+    responses((status = 200, description = "Tokens refreshed", body = Response<TokensOut>), Errors<TokenReused>))]
+pub(crate) async fn refresh(
+    State(services): State<UserServices>,
+    headers: HeaderMap,
+    body: Option<JsonBody<RefreshIn>>,
+) -> ApiResult<TokensOut> {
+    let from_body = body.and_then(|JsonBody(body)| body.refresh_token);
     let token = bearer_token(&headers)?.or(from_body.as_deref());
-    Ok(Answer::ok("Tokens refreshed", services.refresh(token).await?.into()))
+    Ok(Response::ok("Tokens refreshed", services.refresh(token).await?.into()))
 }
 
 /// Log out
 ///
 /// Ends the session: its access and refresh tokens are refused from now on.
 #[utoipa::path(post, path = "/api/auth/logout", tag = "auth",
-    responses((status = 200, description = "Logged out", body = Answer<Nothing>)))]
-pub(crate) async fn log_out(State(services): State<Services>, LoggedIn(caller): LoggedIn) -> ApiResult<Nothing> {
+    responses((status = 200, description = "Logged out", body = Response<Empty>)))]
+pub(crate) async fn log_out(State(services): State<UserServices>, Authenticated(caller): Authenticated) -> ApiResult<Empty> {
     services.log_out(&caller).await?;
-    Ok(Answer::ok("Logged out", Nothing))
+    Ok(Response::ok("Logged out", Empty))
 }

@@ -3,16 +3,15 @@
 use axum::extract::State;
 use domain::{Email, FieldErrors, NewPassword, PersonName, User};
 use serde::{Deserialize, Serialize};
-use services::{Registration, Services};
+use services::{Registration, UserServices};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
-    answer::{Answer, ApiResult, List, Moment},
-    extract::{Body, LoggedIn, Query, all, optional, present, required},
-    query::PageQuery,
+    extract::{Authenticated, JsonBody, all, optional, present, required},
+    operation_errors::{EmailTaken, Errors},
+    response::{ApiResult, Response, Timestamp},
     schemas,
-    tenants::tenants::MembershipOut,
 };
 
 /// A user.
@@ -27,8 +26,8 @@ pub(crate) struct UserOut {
     #[schema(example = "ada@example.com")]
     email: String,
     is_active: bool,
-    created_at: Moment,
-    updated_at: Moment,
+    created_at: Timestamp,
+    updated_at: Timestamp,
     /// Nobody for who registered.
     #[schema(required = true)]
     created_by: Option<Uuid>,
@@ -42,8 +41,8 @@ impl From<User> for UserOut {
             last_name: user.last_name,
             email: user.email,
             is_active: user.is_active,
-            created_at: Moment(user.created_at),
-            updated_at: Moment(user.updated_at),
+            created_at: Timestamp(user.created_at),
+            updated_at: Timestamp(user.updated_at),
             created_by: user.created_by.map(Into::into),
         }
     }
@@ -73,8 +72,8 @@ pub(crate) struct RegisterIn {
 ///
 /// Makes an account.
 #[utoipa::path(post, path = "/api/auth/register", tag = "auth", request_body = RegisterIn, security(()),
-    responses((status = 201, description = "User registered", body = Answer<UserOut>)))]
-pub(crate) async fn register(State(services): State<Services>, Body(body): Body<RegisterIn>) -> ApiResult<UserOut> {
+    responses((status = 201, description = "User registered", body = Response<UserOut>), Errors<EmailTaken>))]
+pub(crate) async fn register(State(services): State<UserServices>, JsonBody(body): JsonBody<RegisterIn>) -> ApiResult<UserOut> {
     let mut errors = FieldErrors::default();
     let email = required(&mut errors, "email", body.email.as_ref(), Email::parse);
     let password = required(&mut errors, "password", body.password.as_ref(), NewPassword::parse);
@@ -82,15 +81,15 @@ pub(crate) async fn register(State(services): State<Services>, Body(body): Body<
     let last_name = required(&mut errors, "last_name", body.last_name.as_ref(), PersonName::parse);
     let ((email, password), (first_name, last_name)) = all(errors, email.zip(password).zip(first_name.zip(last_name)))?;
     let user = services.register_user(Registration { email, password, first_name, last_name }).await?;
-    Ok(Answer::created("User registered", user.into()))
+    Ok(Response::created("User registered", user.into()))
 }
 
 /// My profile
 ///
 /// Who the access token stands for.
-#[utoipa::path(get, path = "/api/users/me", tag = "users", responses((status = 200, description = "Profile found", body = Answer<UserOut>)))]
-pub(crate) async fn get_me(State(services): State<Services>, LoggedIn(caller): LoggedIn) -> ApiResult<UserOut> {
-    Ok(Answer::ok("Profile found", services.get_profile(&caller).await?.into()))
+#[utoipa::path(get, path = "/api/users/me", tag = "users", responses((status = 200, description = "Profile found", body = Response<UserOut>)))]
+pub(crate) async fn get_me(State(services): State<UserServices>, Authenticated(caller): Authenticated) -> ApiResult<UserOut> {
+    Ok(Response::ok("Profile found", services.get_profile(&caller).await?.into()))
 }
 
 /// What can change in a profile. What is absent stays.
@@ -109,29 +108,15 @@ pub(crate) struct UpdateMeIn {
 ///
 /// First and last name can change.
 #[utoipa::path(put, path = "/api/users/me", tag = "users", request_body = UpdateMeIn,
-    responses((status = 200, description = "Profile changed", body = Answer<UserOut>)))]
+    responses((status = 200, description = "Profile changed", body = Response<UserOut>)))]
 pub(crate) async fn update_me(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Body(body): Body<UpdateMeIn>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    JsonBody(body): JsonBody<UpdateMeIn>,
 ) -> ApiResult<UserOut> {
     let mut errors = FieldErrors::default();
     let first_name = optional(&mut errors, "first_name", body.first_name.as_ref(), PersonName::parse);
     let last_name = optional(&mut errors, "last_name", body.last_name.as_ref(), PersonName::parse);
     errors.check()?;
-    Ok(Answer::ok("Profile changed", services.update_profile(&caller, first_name, last_name).await?.into()))
-}
-
-/// My active tenants
-///
-/// With role and time of joining, newest membership first.
-#[utoipa::path(get, path = "/api/users/me/tenants", tag = "users", params(PageQuery),
-    responses((status = 200, description = "Tenants found", body = Answer<List<MembershipOut>>)))]
-pub(crate) async fn list_my_tenants(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Query(query): Query<PageQuery>,
-) -> ApiResult<List<MembershipOut>> {
-    let page = services.list_active_tenants(&caller, query.parse()?).await?;
-    Ok(Answer::ok("Tenants found", List::of(page, MembershipOut::from)))
+    Ok(Response::ok("Profile changed", services.update_profile(&caller, first_name, last_name).await?.into()))
 }

@@ -1,7 +1,7 @@
 //! `/api/tenants/{tenant_id}/documents/uploads`: uploads whose parts go to URLs of their own, and how uploads in parts stand.
 
 use axum::{extract::State, http::HeaderMap};
-use domain::{ContentHash, Document, FieldErrors, Filename, MimeType, StagedUpload, TenantId, TextProblem, UploadId, UploadState};
+use domain::{ContentHash, Document, FieldErrors, Filename, MimeType, MultipartUpload, TenantId, TextProblem, UploadId, UploadState};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use services::{Announcement, Begun, PartAt, PartUrl};
 use utoipa::{IntoParams, ToSchema};
@@ -9,11 +9,12 @@ use uuid::Uuid;
 
 use crate::{
     App,
-    answer::{Answer, ApiResult, Moment, Nothing},
     documents::documents::UploadOut,
     documents::objects::part_url,
-    extract::{Body, Ids, LoggedIn, all, optional, present, required},
+    extract::{Authenticated, JsonBody, PathIds, all, optional, present, required},
+    operation_errors::{Errors, QuotaExceeded, UploadClosed, UploadFailed},
     query::TenantPath,
+    response::{ApiResult, Empty, Response, Timestamp},
     schemas,
 };
 
@@ -111,13 +112,13 @@ pub(crate) struct StagedUploadOut {
     /// Why it failed.
     #[schema(required = true, example = "its SHA-256 is d7a8fbb307d7809469ca9abcb0082e4f8d5651e46d3cdb762d02d0bf37c9e592")]
     failure: Option<String>,
-    created_at: Moment,
+    created_at: Timestamp,
     /// When it is given up, or forgotten.
-    expires_at: Moment,
+    expires_at: Timestamp,
 }
 
-impl From<&StagedUpload> for StagedUploadOut {
-    fn from(upload: &StagedUpload) -> Self {
+impl From<&MultipartUpload> for StagedUploadOut {
+    fn from(upload: &MultipartUpload) -> Self {
         Self {
             id: upload.id.uuid(),
             protocol: upload.protocol.as_str(),
@@ -127,8 +128,8 @@ impl From<&StagedUpload> for StagedUploadOut {
             size: upload.size,
             received: upload.received,
             failure: upload.failure.clone(),
-            created_at: Moment(upload.created_at),
-            expires_at: Moment(upload.expires_at),
+            created_at: Timestamp(upload.created_at),
+            expires_at: Timestamp(upload.expires_at),
         }
     }
 }
@@ -147,7 +148,7 @@ pub(crate) struct UploadStateOut {
 }
 
 impl UploadStateOut {
-    fn of(upload: &StagedUpload, document: Option<Document>, parts: Vec<PartOut>) -> Self {
+    fn of(upload: &MultipartUpload, document: Option<Document>, parts: Vec<PartOut>) -> Self {
         let deduplicated = upload.document.is_some_and(|(_, deduplicated)| deduplicated);
         Self { upload: Some(upload.into()), parts, document: document.map(|document| UploadOut::of(document, deduplicated)) }
     }
@@ -165,7 +166,7 @@ fn parts_out(app: &App, headers: &HeaderMap, urls: Vec<PartUrl>) -> Vec<PartOut>
 /// An upload in the path.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "documents the path; `Ids` reads it")]
+#[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct UploadPath {
     /// The tenant.
     tenant_id: Uuid,
@@ -179,19 +180,19 @@ pub(crate) struct UploadPath {
 /// the answer has a URL for each part; send each with PUT and exactly its bytes, in any order, several at a time, and then complete
 /// the upload. Nothing is believed: size and hashes are checked when it is completed.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/uploads", tag = "uploads", params(TenantPath), request_body = BeginUploadIn,
-    responses((status = 201, description = "Upload begun", body = Answer<UploadStateOut>)))]
+    responses((status = 201, description = "Upload begun", body = Response<UploadStateOut>), Errors<QuotaExceeded>))]
 pub(crate) async fn begin_upload(
     State(app): State<App>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
     headers: HeaderMap,
-    Body(body): Body<BeginUploadIn>,
+    JsonBody(body): JsonBody<BeginUploadIn>,
 ) -> ApiResult<UploadStateOut> {
     Ok(match app.services.begin_direct(&caller, tenant_id, &body.parse()?).await? {
         Begun::Here(uploaded) => {
-            Answer::created("Document uploaded", UploadStateOut { upload: None, parts: Vec::new(), document: Some(uploaded.into()) })
+            Response::created("Document uploaded", UploadStateOut { upload: None, parts: Vec::new(), document: Some(uploaded.into()) })
         }
-        Begun::Open(upload, urls) => Answer::created("Upload begun", UploadStateOut::of(&upload, None, parts_out(&app, &headers, urls))),
+        Begun::Open(upload, urls) => Response::created("Upload begun", UploadStateOut::of(&upload, None, parts_out(&app, &headers, urls))),
     })
 }
 
@@ -199,16 +200,16 @@ pub(crate) async fn begin_upload(
 ///
 /// How it stands, whatever its protocol, with fresh URLs for the parts of an open direct one. For who began it.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/uploads/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 200, description = "Upload found", body = Answer<UploadStateOut>)))]
+    responses((status = 200, description = "Upload found", body = Response<UploadStateOut>)))]
 pub(crate) async fn get_upload(
     State(app): State<App>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
     headers: HeaderMap,
 ) -> ApiResult<UploadStateOut> {
-    let (upload, document) = app.services.get_staged_upload(&caller, tenant_id, upload_id).await?;
+    let (upload, document) = app.services.get_multipart_upload(&caller, tenant_id, upload_id).await?;
     let urls = app.services.get_part_urls(&caller, tenant_id, &upload).await?;
-    Ok(Answer::ok("Upload found", UploadStateOut::of(&upload, document, parts_out(&app, &headers, urls))))
+    Ok(Response::ok("Upload found", UploadStateOut::of(&upload, document, parts_out(&app, &headers, urls))))
 }
 
 /// Complete a direct upload
@@ -217,18 +218,18 @@ pub(crate) async fn get_upload(
 /// 202: ask for the upload until it is completed. Completing it again answers the same.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/uploads/{upload_id}/complete", tag = "uploads", params(UploadPath),
     responses(
-        (status = 200, description = "Document uploaded", body = Answer<UploadStateOut>),
-        (status = 202, description = "The content is still being checked", body = Answer<UploadStateOut>)))]
+        (status = 200, description = "Document uploaded", body = Response<UploadStateOut>),
+        (status = 202, description = "The content is still being checked", body = Response<UploadStateOut>), Errors<UploadFailed>))]
 pub(crate) async fn complete_upload(
     State(app): State<App>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
 ) -> ApiResult<UploadStateOut> {
     let (upload, document) = app.services.complete_direct(&caller, tenant_id, upload_id).await?;
     let state = UploadStateOut::of(&upload, document, Vec::new());
     Ok(match upload.state {
-        UploadState::Completing => Answer::accepted("The content is still being checked", state),
-        _ => Answer::ok("Document uploaded", state),
+        UploadState::Completing => Response::accepted("The content is still being checked", state),
+        _ => Response::ok("Document uploaded", state),
     })
 }
 
@@ -236,12 +237,12 @@ pub(crate) async fn complete_upload(
 ///
 /// Direct or tus. What was sent of it goes.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/uploads/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 200, description = "Upload given up", body = Answer<Nothing>)))]
+    responses((status = 200, description = "Upload given up", body = Response<Empty>), Errors<UploadClosed>))]
 pub(crate) async fn abort_upload(
     State(app): State<App>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
-) -> ApiResult<Nothing> {
-    app.services.abort_staged_upload(&caller, tenant_id, upload_id).await?;
-    Ok(Answer::ok("Upload given up", Nothing))
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
+) -> ApiResult<Empty> {
+    app.services.abort_multipart_upload(&caller, tenant_id, upload_id).await?;
+    Ok(Response::ok("Upload given up", Empty))
 }

@@ -3,22 +3,23 @@
 use axum::{
     extract::{FromRequest, Multipart, Request, State, multipart::Field},
     http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Response as HttpResponse},
 };
 use domain::{Document, DocumentFilter, DocumentId, Error, FieldErrors, Filename, MimeType, TenantId};
 use serde::{Deserialize, Serialize};
-use services::{Answered, Download, DownloadAt, Once, Services, Upload, Uploaded};
+use services::{Download, DownloadAt, IdempotentOutcome, IdempotentRequest, Upload, Uploaded, UserServices};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
     App,
-    answer::{Answer, ApiResult, List, Moment, Nothing, created_before},
     documents::files::FileOut,
     documents::objects::object_url,
     error::ApiError,
-    extract::{Body, Ids, LoggedIn, Query, idempotency_key, optional, present, uuid_field},
+    extract::{Authenticated, JsonBody, PathIds, Query, idempotency_key, optional, present, uuid_field},
+    operation_errors::{DocumentChanged, Errors, IdempotencyKeyReused, NotOwner, QuotaExceeded},
     query::{Idempotency, TenantPath},
+    response::{ApiResult, Empty, List, Response, Timestamp, created_before},
     schemas,
 };
 
@@ -33,8 +34,8 @@ pub(crate) struct DocumentOut {
     file_id: Uuid,
     /// The owner.
     user_id: Uuid,
-    created_at: Moment,
-    updated_at: Moment,
+    created_at: Timestamp,
+    updated_at: Timestamp,
     #[schema(required = true)]
     created_by: Option<Uuid>,
     /// The number of its content: 1 for the first, one more for each that followed.
@@ -51,8 +52,8 @@ impl From<Document> for DocumentOut {
             mime_type: document.mime_type,
             file_id: document.file.id.uuid(),
             user_id: document.user_id.uuid(),
-            created_at: Moment(document.created_at),
-            updated_at: Moment(document.updated_at),
+            created_at: Timestamp(document.created_at),
+            updated_at: Timestamp(document.updated_at),
             created_by: document.created_by.map(Into::into),
             version: document.version,
             file: document.file.into(),
@@ -61,10 +62,10 @@ impl From<Document> for DocumentOut {
 }
 
 /// An answer with the entity tag of the document that it shows, for a later `If-Match`.
-pub(crate) struct Tagged<T>(pub(crate) String, pub(crate) Answer<T>);
+pub(crate) struct Tagged<T>(pub(crate) String, pub(crate) Response<T>);
 
 impl<T: Serialize> IntoResponse for Tagged<T> {
-    fn into_response(self) -> Response {
+    fn into_response(self) -> HttpResponse {
         ([(header::ETAG, self.0)], self.1).into_response()
     }
 }
@@ -87,7 +88,7 @@ pub(crate) struct IfMatch {
 /// A document in the path.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "documents the path; `Ids` reads it")]
+#[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct DocumentPath {
     /// The tenant.
     tenant_id: Uuid,
@@ -121,11 +122,11 @@ pub(crate) struct DocumentQuery {
 ///
 /// Newest first; those that meet every condition given.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents", tag = "documents", params(TenantPath, DocumentQuery),
-    responses((status = 200, description = "Documents found", body = Answer<List<DocumentOut>>)))]
+    responses((status = 200, description = "Documents found", body = Response<List<DocumentOut>>)))]
 pub(crate) async fn list_documents(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
     Query(query): Query<DocumentQuery>,
 ) -> ApiResult<List<DocumentOut>> {
     let mut errors = FieldErrors::default();
@@ -137,7 +138,7 @@ pub(crate) async fn list_documents(
     let request = domain::PageRequest::parse(query.page, query.per_page, &mut errors);
     errors.check()?;
     let page = services.list_documents(&caller, tenant_id, &filter, request).await?;
-    Ok(Answer::ok("Documents found", List::of(page, DocumentOut::from)))
+    Ok(Response::ok("Documents found", List::of(page, DocumentOut::from)))
 }
 
 /// An upload.
@@ -183,24 +184,24 @@ impl From<Uploaded> for UploadOut {
 /// The fields may come in any order. The same content is stored once per tenant.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents", tag = "documents", params(TenantPath, Idempotency),
     request_body(content = UploadIn, content_type = "multipart/form-data"),
-    responses((status = 201, description = "Document uploaded", body = Answer<UploadOut>)))]
+    responses((status = 201, description = "Document uploaded", body = Response<UploadOut>), Errors<(IdempotencyKeyReused, QuotaExceeded)>))]
 pub(crate) async fn upload_document(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
     request: Request,
-) -> Result<Response, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let key = idempotency_key(request.headers())?;
     let announced = announced(request.headers()).map(|form| form.saturating_sub(FORM_OVERHEAD));
     let upload = services.begin_upload(&caller, tenant_id, announced).await?;
     let form = Form::receive(upload, multipart(&services, request).await?).await?;
     let (filename, mime_type) = form.metadata()?;
-    let created = |uploaded: Uploaded| Answer::created("Document uploaded", UploadOut::from(uploaded));
+    let created = |uploaded: Uploaded| Response::created("Document uploaded", UploadOut::from(uploaded));
     let answer = |uploaded: &Uploaded| created(uploaded.clone()).body();
-    let once = key.map(|key| Once { key, answer: &answer });
+    let once = key.map(|key| IdempotentRequest { key, answer: &answer });
     Ok(match services.finish_upload(form.upload, &filename, &mime_type, once.as_ref()).await? {
-        Answered::Now(uploaded) => Tagged(uploaded.document.etag(), created(uploaded)).into_response(),
-        Answered::Before(body) => created_before(body),
+        IdempotentOutcome::Fresh(uploaded) => Tagged(uploaded.document.etag(), created(uploaded)).into_response(),
+        IdempotentOutcome::Replayed(body) => created_before(body),
     })
 }
 
@@ -214,7 +215,7 @@ pub(crate) const FORM_OVERHEAD: u64 = 64 * 1024;
 /// The longest field of a form besides its file, in bytes: 255 characters of four bytes.
 const MAX_FIELD_BYTES: usize = 1024;
 
-async fn multipart(services: &Services, request: Request) -> Result<Multipart, ApiError> {
+async fn multipart(services: &UserServices, request: Request) -> Result<Multipart, ApiError> {
     check_announced(request.headers(), services.settings().max_upload_bytes)?;
     Multipart::from_request(request, &()).await.map_err(|rejection| ApiError::Malformed(rejection.body_text()))
 }
@@ -313,14 +314,14 @@ fn form_error(error: &axum::extract::multipart::MultipartError) -> ApiError {
 ///
 /// With its file.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath),
-    responses((status = 200, description = "Document found", body = Answer<DocumentOut>)))]
+    responses((status = 200, description = "Document found", body = Response<DocumentOut>)))]
 pub(crate) async fn get_document(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, document_id)): PathIds<(TenantId, DocumentId)>,
 ) -> Result<Tagged<DocumentOut>, ApiError> {
     let document = services.get_document(&caller, tenant_id, document_id).await?;
-    Ok(Tagged(document.etag(), Answer::ok("Document found", document.into())))
+    Ok(Tagged(document.etag(), Response::ok("Document found", document.into())))
 }
 
 /// How the URL is to be answered.
@@ -342,7 +343,7 @@ pub(crate) struct DownloadOut {
     )]
     url: String,
     /// Until when.
-    expires_at: Moment,
+    expires_at: Timestamp,
 }
 
 /// Download a document
@@ -351,20 +352,20 @@ pub(crate) struct DownloadOut {
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}/download", tag = "documents", params(DocumentPath, DownloadQuery),
     responses(
         (status = 302, description = "The signed URL is in the Location header", headers(("Location" = String, description = "The signed URL."))),
-        (status = 200, description = "Download ready", body = Answer<DownloadOut>)))]
+        (status = 200, description = "Download ready", body = Response<DownloadOut>)))]
 pub(crate) async fn download_document(
     State(app): State<App>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, document_id)): PathIds<(TenantId, DocumentId)>,
     Query(query): Query<DownloadQuery>,
     headers: HeaderMap,
-) -> Result<Response, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let download = app.services.get_download(&caller, tenant_id, document_id).await?;
     Ok(answer_download(&app, &headers, download, query.redirect.unwrap_or(true)))
 }
 
 /// Redirects to where a download is, or answers the URL.
-pub(crate) fn answer_download(app: &App, headers: &HeaderMap, download: Download, redirects: bool) -> Response {
+pub(crate) fn answer_download(app: &App, headers: &HeaderMap, download: Download, redirects: bool) -> HttpResponse {
     let Download { at, expires_at } = download;
     let url = match at {
         DownloadAt::Storage(url) => url,
@@ -375,7 +376,7 @@ pub(crate) fn answer_download(app: &App, headers: &HeaderMap, download: Download
     if redirects {
         return (StatusCode::FOUND, [(header::LOCATION, url), (header::CACHE_CONTROL, "no-store".to_owned())]).into_response();
     }
-    Answer::ok("Download ready", DownloadOut { url, expires_at: Moment(expires_at) }).into_response()
+    Response::ok("Download ready", DownloadOut { url, expires_at: Timestamp(expires_at) }).into_response()
 }
 
 /// What can change in a document. What is absent stays.
@@ -394,20 +395,20 @@ pub(crate) struct UpdateDocumentIn {
 ///
 /// Name and media type; for its owner and admins.
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath, IfMatch), request_body = UpdateDocumentIn,
-    responses((status = 200, description = "Document changed", body = Answer<DocumentOut>)))]
+    responses((status = 200, description = "Document changed", body = Response<DocumentOut>), Errors<(NotOwner, DocumentChanged)>))]
 pub(crate) async fn update_document(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, document_id)): PathIds<(TenantId, DocumentId)>,
     headers: HeaderMap,
-    Body(body): Body<UpdateDocumentIn>,
+    JsonBody(body): JsonBody<UpdateDocumentIn>,
 ) -> Result<Tagged<DocumentOut>, ApiError> {
     let mut errors = FieldErrors::default();
     let filename = optional(&mut errors, "filename", body.filename.as_ref(), Filename::parse);
     let mime_type = optional(&mut errors, "mime_type", body.mime_type.as_ref(), MimeType::parse);
     errors.check()?;
     let document = services.update_document(&caller, tenant_id, document_id, filename, mime_type, &if_match(&headers)).await?;
-    Ok(Tagged(document.etag(), Answer::ok("Document changed", document.into())))
+    Ok(Tagged(document.etag(), Response::ok("Document changed", document.into())))
 }
 
 /// Delete a document
@@ -415,13 +416,13 @@ pub(crate) async fn update_document(
 /// For its owner and admins. It goes to the trash, from where it can be brought back for a time (30 days, unless the operator chose
 /// otherwise).
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/{document_id}", tag = "documents", params(DocumentPath, IfMatch),
-    responses((status = 200, description = "Document deleted", body = Answer<Nothing>)))]
+    responses((status = 200, description = "Document deleted", body = Response<Empty>), Errors<(NotOwner, DocumentChanged)>))]
 pub(crate) async fn delete_document(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, document_id)): PathIds<(TenantId, DocumentId)>,
     headers: HeaderMap,
-) -> ApiResult<Nothing> {
+) -> ApiResult<Empty> {
     services.delete_document(&caller, tenant_id, document_id, &if_match(&headers)).await?;
-    Ok(Answer::ok("Document deleted", Nothing))
+    Ok(Response::ok("Document deleted", Empty))
 }

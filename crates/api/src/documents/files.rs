@@ -3,15 +3,16 @@
 use axum::extract::State;
 use domain::{Document, File, FileId, FileUsage, Quota, StorageUse, TenantId};
 use serde::{Deserialize, Serialize};
-use services::Services;
+use services::UserServices;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
-    answer::{Answer, ApiResult, List, Moment, Nothing},
     error::ApiError,
-    extract::{Ids, LoggedIn, Query},
+    extract::{Authenticated, PathIds, Query},
+    operation_errors::{Errors, FileInUse},
     query::TenantPath,
+    response::{ApiResult, Empty, List, Response, Timestamp},
     schemas,
 };
 
@@ -34,8 +35,8 @@ pub(crate) struct FileOut {
     /// Bytes.
     #[schema(minimum = 1, example = 43)]
     file_size: u64,
-    created_at: Moment,
-    updated_at: Moment,
+    created_at: Timestamp,
+    updated_at: Timestamp,
     #[schema(required = true)]
     created_by: Option<Uuid>,
     /// What it is by its first bytes, whatever it was said to be; null while nobody has looked.
@@ -51,8 +52,8 @@ impl From<File> for FileOut {
             sha256: file.hash.sha256_hex(),
             s3_path: file.object_key,
             file_size: file.size,
-            created_at: Moment(file.created_at),
-            updated_at: Moment(file.updated_at),
+            created_at: Timestamp(file.created_at),
+            updated_at: Timestamp(file.updated_at),
             created_by: file.created_by.map(Into::into),
             detected_mime_type: file.detected_mime_type,
         }
@@ -152,7 +153,7 @@ pub(crate) struct FileQuery {
 /// A file in the path.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "documents the path; `Ids` reads it")]
+#[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct FilePath {
     /// The tenant.
     tenant_id: Uuid,
@@ -164,11 +165,11 @@ pub(crate) struct FilePath {
 ///
 /// Newest first.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/files", tag = "files", params(TenantPath, FileQuery),
-    responses((status = 200, description = "Files found", body = Answer<FilesOut>)))]
+    responses((status = 200, description = "Files found", body = Response<FilesOut>)))]
 pub(crate) async fn list_files(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
     Query(query): Query<FileQuery>,
 ) -> ApiResult<FilesOut> {
     let mut errors = domain::FieldErrors::default();
@@ -182,7 +183,7 @@ pub(crate) async fn list_files(
         is_orphaned: with_stats.then_some(document_count == 0),
     });
     let storage = if with_stats { Some(services.get_storage_use(&caller, tenant_id).await?.into()) } else { None };
-    Ok(Answer::ok("Files found", FilesOut { list, storage }))
+    Ok(Response::ok("Files found", FilesOut { list, storage }))
 }
 
 /// A document that refers to a file.
@@ -194,7 +195,7 @@ pub(crate) struct ReferenceOut {
     #[schema(example = "application/pdf")]
     mime_type: String,
     user_id: Uuid,
-    created_at: Moment,
+    created_at: Timestamp,
     /// Whether the file is the document's content now; else it was that of a former version.
     #[schema(example = true)]
     is_current: bool,
@@ -212,7 +213,7 @@ impl ReferenceOut {
             filename: document.filename,
             mime_type: document.mime_type,
             user_id: document.user_id.uuid(),
-            created_at: Moment(document.created_at),
+            created_at: Timestamp(document.created_at),
         }
     }
 }
@@ -234,12 +235,12 @@ pub(crate) struct FileDetailsOut {
 ///
 /// With the documents that refer to it.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/files/{file_id}", tag = "files", params(FilePath),
-    responses((status = 200, description = "File found", body = Answer<FileDetailsOut>)))]
+    responses((status = 200, description = "File found", body = Response<FileDetailsOut>)))]
 pub(crate) async fn get_file(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, file_id)): Ids<(TenantId, FileId)>,
-) -> Result<Answer<FileDetailsOut>, ApiError> {
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, file_id)): PathIds<(TenantId, FileId)>,
+) -> Result<Response<FileDetailsOut>, ApiError> {
     let (file, documents) = services.get_file(&caller, tenant_id, file_id).await?;
     let details = FileDetailsOut {
         file: file.into(),
@@ -247,19 +248,19 @@ pub(crate) async fn get_file(
         is_orphaned: documents.is_empty(),
         documents: documents.into_iter().map(|document| ReferenceOut::of(document, file_id)).collect(),
     };
-    Ok(Answer::ok("File found", details))
+    Ok(Response::ok("File found", details))
 }
 
 /// Delete a file
 ///
 /// For admins, and only when no document refers to it.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/files/{file_id}", tag = "files", params(FilePath),
-    responses((status = 200, description = "File deleted", body = Answer<Nothing>)))]
+    responses((status = 200, description = "File deleted", body = Response<Empty>), Errors<FileInUse>))]
 pub(crate) async fn delete_file(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, file_id)): Ids<(TenantId, FileId)>,
-) -> ApiResult<Nothing> {
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, file_id)): PathIds<(TenantId, FileId)>,
+) -> ApiResult<Empty> {
     services.delete_file(&caller, tenant_id, file_id).await?;
-    Ok(Answer::ok("File deleted", Nothing))
+    Ok(Response::ok("File deleted", Empty))
 }

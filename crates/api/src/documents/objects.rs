@@ -4,21 +4,22 @@ use axum::{
     body::Body,
     extract::{Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Response as HttpResponse},
 };
 use domain::{Denial, Error, TenantId, UploadId};
 use futures_util::StreamExt;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
-use services::{ContentHeaders, Services, SignedDownload, SignedPart};
+use services::{ContentHeaders, SignedDownload, SignedPart, UserServices};
 use utoipa::IntoParams;
 use uuid::Uuid;
 
 use crate::{
-    answer::{Answer, Nothing},
     documents::range::{self, Selection},
     error::ApiError,
-    extract::{Ids, Number, Query},
+    extract::{Number, PathIds, Query},
+    operation_errors::{BadSignature, Errors, ObjectChanged, ObjectNotFound, RangeNotSatisfiable, UploadClosed},
+    response::{Empty, Response},
     schemas,
 };
 
@@ -60,26 +61,25 @@ pub(crate) fn object_url(download: &SignedDownload, signature: &str) -> String {
     responses(
         (status = 200, description = "The object", body = schemas::Binary, content_type = "*/*"),
         (status = 206, description = "The part that was asked for", body = schemas::Binary, content_type = "*/*"),
-        (status = 304, description = "The client has it already")))]
+        (status = 304, description = "The client has it already"), Errors<(BadSignature, ObjectNotFound, ObjectChanged, RangeNotSatisfiable)>))]
 pub(crate) async fn download_object(
-    State(services): State<Services>,
+    State(services): State<UserServices>,
     method: Method,
     key: Result<Path<String>, PathRejection>,
     Query(query): Query<SignedQuery>,
     headers: HeaderMap,
-) -> Result<Response, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let Path(key) = key.map_err(|_| ApiError::path_not_utf8())?;
     let content_headers = ContentHeaders { content_type: query.content_type, content_disposition: query.disposition };
     let download = SignedDownload { key, headers: content_headers, expires: query.expires };
-    services.check_download(&download, &query.signature)?;
-
-    let size = services.storage().head(&download.key).await?;
+    let object = services.open_download(&download, &query.signature).await?;
+    let size = object.size();
     // A key is never used for other content, so its last part names the content.
     let etag = format!("\"{}\"", download.key.rsplit('/').next().unwrap_or_default());
     if !range::if_match(&headers, &etag) {
         return Err(ApiError::PreconditionFailed);
     }
-    let mut response = Response::new(Body::empty());
+    let mut response = HttpResponse::new(Body::empty());
     *response.headers_mut() = presented(&download, &etag)?;
     if !range::if_none_match(&headers, &etag) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -101,8 +101,7 @@ pub(crate) async fn download_object(
         response.headers_mut().insert(header::CONTENT_RANGE, value(range)?);
     }
     if method != Method::HEAD {
-        let object = services.storage().get(&download.key, Some(bytes)).await?;
-        *response.body_mut() = Body::from_stream(object.bytes);
+        *response.body_mut() = Body::from_stream(object.read(bytes).await?);
     }
     Ok(response)
 }
@@ -127,7 +126,7 @@ pub(crate) struct SignedPartQuery {
 /// A part in the path.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "documents the path; `Ids` reads it")]
+#[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct PartPath {
     /// The tenant.
     tenant_id: Uuid,
@@ -152,13 +151,13 @@ pub(crate) fn part_url(part: &SignedPart, signature: &str) -> String {
 #[utoipa::path(put, path = "/api/objects/parts/{tenant_id}/{upload_id}/{number}", tag = "objects", security(()),
     params(PartPath, SignedPartQuery),
     request_body(content = schemas::Content, content_type = "application/octet-stream"),
-    responses((status = 200, description = "Part stored", body = Answer<Nothing>)))]
+    responses((status = 200, description = "Part stored", body = Response<Empty>), Errors<(BadSignature, UploadClosed)>))]
 pub(crate) async fn upload_part(
-    State(services): State<Services>,
-    Ids((tenant_id, upload_id, Number(number))): Ids<(TenantId, UploadId, Number)>,
+    State(services): State<UserServices>,
+    PathIds((tenant_id, upload_id, Number(number))): PathIds<(TenantId, UploadId, Number)>,
     Query(query): Query<SignedPartQuery>,
     request: Request,
-) -> Result<Response, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let SignedPartQuery { user_id, offset, size, expires, signature } = query;
     let number = u32::try_from(number).map_err(|_| Error::Forbidden(Denial::BadSignature))?;
     let part = SignedPart { tenant_id, upload_id, user_id: user_id.into(), number, offset, size, expires };
@@ -169,7 +168,7 @@ pub(crate) async fn upload_part(
     }
     let hash = services.finish_part(upload).await?;
     // As S3 does, so that one client suits both.
-    Ok(([(header::ETAG, format!("\"{}\"", hash.md5_hex()))], Answer::ok("Part stored", Nothing)).into_response())
+    Ok(([(header::ETAG, format!("\"{}\"", hash.md5_hex()))], Response::ok("Part stored", Empty)).into_response())
 }
 
 fn presented(download: &SignedDownload, etag: &str) -> Result<HeaderMap, ApiError> {

@@ -13,13 +13,16 @@ use domain::{
     Conflict, Document, Error, FieldErrors, Filename, MimeType, Noun, TenantId, Timestamp, UploadId, UploadProtocol, UploadState,
 };
 use futures_util::StreamExt;
-use services::{Append, Caller, Checksum, Services};
+use services::{Append, Caller, Checksum, UserServices};
 
 use crate::{
     App,
     documents::direct_uploads::UploadPath,
     error::ApiError,
-    extract::{Ids, LoggedIn},
+    extract::{Authenticated, PathIds},
+    operation_errors::{
+        ChecksumMismatch, Errors, LargerThanDeclared, QuotaExceeded, TusVersion, UploadFailed, UploadOffsetMismatch, UploadTooLarge,
+    },
     query::TenantPath,
 };
 
@@ -116,11 +119,11 @@ fn number(headers: &HeaderMap, name: &'static str) -> Result<u64, ApiError> {
 /// them. Any tus client works; give it an access token in the Authorization header.
 #[utoipa::path(options, path = "/api/tenants/{tenant_id}/documents/tus", tag = "uploads", security(()), params(TenantPath),
     responses((status = 204, description = "In the headers")))]
-pub(crate) async fn describe_tus(State(services): State<Services>, Ids(_): Ids<TenantId>) -> Result<Response, ApiError> {
+pub(crate) async fn describe_tus(State(services): State<UserServices>, PathIds(_): PathIds<TenantId>) -> Result<Response, ApiError> {
     description(&services)
 }
 
-fn description(services: &Services) -> Result<Response, ApiError> {
+fn description(services: &UserServices) -> Result<Response, ApiError> {
     tus(
         StatusCode::NO_CONTENT,
         [
@@ -137,11 +140,11 @@ fn description(services: &Services) -> Result<Response, ApiError> {
 /// By tus 1.0, in the headers: `Tus-Resumable: 1.0.0`, `Upload-Length`, and `Upload-Metadata` with `filename` (or `name`), required,
 /// and `filetype` (or `type`), each followed by its value in Base64. The upload is at the URL of the Location header.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/tus", tag = "uploads", params(TenantPath),
-    responses((status = 201, description = "Upload begun")))]
+    responses((status = 201, description = "Upload begun"), Errors<(QuotaExceeded, UploadTooLarge, TusVersion)>))]
 pub(crate) async fn begin_tus(
     State(app): State<App>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     check_version(&headers)?;
@@ -203,15 +206,15 @@ fn expires(at: Timestamp) -> (HeaderName, String) {
 /// How many of its bytes are here, how many there will be, and until when it is waited for, in the headers. While something that
 /// this needs is down the answer is 423, not 503: clients try again later, and begin no new upload.
 #[utoipa::path(head, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 200, description = "Upload found: its offset is in the header Upload-Offset")))]
+    responses((status = 200, description = "Upload found: its offset is in the header Upload-Offset"), Errors<(TusVersion, UploadFailed)>))]
 pub(crate) async fn find_tus(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     check_version(&headers)?;
-    let (upload, document) = services.get_staged_upload(&caller, tenant_id, upload_id).await?;
+    let (upload, document) = services.get_multipart_upload(&caller, tenant_id, upload_id).await?;
     if upload.protocol != UploadProtocol::Tus {
         return Err(Error::NotFound(Noun::Upload).into());
     }
@@ -235,23 +238,26 @@ fn location(tenant_id: TenantId, document: &Document) -> (HeaderName, String) {
     (header::CONTENT_LOCATION, format!("/api/tenants/{tenant_id}/documents/{}", document.id))
 }
 
+/// The errors of a request that appends.
+type AppendErrors = (UploadOffsetMismatch, UploadFailed, ChecksumMismatch, LargerThanDeclared, TusVersion);
+
 /// Send bytes of a resumable upload
 ///
 /// By tus 1.0: the bytes as `application/offset+octet-stream`, and in the headers `Tus-Resumable: 1.0.0`, the `Upload-Offset` where they
 /// belong, and on demand an `Upload-Checksum` (sha1, md5 or sha256): when it is another one, nothing is kept (460). What arrives is
 /// kept, also when the connection breaks. With the last byte the document is made: Content-Location says where it is.
 #[utoipa::path(patch, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 204, description = "Bytes kept: the new offset is in the header Upload-Offset")))]
+    responses((status = 204, description = "Bytes kept: the new offset is in the header Upload-Offset"), Errors<AppendErrors>))]
 pub(crate) async fn append_tus(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
     request: Request,
 ) -> Result<Response, ApiError> {
     append(services, caller, tenant_id, upload_id, request).await
 }
 
-async fn append(services: Services, caller: Caller, tenant_id: TenantId, id: UploadId, request: Request) -> Result<Response, ApiError> {
+async fn append(services: UserServices, caller: Caller, tenant_id: TenantId, id: UploadId, request: Request) -> Result<Response, ApiError> {
     let headers = request.headers();
     check_version(headers)?;
     if headers.get(header::CONTENT_TYPE).is_none_or(|value| value != "application/offset+octet-stream") {
@@ -262,7 +268,7 @@ async fn append(services: Services, caller: Caller, tenant_id: TenantId, id: Upl
     let append = services.append_tus(&caller, tenant_id, id, offset, checksum).await?;
     // In a task of its own: when the client goes away, what came is kept all the same.
     let offset = tokio::spawn(receive(append, request.into_body())).await.map_err(Error::internal)??;
-    let (upload, _) = services.get_staged_upload(&caller, tenant_id, id).await?;
+    let (upload, _) = services.get_multipart_upload(&caller, tenant_id, id).await?;
     let document = if upload.state == UploadState::Open { None } else { services.finish_tus(&caller, tenant_id, id).await? };
     let answer = [(named("upload-offset"), offset.to_string()), expires(upload.expires_at)];
     tus(StatusCode::NO_CONTENT, answer.into_iter().chain(document.map(|document| location(tenant_id, &document))))
@@ -299,19 +305,25 @@ fn parse_checksum(text: &str) -> Result<Checksum, ApiError> {
 ///
 /// By tus 1.0. What was sent of it goes.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 204, description = "Upload given up")))]
+    responses((status = 204, description = "Upload given up"), Errors<TusVersion>))]
 pub(crate) async fn end_tus(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     end(&services, &caller, tenant_id, upload_id, &headers).await
 }
 
-async fn end(services: &Services, caller: &Caller, tenant_id: TenantId, id: UploadId, headers: &HeaderMap) -> Result<Response, ApiError> {
+async fn end(
+    services: &UserServices,
+    caller: &Caller,
+    tenant_id: TenantId,
+    id: UploadId,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
     check_version(headers)?;
-    services.abort_staged_upload(caller, tenant_id, id).await?;
+    services.abort_multipart_upload(caller, tenant_id, id).await?;
     tus(StatusCode::NO_CONTENT, [])
 }
 
@@ -319,11 +331,11 @@ async fn end(services: &Services, caller: &Caller, tenant_id: TenantId, id: Uplo
 ///
 /// By the header X-HTTP-Method-Override.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/tus/{upload_id}", tag = "uploads", params(UploadPath),
-    responses((status = 204, description = "As the method that is meant")))]
+    responses((status = 204, description = "As the method that is meant"), Errors<AppendErrors>))]
 pub(crate) async fn override_tus(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, upload_id)): Ids<(TenantId, UploadId)>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let meant = request.headers().get("x-http-method-override").and_then(|value| value.to_str().ok()).unwrap_or_default();

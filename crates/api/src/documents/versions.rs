@@ -3,25 +3,26 @@
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
-    response::Response,
+    response::Response as HttpResponse,
 };
 use domain::{DocumentId, DocumentVersion, Error, MimeType, TenantId};
 use futures_util::StreamExt;
 use serde::Serialize;
-use services::Services;
+use services::UserServices;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
     App,
-    answer::{Answer, ApiResult, List, Moment},
     documents::documents::{
         DocumentOut, DocumentPath, DownloadOut, DownloadQuery, IfMatch, Tagged, UploadOut, announced, answer_download, if_match,
     },
     documents::files::FileOut,
     error::ApiError,
-    extract::{Ids, LoggedIn, Number, Query},
+    extract::{Authenticated, Number, PathIds, Query},
+    operation_errors::{DocumentChanged, Errors, NotOwner, QuotaExceeded},
     query::PageQuery,
+    response::{ApiResult, List, Response, Timestamp},
     schemas,
 };
 
@@ -33,7 +34,7 @@ pub(crate) struct VersionOut {
     #[schema(example = "application/pdf")]
     mime_type: String,
     /// Since when the document had it.
-    created_at: Moment,
+    created_at: Timestamp,
     /// Who gave the document this content.
     #[schema(required = true)]
     created_by: Option<Uuid>,
@@ -45,7 +46,7 @@ impl From<DocumentVersion> for VersionOut {
         Self {
             version: version.version,
             mime_type: version.mime_type,
-            created_at: Moment(version.created_at),
+            created_at: Timestamp(version.created_at),
             created_by: version.created_by.map(Into::into),
             file: version.file.into(),
         }
@@ -55,7 +56,7 @@ impl From<DocumentVersion> for VersionOut {
 /// A version in the path.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "documents the path; `Ids` reads it")]
+#[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct VersionPath {
     /// The tenant.
     tenant_id: Uuid,
@@ -72,11 +73,11 @@ pub(crate) struct VersionPath {
 /// version. For the document's owner and admins. Sending the content that the document has already changes nothing.
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}/content", tag = "versions", params(DocumentPath, IfMatch),
     request_body(content = schemas::Content, content_type = "application/octet-stream"),
-    responses((status = 200, description = "Content replaced", body = Answer<UploadOut>)))]
+    responses((status = 200, description = "Content replaced", body = Response<UploadOut>), Errors<(NotOwner, DocumentChanged, QuotaExceeded)>))]
 pub(crate) async fn replace_content(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, document_id)): PathIds<(TenantId, DocumentId)>,
     headers: HeaderMap,
     request: Request,
 ) -> Result<Tagged<UploadOut>, ApiError> {
@@ -92,7 +93,7 @@ pub(crate) async fn replace_content(
         upload.write(bytes.map_err(|error| ApiError::from_body(StatusCode::BAD_REQUEST, &error))?).await?;
     }
     let uploaded = services.finish_version(upload, document_id, mime_type.as_ref(), &if_match(&headers)).await?;
-    Ok(Tagged(uploaded.document.etag(), Answer::ok("Content replaced", uploaded.into())))
+    Ok(Tagged(uploaded.document.etag(), Response::ok("Content replaced", uploaded.into())))
 }
 
 /// What the body is said to be; nothing when it is said to be what clients say that don't know.
@@ -113,15 +114,15 @@ fn media_type(headers: &HeaderMap) -> Result<Option<MimeType>, ApiError> {
 /// The contents that the document has and had, newest first. The oldest go when there are more than the operator keeps (100,
 /// unless chosen otherwise).
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/documents/{document_id}/versions", tag = "versions", params(DocumentPath, PageQuery),
-    responses((status = 200, description = "Versions found", body = Answer<List<VersionOut>>)))]
+    responses((status = 200, description = "Versions found", body = Response<List<VersionOut>>)))]
 pub(crate) async fn list_versions(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, document_id)): Ids<(TenantId, DocumentId)>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, document_id)): PathIds<(TenantId, DocumentId)>,
     Query(query): Query<PageQuery>,
 ) -> ApiResult<List<VersionOut>> {
     let page = services.list_versions(&caller, tenant_id, document_id, query.parse()?).await?;
-    Ok(Answer::ok("Versions found", List::of(page, VersionOut::from)))
+    Ok(Response::ok("Versions found", List::of(page, VersionOut::from)))
 }
 
 /// Download a version
@@ -131,14 +132,14 @@ pub(crate) async fn list_versions(
     params(VersionPath, DownloadQuery),
     responses(
         (status = 302, description = "The signed URL is in the Location header", headers(("Location" = String, description = "The signed URL."))),
-        (status = 200, description = "Download ready", body = Answer<DownloadOut>)))]
+        (status = 200, description = "Download ready", body = Response<DownloadOut>)))]
 pub(crate) async fn download_version(
     State(app): State<App>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, document_id, Number(number))): Ids<(TenantId, DocumentId, Number)>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, document_id, Number(number))): PathIds<(TenantId, DocumentId, Number)>,
     Query(query): Query<DownloadQuery>,
     headers: HeaderMap,
-) -> Result<Response, ApiError> {
+) -> Result<HttpResponse, ApiError> {
     let download = app.services.get_version_download(&caller, tenant_id, document_id, number).await?;
     Ok(answer_download(&app, &headers, download, query.redirect.unwrap_or(true)))
 }
@@ -148,13 +149,13 @@ pub(crate) async fn download_version(
 /// Gives the document this content again, as its next version: nothing is lost. For the document's owner and admins.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents/{document_id}/versions/{version}/restore", tag = "versions",
     params(VersionPath, IfMatch),
-    responses((status = 200, description = "Version restored", body = Answer<DocumentOut>)))]
+    responses((status = 200, description = "Version restored", body = Response<DocumentOut>), Errors<(NotOwner, DocumentChanged)>))]
 pub(crate) async fn restore_version(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, document_id, Number(number))): Ids<(TenantId, DocumentId, Number)>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, document_id, Number(number))): PathIds<(TenantId, DocumentId, Number)>,
     headers: HeaderMap,
 ) -> Result<Tagged<DocumentOut>, ApiError> {
     let document = services.restore_version(&caller, tenant_id, document_id, number, &if_match(&headers)).await?;
-    Ok(Tagged(document.etag(), Answer::ok("Version restored", document.into())))
+    Ok(Tagged(document.etag(), Response::ok("Version restored", document.into())))
 }

@@ -1,17 +1,17 @@
 //! `/api/tenants/{tenant_id}/audit`: the audit log.
 
 use axum::extract::State;
-use domain::{AuditEntry, AuditFilter, FieldErrors, TenantId, Timestamp};
+use domain::{AuditEntry, AuditFilter, FieldErrors, TenantId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use services::Services;
+use services::UserServices;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
-    answer::{Answer, ApiResult, List, Moment},
-    extract::{Ids, LoggedIn, Query, optional, uuid_field},
+    extract::{Authenticated, PathIds, Query, optional, uuid_field},
     query::TenantPath,
+    response::{ApiResult, List, Response, Timestamp},
     schemas,
 };
 
@@ -26,7 +26,7 @@ pub(crate) struct AuditEntryOut {
     /// Who did it; null when it was nobody with an account, or the operator.
     #[schema(required = true)]
     user_id: Option<Uuid>,
-    occurred_at: Moment,
+    occurred_at: Timestamp,
     #[schema(inline, value_type = schemas::Particulars)]
     data: Value,
 }
@@ -37,7 +37,7 @@ impl From<AuditEntry> for AuditEntryOut {
             id: event_id.into(),
             action,
             user_id: user_id.map(Into::into),
-            occurred_at: Moment(at),
+            occurred_at: Timestamp(at),
             data: serde_json::from_str(&data).unwrap_or_default(),
         }
     }
@@ -61,10 +61,10 @@ pub(crate) struct AuditQuery {
     #[param(required = false, value_type = Uuid)]
     user_id: Option<String>,
     /// Done then or later.
-    #[param(required = false, inline, value_type = schemas::Moment)]
+    #[param(required = false, inline, value_type = schemas::Timestamp)]
     from: Option<String>,
     /// Done before.
-    #[param(required = false, inline, value_type = schemas::Moment)]
+    #[param(required = false, inline, value_type = schemas::Timestamp)]
     to: Option<String>,
 }
 
@@ -73,11 +73,11 @@ pub(crate) struct AuditQuery {
 /// For admins. The latest first; those that meet every condition given. What was done shows up here within a second. New entries move
 /// those before them to later pages: whoever reads several gives all the same `to`.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/audit", tag = "tenants", params(TenantPath, AuditQuery),
-    responses((status = 200, description = "Audit log found", body = Answer<List<AuditEntryOut>>)))]
+    responses((status = 200, description = "Audit log found", body = Response<List<AuditEntryOut>>)))]
 pub(crate) async fn list_audit(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
     Query(query): Query<AuditQuery>,
 ) -> ApiResult<List<AuditEntryOut>> {
     let mut errors = FieldErrors::default();
@@ -90,9 +90,9 @@ pub(crate) async fn list_audit(
     let request = domain::PageRequest::parse(query.page, query.per_page, &mut errors);
     errors.check()?;
     let page = services.list_audit(&caller, tenant_id, &filter, request).await?;
-    Ok(Answer::ok("Audit log found", List::of(page, AuditEntryOut::from)))
+    Ok(Response::ok("Audit log found", List::of(page, AuditEntryOut::from)))
 }
 
-fn moment(text: &str) -> Result<Timestamp, &'static str> {
-    Timestamp::parse(text).ok_or("must be a moment as in RFC 3339, such as 2026-11-24T09:30:00Z; a + in it has to be sent as %2B")
+fn moment(text: &str) -> Result<domain::Timestamp, &'static str> {
+    domain::Timestamp::parse(text).ok_or("must be a moment as in RFC 3339, such as 2026-11-24T09:30:00Z; a + in it has to be sent as %2B")
 }

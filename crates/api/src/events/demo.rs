@@ -15,9 +15,10 @@ use uuid::Uuid;
 
 use crate::{
     App,
-    answer::{Answer, ApiResult, Moment},
     error::ApiError,
-    extract::{Body, LoggedIn, Query, all, optional, present, required},
+    extract::{Authenticated, JsonBody, Query, all, optional, present, required},
+    operation_errors::{DemoOff, Errors},
+    response::{ApiResult, Response, Timestamp},
     schemas,
 };
 
@@ -59,7 +60,7 @@ pub(crate) struct ProducedOut {
     event_id: Uuid,
     #[schema(value_type = schemas::DemoTopic)]
     topic: String,
-    timestamp: Moment,
+    timestamp: Timestamp,
     /// Always `published`: the bus has it.
     #[schema(example = "published")]
     status: &'static str,
@@ -74,7 +75,7 @@ pub(crate) struct DemoMessageOut {
     topic: String,
     #[schema(required = true, example = "a")]
     key: Option<String>,
-    timestamp: Moment,
+    timestamp: Timestamp,
     /// Its content; text where whoever sent it sent no JSON.
     #[schema(value_type = schemas::DemoContent)]
     message: Value,
@@ -118,12 +119,12 @@ pub(crate) struct ConsumeQuery {
 ///
 /// To a topic of the demonstration. The answer comes when the bus has it.
 #[utoipa::path(post, path = "/api/demo/kafka/produce", tag = "demo", request_body = ProduceIn,
-    responses((status = 200, description = "Message published", body = Answer<ProducedOut>)))]
+    responses((status = 200, description = "Message published", body = Response<ProducedOut>), Errors<DemoOff>))]
 pub(crate) async fn produce(
     Demo(bus): Demo,
     State(app): State<App>,
-    LoggedIn(_): LoggedIn,
-    Body(body): Body<ProduceIn>,
+    Authenticated(_): Authenticated,
+    JsonBody(body): JsonBody<ProduceIn>,
 ) -> ApiResult<ProducedOut> {
     let mut errors = FieldErrors::default();
     let topic = required(&mut errors, "topic", body.topic.as_ref(), parse_topic);
@@ -136,15 +137,15 @@ pub(crate) async fn produce(
     let message = DemoMessage::new(&*app.clock, topic, key, content);
     bus.produce(&message).await?;
     let DemoMessage { id, topic, at, .. } = message;
-    Ok(Answer::ok("Message published", ProducedOut { event_id: id.into(), topic, timestamp: Moment(at), status: "published" }))
+    Ok(Response::ok("Message published", ProducedOut { event_id: id.into(), topic, timestamp: Timestamp(at), status: "published" }))
 }
 
 /// Show what was received
 ///
 /// By a consumer of all topics of the demonstration, at this instance: what anybody sent, and what other programs did.
 #[utoipa::path(get, path = "/api/demo/kafka/consume", tag = "demo", params(ConsumeQuery),
-    responses((status = 200, description = "Messages found", body = Answer<ConsumedOut>)))]
-pub(crate) async fn consume(Demo(bus): Demo, LoggedIn(_): LoggedIn, Query(query): Query<ConsumeQuery>) -> ApiResult<ConsumedOut> {
+    responses((status = 200, description = "Messages found", body = Response<ConsumedOut>), Errors<DemoOff>))]
+pub(crate) async fn consume(Demo(bus): Demo, Authenticated(_): Authenticated, Query(query): Query<ConsumeQuery>) -> ApiResult<ConsumedOut> {
     let limit = match query.limit.map(usize::try_from) {
         None => DEFAULT_LIMIT,
         Some(Ok(limit)) if (1..=DEMO_KEPT).contains(&limit) => limit,
@@ -159,20 +160,20 @@ pub(crate) async fn consume(Demo(bus): Demo, LoggedIn(_): LoggedIn, Query(query)
         event_id: id.into(),
         topic,
         key,
-        timestamp: Moment(at),
+        timestamp: Timestamp(at),
         message: serde_json::from_str(&message).unwrap_or(Value::String(message)),
     });
-    Ok(Answer::ok("Messages found", ConsumedOut { bus: bus.name(), status, messages: messages.collect() }))
+    Ok(Response::ok("Messages found", ConsumedOut { bus: bus.name(), status, messages: messages.collect() }))
 }
 
 /// Bus alive?
 ///
 /// Asks the bus. 503 when it does not answer.
 #[utoipa::path(get, path = "/api/demo/kafka/health", tag = "demo", security(()),
-    responses((status = 200, description = "Alive", body = Answer<DemoHealthOut>)))]
+    responses((status = 200, description = "Alive", body = Response<DemoHealthOut>), Errors<DemoOff>))]
 pub(crate) async fn demo_health(Demo(bus): Demo) -> ApiResult<DemoHealthOut> {
     bus.check().await?;
-    Ok(Answer::ok("Alive", DemoHealthOut { status: "healthy", bus: bus.name() }))
+    Ok(Response::ok("Alive", DemoHealthOut { status: "healthy", bus: bus.name() }))
 }
 
 /// A topic of the demonstration, named as Kafka lets it be.

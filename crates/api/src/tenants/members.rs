@@ -3,15 +3,16 @@
 use axum::extract::State;
 use domain::{Email, FieldErrors, Member, Membership, Role, TenantId, TextProblem, User, UserId};
 use serde::{Deserialize, Serialize};
-use services::{Candidate, Services};
+use services::{Candidate, UserServices};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::{
     accounts::users::UserOut,
-    answer::{Answer, ApiResult, Moment, Nothing},
-    extract::{Body, Ids, LoggedIn, all, optional, present, required, uuid_field},
+    extract::{Authenticated, JsonBody, PathIds, all, optional, present, required, uuid_field},
+    operation_errors::{AlreadyMember, Errors, LastAdmin, UserNotFound},
     query::TenantPath,
+    response::{ApiResult, Empty, Response, Timestamp},
     schemas,
 };
 
@@ -32,7 +33,7 @@ pub(crate) struct MemberOut {
     tenant_id: Uuid,
     #[schema(value_type = RoleOut)]
     role: &'static str,
-    joined_at: Moment,
+    joined_at: Timestamp,
     user: UserOut,
 }
 
@@ -42,7 +43,7 @@ impl MemberOut {
             user_id: membership.user_id.uuid(),
             tenant_id: membership.tenant_id.uuid(),
             role: membership.role.as_str(),
-            joined_at: Moment(membership.joined_at),
+            joined_at: Timestamp(membership.joined_at),
             user: user.into(),
         }
     }
@@ -57,7 +58,7 @@ impl From<Member<User>> for MemberOut {
 /// A member in the path.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "documents the path; `Ids` reads it")]
+#[expect(dead_code, reason = "documents the path; `PathIds` reads it")]
 pub(crate) struct MemberPath {
     /// The tenant.
     tenant_id: Uuid,
@@ -91,12 +92,12 @@ fn parse_role(text: &str) -> Result<Role, TextProblem> {
 ///
 /// For admins of the tenant.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/users", tag = "members", params(TenantPath), request_body = AddMemberIn,
-    responses((status = 201, description = "Member added", body = Answer<MemberOut>)))]
+    responses((status = 201, description = "Member added", body = Response<MemberOut>), Errors<(UserNotFound, AlreadyMember)>))]
 pub(crate) async fn add_member(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
-    Body(body): Body<AddMemberIn>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
+    JsonBody(body): JsonBody<AddMemberIn>,
 ) -> ApiResult<MemberOut> {
     let mut errors = FieldErrors::default();
     let id = optional(&mut errors, "user_id", body.user_id.as_ref(), uuid_field).map(|id| Candidate::Id(id.into()));
@@ -107,7 +108,7 @@ pub(crate) async fn add_member(
     let role = required(&mut errors, "role", body.role.as_ref(), parse_role);
     let (who, role) = all(errors, id.or(email).zip(role))?;
     let (membership, user) = services.add_member(&caller, tenant_id, who, role).await?;
-    Ok(Answer::created("Member added", MemberOut::new(membership, user)))
+    Ok(Response::created("Member added", MemberOut::new(membership, user)))
 }
 
 /// A role.
@@ -123,29 +124,29 @@ pub(crate) struct ChangeRoleIn {
 ///
 /// For admins of the tenant. The last admin can't be demoted.
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}/users/{user_id}", tag = "members", params(MemberPath), request_body = ChangeRoleIn,
-    responses((status = 200, description = "Role changed", body = Answer<MemberOut>)))]
+    responses((status = 200, description = "Role changed", body = Response<MemberOut>), Errors<LastAdmin>))]
 pub(crate) async fn change_role(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, user_id)): Ids<(TenantId, UserId)>,
-    Body(body): Body<ChangeRoleIn>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, user_id)): PathIds<(TenantId, UserId)>,
+    JsonBody(body): JsonBody<ChangeRoleIn>,
 ) -> ApiResult<MemberOut> {
     let mut errors = FieldErrors::default();
     let role = required(&mut errors, "role", body.role.as_ref(), parse_role);
     let (membership, user) = services.change_role(&caller, tenant_id, user_id, all(errors, role)?).await?;
-    Ok(Answer::ok("Role changed", MemberOut::new(membership, user)))
+    Ok(Response::ok("Role changed", MemberOut::new(membership, user)))
 }
 
 /// Remove a member
 ///
 /// Admins remove anybody, everybody themselves. The last admin can't go.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}/users/{user_id}", tag = "members", params(MemberPath),
-    responses((status = 200, description = "Member removed", body = Answer<Nothing>)))]
+    responses((status = 200, description = "Member removed", body = Response<Empty>), Errors<LastAdmin>))]
 pub(crate) async fn remove_member(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids((tenant_id, user_id)): Ids<(TenantId, UserId)>,
-) -> ApiResult<Nothing> {
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds((tenant_id, user_id)): PathIds<(TenantId, UserId)>,
+) -> ApiResult<Empty> {
     services.remove_member(&caller, tenant_id, user_id).await?;
-    Ok(Answer::ok("Member removed", Nothing))
+    Ok(Response::ok("Member removed", Empty))
 }

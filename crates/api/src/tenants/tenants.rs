@@ -3,20 +3,21 @@
 use axum::{
     extract::State,
     http::HeaderMap,
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Response as HttpResponse},
 };
 use domain::{FieldErrors, Member, Tenant, TenantId, TenantName};
 use serde::{Deserialize, Serialize};
-use services::{Answered, Once, Services, TenantDetails};
+use services::{IdempotentOutcome, IdempotentRequest, TenantDetails, UserServices};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
-    answer::{Answer, ApiResult, List, Moment, Nothing, created_before},
     documents::files::StorageOut,
     error::ApiError,
-    extract::{Body, Ids, LoggedIn, Query, all, idempotency_key, optional, present, required},
+    extract::{Authenticated, JsonBody, PathIds, Query, all, idempotency_key, optional, present, required},
+    operation_errors::{Errors, IdempotencyKeyInUse, IdempotencyKeyReused},
     query::{Idempotency, PageQuery, TenantPath},
+    response::{ApiResult, Empty, List, Response, Timestamp, created_before},
     schemas,
     tenants::members::MemberOut,
 };
@@ -31,8 +32,8 @@ pub(crate) struct TenantOut {
     #[schema(max_length = 63, pattern = "^tenant_[a-z0-9_]+$", example = "tenant_acme_corp_a1b2c3d4")]
     database_name: String,
     is_active: bool,
-    created_at: Moment,
-    updated_at: Moment,
+    created_at: Timestamp,
+    updated_at: Timestamp,
     #[schema(required = true)]
     created_by: Option<Uuid>,
 }
@@ -44,8 +45,8 @@ impl From<Tenant> for TenantOut {
             name: tenant.name,
             database_name: tenant.place.database.as_str().to_owned(),
             is_active: tenant.is_active,
-            created_at: Moment(tenant.created_at),
-            updated_at: Moment(tenant.updated_at),
+            created_at: Timestamp(tenant.created_at),
+            updated_at: Timestamp(tenant.updated_at),
             created_by: tenant.created_by.map(Into::into),
         }
     }
@@ -60,12 +61,12 @@ pub(crate) struct MembershipOut {
     #[schema(value_type = crate::tenants::members::RoleOut)]
     role: &'static str,
     /// Since when the caller is a member.
-    joined_at: Moment,
+    joined_at: Timestamp,
 }
 
 impl From<Member<Tenant>> for MembershipOut {
     fn from(member: Member<Tenant>) -> Self {
-        Self { role: member.membership.role.as_str(), joined_at: Moment(member.membership.joined_at), tenant: member.of.into() }
+        Self { role: member.membership.role.as_str(), joined_at: Timestamp(member.membership.joined_at), tenant: member.of.into() }
     }
 }
 
@@ -73,14 +74,28 @@ impl From<Member<Tenant>> for MembershipOut {
 ///
 /// Active or not, with the caller's role, newest membership first.
 #[utoipa::path(get, path = "/api/tenants", tag = "tenants", params(PageQuery),
-    responses((status = 200, description = "Tenants found", body = Answer<List<MembershipOut>>)))]
+    responses((status = 200, description = "Tenants found", body = Response<List<MembershipOut>>)))]
 pub(crate) async fn list_tenants(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
     Query(query): Query<PageQuery>,
 ) -> ApiResult<List<MembershipOut>> {
     let page = services.list_tenants(&caller, query.parse()?).await?;
-    Ok(Answer::ok("Tenants found", List::of(page, MembershipOut::from)))
+    Ok(Response::ok("Tenants found", List::of(page, MembershipOut::from)))
+}
+
+/// My active tenants
+///
+/// With role and time of joining, newest membership first.
+#[utoipa::path(get, path = "/api/users/me/tenants", tag = "users", params(PageQuery),
+    responses((status = 200, description = "Tenants found", body = Response<List<MembershipOut>>)))]
+pub(crate) async fn list_my_tenants(
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    Query(query): Query<PageQuery>,
+) -> ApiResult<List<MembershipOut>> {
+    let page = services.list_active_tenants(&caller, query.parse()?).await?;
+    Ok(Response::ok("Tenants found", List::of(page, MembershipOut::from)))
 }
 
 /// A new tenant.
@@ -97,22 +112,22 @@ pub(crate) struct CreateTenantIn {
 ///
 /// Makes the tenant, a database for it, and the caller its admin. It is ready when this answers.
 #[utoipa::path(post, path = "/api/tenants", tag = "tenants", params(Idempotency), request_body = CreateTenantIn,
-    responses((status = 201, description = "Tenant created", body = Answer<MembershipOut>)))]
+    responses((status = 201, description = "Tenant created", body = Response<MembershipOut>), Errors<(IdempotencyKeyReused, IdempotencyKeyInUse)>))]
 pub(crate) async fn create_tenant(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
     headers: HeaderMap,
-    Body(body): Body<CreateTenantIn>,
-) -> Result<Response, ApiError> {
+    JsonBody(body): JsonBody<CreateTenantIn>,
+) -> Result<HttpResponse, ApiError> {
     let key = idempotency_key(&headers)?;
     let mut errors = FieldErrors::default();
     let name = required(&mut errors, "name", body.name.as_ref(), TenantName::parse);
-    let created = |tenant: Member<Tenant>| Answer::created("Tenant created", MembershipOut::from(tenant));
+    let created = |tenant: Member<Tenant>| Response::created("Tenant created", MembershipOut::from(tenant));
     let answer = |tenant: &Member<Tenant>| created(tenant.clone()).body();
-    let once = key.map(|key| Once { key, answer: &answer });
+    let once = key.map(|key| IdempotentRequest { key, answer: &answer });
     Ok(match services.create_tenant(&caller, &all(errors, name)?, once.as_ref()).await? {
-        Answered::Now(tenant) => created(tenant).into_response(),
-        Answered::Before(body) => created_before(body),
+        IdempotentOutcome::Fresh(tenant) => created(tenant).into_response(),
+        IdempotentOutcome::Replayed(body) => created_before(body),
     })
 }
 
@@ -120,13 +135,13 @@ pub(crate) async fn create_tenant(
 ///
 /// And how much it may. Contents that are several documents' count once; versions and the trash count.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}/storage", tag = "tenants", params(TenantPath),
-    responses((status = 200, description = "Storage found", body = Answer<StorageOut>)))]
+    responses((status = 200, description = "Storage found", body = Response<StorageOut>)))]
 pub(crate) async fn get_storage(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
 ) -> ApiResult<StorageOut> {
-    Ok(Answer::ok("Storage found", services.get_storage_use(&caller, tenant_id).await?.into()))
+    Ok(Response::ok("Storage found", services.get_storage_use(&caller, tenant_id).await?.into()))
 }
 
 /// A tenant with its members.
@@ -148,13 +163,13 @@ impl From<TenantDetails> for TenantDetailsOut {
 ///
 /// For its members; when it is inactive, for its admins.
 #[utoipa::path(get, path = "/api/tenants/{tenant_id}", tag = "tenants", params(TenantPath),
-    responses((status = 200, description = "Tenant found", body = Answer<TenantDetailsOut>)))]
+    responses((status = 200, description = "Tenant found", body = Response<TenantDetailsOut>)))]
 pub(crate) async fn get_tenant(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
 ) -> ApiResult<TenantDetailsOut> {
-    Ok(Answer::ok("Tenant found", services.get_tenant(&caller, tenant_id).await?.into()))
+    Ok(Response::ok("Tenant found", services.get_tenant(&caller, tenant_id).await?.into()))
 }
 
 /// What can change in a tenant. What is absent stays.
@@ -174,30 +189,30 @@ pub(crate) struct UpdateTenantIn {
 ///
 /// For its admins, also when it is inactive.
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}", tag = "tenants", params(TenantPath), request_body = UpdateTenantIn,
-    responses((status = 200, description = "Tenant changed", body = Answer<MembershipOut>)))]
+    responses((status = 200, description = "Tenant changed", body = Response<MembershipOut>)))]
 pub(crate) async fn update_tenant(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
-    Body(body): Body<UpdateTenantIn>,
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
+    JsonBody(body): JsonBody<UpdateTenantIn>,
 ) -> ApiResult<MembershipOut> {
     let mut errors = FieldErrors::default();
     let name = optional(&mut errors, "name", body.name.as_ref(), TenantName::parse);
     errors.check()?;
     let tenant = services.update_tenant(&caller, tenant_id, name, body.is_active).await?;
-    Ok(Answer::ok("Tenant changed", tenant.into()))
+    Ok(Response::ok("Tenant changed", tenant.into()))
 }
 
 /// Deactivate a tenant
 ///
 /// For its admins. Nothing is dropped; `PUT` with `is_active: true` brings it back.
 #[utoipa::path(delete, path = "/api/tenants/{tenant_id}", tag = "tenants", params(TenantPath),
-    responses((status = 200, description = "Tenant deactivated", body = Answer<Nothing>)))]
+    responses((status = 200, description = "Tenant deactivated", body = Response<Empty>)))]
 pub(crate) async fn delete_tenant(
-    State(services): State<Services>,
-    LoggedIn(caller): LoggedIn,
-    Ids(tenant_id): Ids<TenantId>,
-) -> ApiResult<Nothing> {
+    State(services): State<UserServices>,
+    Authenticated(caller): Authenticated,
+    PathIds(tenant_id): PathIds<TenantId>,
+) -> ApiResult<Empty> {
     services.deactivate_tenant(&caller, tenant_id).await?;
-    Ok(Answer::ok("Tenant deactivated", Nothing))
+    Ok(Response::ok("Tenant deactivated", Empty))
 }

@@ -451,7 +451,7 @@ impl World {
         let theirs = outsider.creates_tenant("Theirs").await;
         let inactive_document = colleague.uploads(&inactive, "inactive.txt", "inactive").await.expect(201).data().clone();
         admin.delete(&format!("/api/tenants/{inactive}")).await.expect(200);
-        app.services().set_user_active(deactivated.id.parse().unwrap(), false).await.unwrap();
+        app.services().operator.set_user_active(deactivated.id.parse().unwrap(), false).await.unwrap();
         Self { app, viewer, user, admin, outsider, deactivated, colleague, ours, theirs, inactive, inactive_document }
     }
 

@@ -4,5 +4,4 @@ mod accounts;
 mod authorization;
 mod documents;
 mod events;
-mod server;
 mod tenants;

@@ -1,15 +1,15 @@
-//! Connections that came back in the middle of something.
+//! Connections that were dropped during a statement or a transaction.
 
 use std::time::Duration;
 
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{ANSWER_TIMEOUT, Lease, Lost};
+use super::{ANSWER_TIMEOUT, lease::Lease};
 
-/// How long a statement that nobody waits for any more may go on before it is cancelled, and cancelled again.
+/// How long a statement without a caller may go on before it is cancelled, and the interval between further attempts.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A lease in a state in which nobody may have it: dropped, it is closed, and the server rolls back.
+/// A lease in a state in which it can't be reused: dropped, its connection is closed, and the server rolls back.
 pub(super) struct Unfinished(Option<Lease>);
 
 impl Unfinished {
@@ -17,18 +17,16 @@ impl Unfinished {
         Self(Some(lease))
     }
 
-    /// Ends what the server does for nobody, and closes the connection. Until it is gone, with its transaction and its locks,
-    /// it counts.
+    /// Cancels what the server still does, and closes the connection.
     pub(super) fn abandon(self) {
         spawn(self.end());
     }
 
-    /// Rolls back, and gives the connection back whole.
+    /// Rolls back, and returns the connection.
     pub(super) fn roll_back(mut self) {
         spawn(async move {
             let Some(Ok(session)) = self.0.as_ref().map(Lease::session) else { return };
-            let rolled_back = timeout(ANSWER_TIMEOUT, session.wired.client.batch_execute("ROLLBACK")).await;
-            match rolled_back {
+            match timeout(ANSWER_TIMEOUT, session.execute("ROLLBACK")).await {
                 Ok(Ok(())) => drop(self.0.take()),
                 _ => self.end().await,
             }
@@ -36,22 +34,8 @@ impl Unfinished {
     }
 
     async fn end(mut self) {
-        let Some(mut lease) = self.0.take() else { return };
-        let Some(held) = lease.held.take() else { return };
-        // Dropped in the middle of this, too, the connection is booked as lost.
-        let _lost = Lost { server: &lease.server, target: &lease.target };
-        let (cancel, address) = (held.session.wired.client.cancel_token(), held.session.wired.cancel_address());
-        let closing = held.session.wired.close(ANSWER_TIMEOUT);
-        let cancelling = async {
-            loop {
-                tokio::time::sleep(CANCEL_INTERVAL).await;
-                // Statements that went out together are cancelled one by one.
-                let _finished_or_gone = lease.server.connector.cancel(&cancel, &address).await;
-            }
-        };
-        tokio::select! {
-            () = closing => {}
-            () = cancelling => {}
+        if let Some(lease) = self.0.take() {
+            lease.close(ANSWER_TIMEOUT, CANCEL_INTERVAL).await;
         }
     }
 }
@@ -65,9 +49,8 @@ fn spawn(work: impl Future<Output = ()> + Send + 'static) {
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        if let Some(mut lease) = self.0.take() {
-            drop(lease.held.take());
-            drop(Lost { server: &lease.server, target: &lease.target });
+        if let Some(lease) = self.0.take() {
+            lease.discard();
         }
     }
 }

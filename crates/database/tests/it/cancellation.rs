@@ -1,4 +1,4 @@
-//! Futures dropped in the middle of a statement, as when a client hangs up.
+//! Futures dropped during a statement, as when a client disconnects.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,7 @@ use crate::engine::{Engine, SLOW, eventually, on_every_engine, on_every_engine_w
 
 const COUNT: &str = "UPDATE access_version SET version = version + 1 WHERE id = 1 RETURNING version";
 
-/// One connection is all there is: whoever keeps it or breaks it is found out at once.
+/// A single connection: a caller that keeps or breaks it is found at once.
 const ONE: PostgresLimits = PostgresLimits { per_server: 1, per_database: 1 };
 
 /// Up to 8 ms, in steps of 1 µs.
@@ -42,8 +42,8 @@ async fn the_next_transaction_works_at_once() {
             };
             timeout(moment(), abandoned).await.unwrap_err();
             let begun = Instant::now();
-            assert_eq!(count(&engine.main).await, n, "nothing is left of what was abandoned");
-            assert!(begun.elapsed() < Duration::from_secs(3), "waited {:?} for what nobody wants any more", begun.elapsed());
+            assert_eq!(count(&engine.main).await, n, "nothing is left of the abandoned transaction");
+            assert!(begun.elapsed() < Duration::from_secs(3), "waited {:?} for an abandoned statement", begun.elapsed());
         }
     })
     .await;
@@ -57,7 +57,7 @@ async fn the_next_reader_works_at_once() {
             timeout(moment(), abandoned).await.unwrap_err();
             let begun = Instant::now();
             assert_eq!(version(&engine.main).await, 0);
-            assert!(begun.elapsed() < Duration::from_secs(3), "waited {:?} for what nobody wants any more", begun.elapsed());
+            assert!(begun.elapsed() < Duration::from_secs(3), "waited {:?} for an abandoned statement", begun.elapsed());
         }
     })
     .await;
@@ -82,7 +82,7 @@ async fn an_abandoned_commit_keeps_all_or_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_thousand_mishaps_every_connection_is_there() {
+async fn after_a_thousand_mishaps_every_connection_is_available() {
     let limits = PostgresLimits { per_server: 4, per_database: 4 };
     on_every_engine_with(limits, async |engine| {
         let work = (0..8).map(|_| {
@@ -90,14 +90,14 @@ async fn after_a_thousand_mishaps_every_connection_is_there() {
             tokio::spawn(async move {
                 for n in 0..125 {
                     let task = mishap(&main, n);
-                    let _cut_off_or_not = timeout(moment(), task).await;
+                    let _cancelled_or_not = timeout(moment(), task).await;
                 }
             })
         });
         for worker in work.collect::<Vec<_>>() {
             worker.await.unwrap();
         }
-        // All of them at the same time: four readers, whichever engine.
+        // All of them at the same time: four readers, on each engine.
         let readers = async {
             let mut readers = Vec::new();
             for _ in 0..4 {
@@ -130,9 +130,9 @@ async fn mishap(main: &MainDatabase, n: usize) -> Result<(), database::Error> {
     }
 }
 
-/// A statement nobody waits for would go on for 15 s, with its locks, beside the budget.
+/// An abandoned statement would go on for 15 s, with its locks, outside of the budget.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_server_stops_what_nobody_waits_for() {
+async fn the_server_cancels_abandoned_statements() {
     on_postgres(PostgresLimits { per_server: 2, per_database: 2 }, async |engine| {
         let admin = engine.admin().await;
         for _ in 0..20 {
@@ -187,8 +187,8 @@ async fn pid(main: &MainDatabase) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_leaves_a_slow_statement_holds_up_none_on_its_connection() {
-    // Planted once: the others kept the connection while they waited for the next. With one connection that was for ever.
+async fn a_reader_dropped_during_a_slow_statement_delays_no_other_on_its_connection() {
+    // Seeded once: the others kept the connection while they waited for the next. With one connection that was for ever.
     on_postgres(ONE, async |engine| {
         for _ in 0..5 {
             let (mut leaving, mut staying) = (engine.main.read().await.unwrap(), engine.main.read().await.unwrap());
@@ -199,8 +199,9 @@ async fn a_reader_that_leaves_a_slow_statement_holds_up_none_on_its_connection()
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 staying.query("SELECT version FROM access_version", params![]).await.unwrap()
             };
-            let ((), rows) =
-                timeout(Duration::from_secs(3), futures_util::future::join(leave, stay)).await.expect("it waits for what nobody wants");
+            let ((), rows) = timeout(Duration::from_secs(3), futures_util::future::join(leave, stay))
+                .await
+                .expect("it waits for an abandoned statement");
             assert_eq!(rows.len(), 1);
         }
     })
@@ -208,7 +209,7 @@ async fn a_reader_that_leaves_a_slow_statement_holds_up_none_on_its_connection()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_that_leave_what_is_done_in_a_moment_cost_no_connection() {
+async fn readers_dropped_during_quick_statements_cost_no_connection() {
     on_postgres(ONE, async |engine| {
         let mut pids = BTreeSet::new();
         for _ in 0..100 {
@@ -217,7 +218,7 @@ async fn readers_that_leave_what_is_done_in_a_moment_cost_no_connection() {
             drop(leaving);
             pids.insert(pid(&engine.main).await);
         }
-        // On a busy machine a moment may last.
+        // On a busy machine a quick statement may take long.
         assert!(pids.len() < 10, "{} connections for 100 readers", pids.len());
     })
     .await;

@@ -1,4 +1,4 @@
-//! Many at once: nobody loses an update, nobody sees what is not committed, nobody fails for having to wait.
+//! Concurrent transactions: no lost updates, no dirty reads, no failures because of waiting.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ const READ: &str = "SELECT version FROM access_version WHERE id = 1";
 const READ_FOR_UPDATE: &str = "SELECT version FROM access_version WHERE id = 1 FOR UPDATE";
 const WRITE: &str = "UPDATE access_version SET version = $1 WHERE id = 1";
 
-/// Adds one in two statements, so that somebody else may come between them.
+/// Adds one in two statements, so that another transaction may come between them.
 async fn count_up(main: &MainDatabase, read: &'static str, times: usize) {
     for _ in 0..times {
         let mut tx = main.begin().await.unwrap();
@@ -22,7 +22,7 @@ async fn count_up(main: &MainDatabase, read: &'static str, times: usize) {
     }
 }
 
-/// What 4 tasks in each of two processes counted, of 80.
+/// The count of 4 tasks in each of two processes; 80 when no update is lost.
 async fn counted(engine: &Engine, read: &'static str) -> i64 {
     let other = engine.other_process().0;
     let tasks: Vec<_> = (0..8)
@@ -42,7 +42,7 @@ async fn for_update_loses_no_update() {
     on_every_engine(async |engine| assert_eq!(counted(engine, READ_FOR_UPDATE).await, 80)).await;
 }
 
-/// The control: SQLite's write transactions come one after the other anyway, PostgreSQL's don't.
+/// The control: SQLite's write transactions are serial anyway, PostgreSQL's are not.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_for_update_postgresql_loses_some() {
     on_every_engine(async |engine| {
@@ -53,7 +53,7 @@ async fn without_for_update_postgresql_loses_some() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_see_whole_transactions_only() {
+async fn readers_see_only_whole_transactions() {
     on_every_engine(async |engine| {
         let tenant = engine.tenant().await;
         let writer = tokio::spawn({
@@ -85,7 +85,7 @@ async fn add_two_uploads(tenant: &TenantDatabase) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_too_long_is_told_that_it_is_busy() {
+async fn a_transaction_that_waits_too_long_fails_as_busy() {
     on_every_engine(async |engine| {
         let mut holder = engine.main.begin().await.unwrap();
         holder.query(READ_FOR_UPDATE, params![]).await.unwrap();
@@ -102,7 +102,7 @@ async fn who_waits_too_long_is_told_that_it_is_busy() {
     .await;
 }
 
-/// While a transaction holds the file, a migration waits for it, and doesn't keep it from the threads that it ends on.
+/// While a transaction holds the file, a migration waits for it without blocking the threads on which the transaction ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn migrations_let_transactions_end() {
     on_every_engine(async |engine| {
@@ -115,7 +115,7 @@ async fn migrations_let_transactions_end() {
             })
             .collect();
         tokio::time::sleep(Duration::from_millis(50)).await;
-        timeout(Duration::from_secs(2), tx.commit()).await.expect("blocked by who waits for it").unwrap();
+        timeout(Duration::from_secs(2), tx.commit()).await.expect("blocked by the migrations that wait for it").unwrap();
         for migration in migrations {
             migration.await.unwrap().unwrap();
         }

@@ -1,4 +1,4 @@
-//! Violated constraints bear the same names on every engine.
+//! Violated constraints have the same names on every engine.
 
 use database::{Constraint, Error, TenantDatabase, TenantTx, Value, params};
 use domain::Timestamp;
@@ -67,7 +67,7 @@ async fn constraints_of_a_tenants_database() {
 }
 
 #[tokio::test]
-async fn a_partial_index_lets_go_of_what_left_it() {
+async fn a_partial_index_ignores_rows_that_left_it() {
     on_every_engine(async |engine| {
         let tenant = tenant(engine).await;
         let mut tx = tenant.begin().await.unwrap();

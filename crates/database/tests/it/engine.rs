@@ -13,10 +13,10 @@ use domain::{DatabaseName, SystemClock, TenantId, TenantName, TenantPlace};
 use futures_util::FutureExt;
 use tokio_postgres::NoTls;
 
-/// Answers long after any test has given up waiting, on both engines.
+/// Takes longer than any test waits, on both engines.
 pub(crate) const SLOW: &str = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000000000) SELECT max(i) FROM n";
 
-/// The one server that tests place tenants on.
+/// The only server that tests create tenants on.
 pub(crate) const SERVER: &str = "server";
 
 /// An engine with a main database, migrated, and room for tenants.
@@ -27,7 +27,7 @@ pub(crate) struct Engine {
     limits: PostgresLimits,
     main_url: DatabaseUrl,
     tenant_url: DatabaseUrl,
-    made: Mutex<Vec<TenantPlace>>,
+    created: Mutex<Vec<TenantPlace>>,
 }
 
 enum Kind {
@@ -35,7 +35,7 @@ enum Kind {
     Postgres { url: String, main_name: String },
 }
 
-/// Runs a test on every engine that is there.
+/// Runs a test on every available engine.
 pub(crate) async fn on_every_engine(test: impl AsyncFn(&Engine)) {
     on_every_engine_with(PostgresLimits { per_server: 20, per_database: 10 }, test).await;
 }
@@ -55,12 +55,12 @@ fn server_url() -> Option<String> {
     service("TEST_DATABASE_URL")
 }
 
-#[expect(clippy::disallowed_methods, reason = "how tests are told of the services that are there")]
+#[expect(clippy::disallowed_methods, reason = "the environment names the services of a test run")]
 pub(crate) fn service(variable: &str) -> Option<String> {
     std::env::var(variable).ok().filter(|url| !url.is_empty())
 }
 
-/// Threads of their own, as another process has them.
+/// Separate threads, as another process has them.
 pub(crate) fn threads() -> SqliteThreads {
     SqliteThreads::start(2, 2).unwrap()
 }
@@ -84,7 +84,7 @@ impl Engine {
         let threads = threads();
         let main = MainDatabase::new(&main_url, &threads, limits);
         let tenants = TenantDatabases::new(&BTreeMap::from([(SERVER.to_owned(), tenant_url.clone())]), &threads, limits);
-        Self { main, tenants, kind, limits, main_url, tenant_url, made: Mutex::default() }
+        Self { main, tenants, kind, limits, main_url, tenant_url, created: Mutex::default() }
     }
 
     async fn run(self, test: &impl AsyncFn(&Self)) {
@@ -100,8 +100,8 @@ impl Engine {
 
     async fn clean_up(&self) {
         let Kind::Postgres { main_name, .. } = &self.kind else { return };
-        let made = std::mem::take(&mut *self.made.lock().unwrap());
-        let names = made.iter().map(|place| place.database.as_str()).chain([main_name.as_str()]);
+        let created = std::mem::take(&mut *self.created.lock().unwrap());
+        let names = created.iter().map(|location| location.database.as_str()).chain([main_name.as_str()]);
         let admin = self.admin().await;
         for name in names {
             admin.batch_execute(&format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)")).await.unwrap();
@@ -116,7 +116,7 @@ impl Engine {
         matches!(self.kind, Kind::Postgres { .. })
     }
 
-    /// A second process's view of the same databases: nothing is shared but what is stored.
+    /// A second process's view of the same databases: only the stored data is shared.
     pub(crate) fn other_process(&self) -> (MainDatabase, TenantDatabases) {
         (MainDatabase::new(&self.main_url, &threads(), self.limits), self.tenants_with(self.limits))
     }
@@ -127,37 +127,37 @@ impl Engine {
     }
 
     /// Ends every connection to these PostgreSQL databases.
-    pub(crate) async fn close_idle(&self, places: &[TenantPlace]) {
-        let names: Vec<_> = places.iter().map(|place| place.database.as_str()).collect();
+    pub(crate) async fn close_idle(&self, locations: &[TenantPlace]) {
+        let names: Vec<_> = locations.iter().map(|location| location.database.as_str()).collect();
         let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = ANY ($1)";
         self.admin().await.execute(end, &[&names]).await.unwrap();
     }
 
-    /// A place where no database is yet.
-    pub(crate) fn place(&self) -> TenantPlace {
+    /// A location without a database.
+    pub(crate) fn location(&self) -> TenantPlace {
         let tenant_id = TenantId::generate(&SystemClock);
         let name = TenantName::parse("Test").unwrap();
-        let place = TenantPlace { tenant_id, server: SERVER.to_owned(), database: DatabaseName::derive(&name, tenant_id) };
-        self.made.lock().unwrap().push(place.clone());
-        place
+        let location = TenantPlace { tenant_id, server: SERVER.to_owned(), database: DatabaseName::derive(&name, tenant_id) };
+        self.created.lock().unwrap().push(location.clone());
+        location
     }
 
     /// A new tenant's database.
     pub(crate) async fn tenant(&self) -> TenantDatabase {
-        let place = self.place();
-        self.make(&place).await;
-        self.tenants.open(&place).unwrap()
+        let location = self.location();
+        self.create(&location).await;
+        self.tenants.open(&location).unwrap()
     }
 
-    pub(crate) async fn make(&self, place: &TenantPlace) {
-        self.tenants.create(place).await.unwrap();
-        self.tenants.finish(place).await.unwrap();
+    pub(crate) async fn create(&self, location: &TenantPlace) {
+        self.tenants.create(location).await.unwrap();
+        self.tenants.finish(location).await.unwrap();
     }
 
     /// The SQLite file of a tenant.
-    pub(crate) fn file_of(&self, place: &TenantPlace) -> Option<PathBuf> {
+    pub(crate) fn file_of(&self, location: &TenantPlace) -> Option<PathBuf> {
         match &self.kind {
-            Kind::Sqlite(folder) => Some(folder.path().join("tenants").join(format!("{}.sqlite3", place.database))),
+            Kind::Sqlite(folder) => Some(folder.path().join("tenants").join(format!("{}.sqlite3", location.database))),
             Kind::Postgres { .. } => None,
         }
     }
@@ -176,12 +176,12 @@ impl Engine {
         with_database(url, main_name)
     }
 
-    /// A connection past the database layer to the PostgreSQL server.
+    /// A connection to the PostgreSQL server that bypasses the database layer.
     pub(crate) async fn admin(&self) -> tokio_postgres::Client {
         self.admin_of("postgres").await
     }
 
-    /// A connection past the database layer to one database of the PostgreSQL server.
+    /// A connection to one database of the PostgreSQL server that bypasses the database layer.
     pub(crate) async fn admin_of(&self, database: &str) -> tokio_postgres::Client {
         let Kind::Postgres { url, .. } = &self.kind else { panic!("SQLite has no server") };
         connect(&with_database(url, database)).await
@@ -199,7 +199,7 @@ fn with_database(url: &str, name: &str) -> String {
     format!("{server}/{name}")
 }
 
-/// Waits until a condition holds, which it does within moments.
+/// Waits until a condition holds, for a few seconds at most.
 pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
     for _ in 0..500 {
         if condition().await {

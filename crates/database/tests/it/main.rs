@@ -1,8 +1,7 @@
-//! What the database layer promises, held against every engine that is there: SQLite always, PostgreSQL where
+//! The guarantees of the database layer, tested on every available engine: SQLite always, PostgreSQL where
 //! `TEST_DATABASE_URL` names a server (`scripts/services.sh`).
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests are tests")]
-#![expect(clippy::disallowed_methods, reason = "nothing is told here")]
 
 mod budget;
 mod cancellation;

@@ -1,11 +1,11 @@
-//! Migrations: once, whoever comes at the same time, and never over an edited one.
+//! Migrations run once, however many processes start them, and never after an edited one.
 
 use database::{Error, Migrated, main_schema_version, params, tenant_schema_version};
 
 use crate::engine::{Engine, on_every_engine};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn migrators_at_once_migrate_once() {
+async fn concurrent_migrators_migrate_once() {
     on_every_engine(async |engine| {
         engine.main.erase().await.unwrap();
         let migrators: Vec<_> = (0..8)
@@ -29,7 +29,7 @@ async fn migrators_at_once_migrate_once() {
     .await;
 }
 
-/// The control: the same statements without the lock, of which all but one fail.
+/// The control: without the lock all but one of them fail.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_lock_migrators_fail() {
     on_every_engine(async |engine| {
@@ -52,8 +52,8 @@ async fn without_a_lock_migrators_fail() {
 #[tokio::test]
 async fn an_edited_migration_is_refused() {
     on_every_engine(async |engine| {
-        let place = engine.place();
-        engine.make(&place).await;
+        let location = engine.location();
+        engine.create(&location).await;
         for main in [true, false] {
             let edit = "UPDATE schema_migrations SET checksum = 'edited' WHERE version = 1";
             if main {
@@ -62,10 +62,10 @@ async fn an_edited_migration_is_refused() {
                 tx.commit().await.unwrap();
                 engine.main.migrate().await.unwrap_err();
             } else {
-                let mut tx = engine.tenants.open(&place).unwrap().begin().await.unwrap();
+                let mut tx = engine.tenants.open(&location).unwrap().begin().await.unwrap();
                 tx.execute(edit, params![]).await.unwrap();
                 tx.commit().await.unwrap();
-                engine.tenants.migrate(&place).await.unwrap_err();
+                engine.tenants.migrate(&location).await.unwrap_err();
             }
         }
     })
@@ -85,7 +85,7 @@ async fn a_newer_schema_is_left_alone() {
 }
 
 #[tokio::test]
-async fn erasing_leaves_nothing_that_stops_a_migration() {
+async fn a_migration_succeeds_after_erasing() {
     on_every_engine(async |engine| {
         for _ in 0..2 {
             engine.main.erase().await.unwrap();
@@ -97,35 +97,35 @@ async fn erasing_leaves_nothing_that_stops_a_migration() {
     .await;
 }
 
-/// Planted once: a migration gave what it found schema and identity, and the tenant's documents were gone without a word.
+/// Seeded once: a migration gave the new database schema and identity, and the loss of the tenant's documents went unnoticed.
 #[tokio::test]
-async fn a_database_that_was_lost_and_made_anew_is_not_taken_for_the_tenants() {
+async fn a_database_that_was_lost_and_created_again_is_not_taken_for_the_tenants() {
     on_every_engine(async |engine| {
-        let place = engine.place();
-        engine.make(&place).await;
-        match engine.file_of(&place) {
+        let location = engine.location();
+        engine.create(&location).await;
+        match engine.file_of(&location) {
             Some(file) => std::fs::write(file, []).unwrap(),
             None => {
-                let (admin, name) = (engine.admin().await, &place.database);
+                let (admin, name) = (engine.admin().await, &location.database);
                 admin.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
                 admin.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
             }
         }
-        let migrated = engine.other_process().1.migrate(&place).await;
+        let migrated = engine.other_process().1.migrate(&location).await;
         assert!(matches!(migrated, Err(Error::Unavailable(_))), "{migrated:?}");
-        // Nothing was made of it: finishing it finds it empty.
-        assert_eq!(engine.other_process().1.finish(&place).await.unwrap().from, 0);
+        // The migration changed nothing: the database is still empty.
+        assert_eq!(engine.other_process().1.finish(&location).await.unwrap().from, 0);
     })
     .await;
 }
 
-/// A tenant's file is copied from a template; the same migrations run on an empty file must come to the same.
+/// A tenant's file is copied from a template; running the migrations on an empty file must give the same schema.
 #[tokio::test]
 async fn a_template_has_the_migrated_schema() {
     on_every_engine(async |engine| {
-        let (copied, migrated) = (engine.place(), engine.place());
+        let (copied, migrated) = (engine.location(), engine.location());
         let Some(file) = engine.file_of(&migrated) else { return };
-        engine.make(&copied).await;
+        engine.create(&copied).await;
         std::fs::write(&file, []).unwrap();
         let outcome = engine.tenants.finish(&migrated).await.unwrap();
         assert_eq!(outcome, Migrated { from: 0, to: tenant_schema_version() });
@@ -134,8 +134,8 @@ async fn a_template_has_the_migrated_schema() {
     .await;
 }
 
-async fn schema(engine: &Engine, place: &domain::TenantPlace) -> Vec<String> {
-    let mut reader = engine.tenants.open(place).unwrap().read().await.unwrap();
+async fn schema(engine: &Engine, location: &domain::TenantPlace) -> Vec<String> {
+    let mut reader = engine.tenants.open(location).unwrap().read().await.unwrap();
     let mut schema = Vec::new();
     let names = "SELECT type || ' ' || name || ' ' || coalesce(sql, '') FROM sqlite_schema ORDER BY name";
     let ledger = "SELECT version || ' ' || name || ' ' || checksum FROM schema_migrations ORDER BY version";
@@ -146,20 +146,20 @@ async fn schema(engine: &Engine, place: &domain::TenantPlace) -> Vec<String> {
     schema
 }
 
-/// A migration changes the type of what a prepared statement answers, while connections are open. Planted: without preparing
-/// anew, every read on the old connection failed.
+/// A migration changes the type of a prepared statement's column, while connections are open. Seeded: without preparing it again,
+/// every read on the old connection failed.
 #[tokio::test]
-async fn statements_are_prepared_anew_when_the_schema_changes() {
+async fn statements_are_prepared_again_when_the_schema_changes() {
     on_every_engine(async |engine| {
         if !engine.is_postgres() {
-            // SQLite prepares anew by itself.
+            // SQLite prepares them again by itself.
             return;
         }
-        let place = engine.place();
-        engine.make(&place).await;
-        let database = engine.tenants.open(&place).unwrap();
+        let location = engine.location();
+        engine.create(&location).await;
+        let database = engine.tenants.open(&location).unwrap();
         let select = "SELECT s3_path FROM uploads";
-        let admin = engine.admin_of(place.database.as_str()).await;
+        let admin = engine.admin_of(location.database.as_str()).await;
         for new_type in ["VARCHAR(400)", "TEXT", "VARCHAR(300)"] {
             database.read().await.unwrap().query(select, params![]).await.unwrap();
             let mut tx = database.begin().await.unwrap();
@@ -167,7 +167,7 @@ async fn statements_are_prepared_anew_when_the_schema_changes() {
             tx.commit().await.unwrap();
             admin.batch_execute(&format!("ALTER TABLE uploads ALTER COLUMN s3_path TYPE {new_type}")).await.unwrap();
             database.read().await.unwrap().query(select, params![]).await.unwrap();
-            // A transaction can't be run again here; whoever asked can.
+            // Only the caller can run a transaction again.
             let mut tx = database.begin().await.unwrap();
             let first = tx.query(select, params![]).await.map(drop);
             drop(tx);

@@ -1,4 +1,4 @@
-//! Copies of tenants' databases on other servers, between all engines that are there.
+//! Copies of tenants' databases on other servers, between all available engines.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ struct Servers {
     databases: TenantDatabases,
     from: TenantPlace,
     to: TenantPlace,
-    /// For SQLite: a schema's change is seen by everybody, so only handles of one's own are another process.
+    /// For handles as another process has them.
     urls: BTreeMap<String, DatabaseUrl>,
 }
 
@@ -26,7 +26,7 @@ const LIMITS: PostgresLimits = PostgresLimits { per_server: 8, per_database: 4 }
 /// From and to which of two folders and two PostgreSQL servers.
 const PAIRS: [(usize, usize); 4] = [(0, 1), (0, 2), (2, 0), (2, 3)];
 
-/// Runs a test between all kinds of servers that are there.
+/// Runs a test between all available kinds of servers.
 async fn between_all(test: impl AsyncFn(&Servers)) {
     let folder = tempfile::tempdir().unwrap();
     let mut urls: Vec<DatabaseUrl> = ["a", "b"].map(|name| DatabaseUrl::Sqlite(folder.path().join(name))).into();
@@ -46,30 +46,30 @@ async fn run_between(from: &DatabaseUrl, to: &DatabaseUrl, test: &impl AsyncFn(&
     let database = DatabaseName::derive(&TenantName::parse("Moving").unwrap(), tenant_id);
     let [from, to] = ["from", "to"].map(|server| TenantPlace { tenant_id, server: server.to_owned(), database: database.clone() });
     let servers = Servers { databases, from, to, urls };
-    let places = [&servers.from, &servers.to];
+    let locations = [&servers.from, &servers.to];
     let outcome = AssertUnwindSafe(async {
-        for place in places {
-            servers.databases.create(place).await.unwrap();
-            servers.databases.finish(place).await.unwrap();
+        for location in locations {
+            servers.databases.create(location).await.unwrap();
+            servers.databases.finish(location).await.unwrap();
         }
         test(&servers).await;
     })
     .catch_unwind()
     .await;
-    for place in places {
-        servers.databases.drop_database(place).await.unwrap();
+    for location in locations {
+        servers.databases.drop_database(location).await.unwrap();
     }
     outcome.unwrap_or_else(|panic| resume_unwind(panic));
 }
 
 impl Servers {
-    /// What another process has.
-    fn elsewhere(&self, place: &TenantPlace) -> TenantDatabase {
-        TenantDatabases::new(&self.urls, &threads(), LIMITS).open(place).unwrap()
+    /// A handle as another process has it.
+    fn elsewhere(&self, location: &TenantPlace) -> TenantDatabase {
+        TenantDatabases::new(&self.urls, &threads(), LIMITS).open(location).unwrap()
     }
 }
 
-/// Adds a file with a document and an upload under way. What may be null is so with every other `n`.
+/// Adds a file with a document and an upload intent. Optional columns are null for every other `n`.
 async fn add(tenant: &TenantDatabase, n: i64, sha256: [u8; 32]) -> FileId {
     add_as(FileId::generate(&SystemClock), tenant, n, sha256).await
 }
@@ -92,14 +92,14 @@ async fn add_as(id: FileId, tenant: &TenantDatabase, n: i64, sha256: [u8; 32]) -
     )
     .await
     .unwrap();
-    // Keys that collations order otherwise than bytes.
+    // Keys whose order by collation differs from their order by bytes.
     let key = format!("{}{}{n}", ["a", "B", "ä", "Z", "_", "ß"][usize::try_from(n % 6).unwrap()], n % 7);
     tx.execute("INSERT INTO uploads (s3_path, expires_at) VALUES ($1, $2)", params![key, at]).await.unwrap();
     tx.commit().await.unwrap();
     id
 }
 
-/// Three former contents of each of these documents, and an upload that comes in two parts: tables whose keys have two columns.
+/// Three earlier versions of each of these documents, and a multipart upload with two parts: tables whose keys have two columns.
 async fn add_parts(tenant: &TenantDatabase, documents: &[FileId]) {
     let mut tx = tenant.begin().await.unwrap();
     for id in documents {
@@ -141,39 +141,39 @@ async fn count(tenant: &TenantDatabase, sql: &'static str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_copy_follows_its_original_and_is_equal_to_it() {
+async fn a_copy_follows_its_source_and_equals_it() {
     between_all(async |servers| {
-        let original = servers.databases.open(&servers.from).unwrap();
+        let source = servers.databases.open(&servers.from).unwrap();
         let mut files = Vec::new();
-        // More than is in memory at once.
+        // More than one batch.
         for n in 0..1_100 {
-            files.push(add(&original, n, digest(n)).await);
+            files.push(add(&source, n, digest(n)).await);
         }
-        add_parts(&original, &files[10..20]).await;
+        add_parts(&source, &files[10..20]).await;
         let audit =
             "INSERT INTO audit_log (event_id, action, occurred_at, data) SELECT id, 'a.b', created_at, '{}' FROM files WHERE id = $1";
-        change(&original, audit, files[1]).await;
+        change(&source, audit, files[1]).await;
         let mut transfer = servers.databases.transfer(&servers.from, &servers.to).await.unwrap();
         assert_eq!(transfer.copy(&|_| {}).await.unwrap(), 3_334);
         assert_eq!(transfer.copy(&|_| {}).await.unwrap(), 0, "nothing has changed");
 
-        // Deleted, and the same content once more: what is unique passes from a row that is gone to a new one.
-        let original = servers.elsewhere(&servers.from);
-        change(&original, audit, files[2]).await;
-        change(&original, "DELETE FROM documents WHERE id = $1", files[500]).await;
-        change(&original, "DELETE FROM files WHERE id = $1", files[500]).await;
-        add(&original, 1_100, digest(500)).await;
-        // Condemned, and the same content once more: it passes from a row that has changed to a new one.
-        change(&original, "DELETE FROM documents WHERE id = $1", files[0]).await;
-        change(&original, "UPDATE files SET condemned_at = created_at WHERE id = $1", files[0]).await;
-        add(&original, 1_101, digest(0)).await;
+        // Deleted, and the same content added again: a unique value moves from a deleted row to a new one.
+        let source = servers.elsewhere(&servers.from);
+        change(&source, audit, files[2]).await;
+        change(&source, "DELETE FROM documents WHERE id = $1", files[500]).await;
+        change(&source, "DELETE FROM files WHERE id = $1", files[500]).await;
+        add(&source, 1_100, digest(500)).await;
+        // Marked for deletion, and the same content added again: it moves from a changed row to a new one.
+        change(&source, "DELETE FROM documents WHERE id = $1", files[0]).await;
+        change(&source, "UPDATE files SET condemned_at = created_at WHERE id = $1", files[0]).await;
+        add(&source, 1_101, digest(0)).await;
         // The same against the order of the keys: the new row comes first.
-        change(&original, "DELETE FROM documents WHERE id = $1", files[1_098]).await;
-        change(&original, "UPDATE files SET condemned_at = created_at WHERE id = $1", files[1_098]).await;
-        add_as(uuid::Uuid::from_u128(1).into(), &original, 1_103, digest(1_098)).await;
-        change(&original, "UPDATE documents SET filename = 'renamed' WHERE id = $1", files[1_099]).await;
+        change(&source, "DELETE FROM documents WHERE id = $1", files[1_098]).await;
+        change(&source, "UPDATE files SET condemned_at = created_at WHERE id = $1", files[1_098]).await;
+        add_as(uuid::Uuid::from_u128(1).into(), &source, 1_103, digest(1_098)).await;
+        change(&source, "UPDATE documents SET filename = 'renamed' WHERE id = $1", files[1_099]).await;
 
-        transfer.close(Duration::from_secs(10)).await.unwrap();
+        transfer.lock_source(Duration::from_secs(10)).await.unwrap();
         let (changed, sums) = transfer.complete().await.unwrap();
         // Four rows deleted, two files and one document changed, three rows added three times, and one to the audit log.
         assert_eq!(changed, 4 + 3 + 9 + 1);
@@ -182,7 +182,7 @@ async fn a_copy_follows_its_original_and_is_equal_to_it() {
         let of_documents = [("documents", 1_100), ("document_versions", 30), ("files", 1_102)];
         let others = [("idempotency_keys", 0), ("outbox", 0), ("handled_events", 0), ("audit_log", 2)];
         assert_eq!(rows, of_uploads.into_iter().chain(of_documents).chain(others).collect());
-        transfer.seal().await.unwrap();
+        transfer.write_block().await.unwrap();
         let copy = servers.elsewhere(&servers.to);
         assert_eq!(count(&copy, "SELECT COUNT(*) FROM documents WHERE filename LIKE 'Übersicht ''%''😀.txt'").await, 1_099);
         add(&copy, 1_102, digest(1_102)).await;
@@ -191,22 +191,22 @@ async fn a_copy_follows_its_original_and_is_equal_to_it() {
 }
 
 #[tokio::test]
-async fn who_writes_to_a_sealed_database_is_refused_until_it_is_unsealed() {
+async fn writes_to_a_write_blocked_database_fail_until_the_block_is_lifted() {
     between_all(async |servers| {
         let (here, elsewhere) = (servers.databases.open(&servers.from).unwrap(), servers.elsewhere(&servers.from));
         let file = add(&here, 0, digest(0)).await;
         let mut transfer = servers.databases.transfer(&servers.from, &servers.to).await.unwrap();
         transfer.copy(&|_| {}).await.unwrap();
-        // One that begins before the original is closed, and writes when it was sealed. SQLite has one writer at a time.
+        // A transaction that begins before the source is locked, and writes after the write-block. SQLite has one writer at a time.
         let mut early = elsewhere.begin().await.unwrap();
         let is_postgres = matches!(servers.urls["from"], DatabaseUrl::Postgres(_));
         if is_postgres {
             early.query("SELECT 1 FROM files", params![]).await.unwrap();
         }
-        transfer.close(Duration::from_secs(10)).await.unwrap();
+        transfer.lock_source(Duration::from_secs(10)).await.unwrap();
         transfer.complete().await.unwrap();
-        assert_eq!(count(&here, "SELECT COUNT(*) FROM documents").await, 1, "reads go on while it is closed");
-        transfer.seal().await.unwrap();
+        assert_eq!(count(&here, "SELECT COUNT(*) FROM documents").await, 1, "reads go on while it is locked");
+        transfer.write_block().await.unwrap();
         let rename = "UPDATE documents SET filename = 'late' WHERE id = $1";
         let late = early.execute(rename, params![file]).await;
         assert!(matches!(late, Err(Error::Unavailable(_))), "{late:?}");
@@ -219,7 +219,7 @@ async fn who_writes_to_a_sealed_database_is_refused_until_it_is_unsealed() {
             assert_eq!(count(tenant, "SELECT COUNT(*) FROM documents WHERE filename = 'late'").await, 0);
         }
         for _ in 0..2 {
-            servers.databases.unseal(&servers.from).await.unwrap();
+            servers.databases.lift_write_block(&servers.from).await.unwrap();
             change(&elsewhere, rename, file).await;
             change(&here, rename, file).await;
         }
@@ -228,42 +228,42 @@ async fn who_writes_to_a_sealed_database_is_refused_until_it_is_unsealed() {
 }
 
 #[tokio::test]
-async fn a_transfer_that_is_dropped_leaves_the_original_as_it_was() {
+async fn a_dropped_transfer_leaves_the_source_as_it_was() {
     between_all(async |servers| {
-        let original = servers.databases.open(&servers.from).unwrap();
-        let file = add(&original, 0, digest(0)).await;
+        let source = servers.databases.open(&servers.from).unwrap();
+        let file = add(&source, 0, digest(0)).await;
         for steps in 0..3 {
             let mut transfer = servers.databases.transfer(&servers.from, &servers.to).await.unwrap();
             if steps > 0 {
-                transfer.close(Duration::from_secs(10)).await.unwrap();
+                transfer.lock_source(Duration::from_secs(10)).await.unwrap();
             }
             if steps > 1 {
                 transfer.complete().await.unwrap();
             }
             drop(transfer);
-            change(&original, "UPDATE documents SET filename = 'changed' WHERE id = $1", file).await;
+            change(&source, "UPDATE documents SET filename = 'changed' WHERE id = $1", file).await;
         }
     })
     .await;
 }
 
-/// A copy that keeps something else than it is given is what comparing is for.
+/// The comparison finds a target that stores something else than it was given.
 #[tokio::test]
-async fn a_copy_that_differs_is_not_taken_for_equal() {
+async fn a_differing_copy_is_found() {
     between_all(async |servers| {
         if matches!(servers.urls["to"], DatabaseUrl::Postgres(_)) {
             return;
         }
-        let original = servers.databases.open(&servers.from).unwrap();
+        let source = servers.databases.open(&servers.from).unwrap();
         for n in 0..3 {
-            add(&original, n, digest(n)).await;
+            add(&source, n, digest(n)).await;
         }
         let mut tx = servers.databases.open(&servers.to).unwrap().begin().await.unwrap();
         let forge = "CREATE TRIGGER forge AFTER INSERT ON documents BEGIN UPDATE documents SET filename = 'forged' WHERE id = new.id; END";
         tx.execute(forge, params![]).await.unwrap();
         tx.commit().await.unwrap();
         let mut transfer = servers.databases.transfer(&servers.from, &servers.to).await.unwrap();
-        transfer.close(Duration::from_secs(10)).await.unwrap();
+        transfer.lock_source(Duration::from_secs(10)).await.unwrap();
         let problem = domain::Error::from(transfer.complete().await.unwrap_err()).with_causes();
         assert!(problem.contains("the copy of documents differs from the original"), "{problem}");
     })

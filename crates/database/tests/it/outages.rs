@@ -1,4 +1,4 @@
-//! PostgreSQL servers that end connections, don't answer, go away and come back.
+//! PostgreSQL servers that end connections, don't answer, stop and start again.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -71,7 +71,7 @@ async fn a_connection_killed_in_a_transaction_is_unavailable() {
     .await;
 }
 
-/// Stands between a client and the server, and can be unplugged.
+/// A proxy between a client and the server that can be unplugged.
 struct Cable {
     address: SocketAddr,
     plugged: watch::Sender<bool>,
@@ -113,7 +113,7 @@ fn through(address: SocketAddr, name: &str) -> MainDatabase {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_comes_back_is_used_again() {
+async fn a_server_that_is_back_is_used_again() {
     on_postgres(LIMITS, async |engine| {
         let cable = Cable::to(server_of(&engine.main_url())).await;
         let main = Arc::new(through(cable.address, engine.main_name()));

@@ -1,4 +1,4 @@
-//! Tenants' databases: made, found, kept apart, dropped.
+//! Tenants' databases: created, found, kept apart, dropped.
 
 use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
@@ -14,7 +14,7 @@ async fn remember(tenant: &TenantDatabase, text: &str) {
     tx.commit().await.unwrap();
 }
 
-/// A write's way to a refusal: with a statement that is answered, or with the commit.
+/// Writes, with a statement of its own or with the commit.
 async fn tries_to_write(tenant: &TenantDatabase, at_once: bool) -> database::Result<()> {
     const DELETE: &str = "DELETE FROM uploads";
     let mut tx = tenant.begin().await?;
@@ -31,9 +31,9 @@ async fn remembered(tenant: &TenantDatabase) -> Vec<String> {
     rows.into_iter().map(|mut row| row.take().unwrap()).collect()
 }
 
-async fn refused(engine: &Engine, place: &TenantPlace) {
+async fn refused(engine: &Engine, location: &TenantPlace) {
     let (_, tenants) = engine.other_process();
-    let tenant = tenants.open(place).unwrap();
+    let tenant = tenants.open(location).unwrap();
     for _ in 0..2 {
         let reading = tenant.read().await;
         assert!(matches!(reading, Err(Error::Unavailable(_))), "{reading:?}");
@@ -45,12 +45,12 @@ async fn refused(engine: &Engine, place: &TenantPlace) {
 }
 
 #[tokio::test]
-async fn a_file_is_its_owners_to_read_and_nobody_elses() {
+async fn only_its_owner_may_read_a_file() {
     on_every_engine(async |engine| {
-        let place = engine.place();
-        let Some(file) = engine.file_of(&place) else { return };
-        engine.make(&place).await;
-        remember(&engine.tenants.open(&place).unwrap(), "secret").await;
+        let location = engine.location();
+        let Some(file) = engine.file_of(&location) else { return };
+        engine.create(&location).await;
+        remember(&engine.tenants.open(&location).unwrap(), "secret").await;
         for path in [file.parent().unwrap().to_owned(), file.clone(), file.with_extension("sqlite3-wal")] {
             let mode = fs::metadata(&path).unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "{}: {mode:o}", path.display());
@@ -62,50 +62,50 @@ async fn a_file_is_its_owners_to_read_and_nobody_elses() {
 #[tokio::test]
 async fn creation_can_be_repeated() {
     on_every_engine(async |engine| {
-        let place = engine.place();
-        engine.make(&place).await;
-        remember(&engine.tenants.open(&place).unwrap(), "kept").await;
+        let location = engine.location();
+        engine.create(&location).await;
+        remember(&engine.tenants.open(&location).unwrap(), "kept").await;
         for _ in 0..2 {
-            engine.make(&place).await;
+            engine.create(&location).await;
         }
-        assert_eq!(remembered(&engine.tenants.open(&place).unwrap()).await, ["kept"]);
+        assert_eq!(remembered(&engine.tenants.open(&location).unwrap()).await, ["kept"]);
     })
     .await;
 }
 
-/// Two that make the same database at once are two instances that take up the same interrupted creation.
+/// Two instances that resume the same interrupted creation create the same database at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn creations_at_once_make_one_database() {
+async fn concurrent_creations_create_one_database() {
     on_every_engine(async |engine| {
         for _ in 0..3 {
-            let place = engine.place();
+            let location = engine.location();
             let creators: Vec<_> = (0..6)
                 .map(|n| {
-                    let (place, tenants) = (place.clone(), engine.other_process().1);
+                    let (location, tenants) = (location.clone(), engine.other_process().1);
                     tokio::spawn(async move {
-                        tenants.create(&place).await.unwrap();
-                        tenants.finish(&place).await.unwrap();
-                        remember(&tenants.open(&place).unwrap(), &n.to_string()).await;
+                        tenants.create(&location).await.unwrap();
+                        tenants.finish(&location).await.unwrap();
+                        remember(&tenants.open(&location).unwrap(), &n.to_string()).await;
                     })
                 })
                 .collect();
             for creator in creators {
                 creator.await.unwrap();
             }
-            assert_eq!(remembered(&engine.tenants.open(&place).unwrap()).await, ["0", "1", "2", "3", "4", "5"]);
+            assert_eq!(remembered(&engine.tenants.open(&location).unwrap()).await, ["0", "1", "2", "3", "4", "5"]);
         }
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_are_made_at_once() {
+async fn many_databases_are_created_at_once() {
     on_every_engine(async |engine| {
         let tenants = engine.other_process().1;
         let creators: Vec<_> = (0..8)
             .map(|_| {
-                let (place, tenants) = (engine.place(), tenants.clone());
-                tokio::spawn(async move { tenants.create(&place).await })
+                let (location, tenants) = (engine.location(), tenants.clone());
+                tokio::spawn(async move { tenants.create(&location).await })
             })
             .collect();
         for creator in creators {
@@ -118,27 +118,27 @@ async fn many_are_made_at_once() {
 #[tokio::test]
 async fn an_interrupted_creation_is_completed() {
     on_every_engine(async |engine| {
-        let place = engine.place();
-        match engine.file_of(&place) {
+        let location = engine.location();
+        match engine.file_of(&location) {
             Some(file) => {
-                // The worst that can be left: another database's file and log, half-written.
-                let other = engine.place();
-                engine.make(&other).await;
+                // The worst case: another database's file and log, half-written.
+                let other = engine.location();
+                engine.create(&other).await;
                 let tenant = engine.tenants.open(&other).unwrap();
-                remember(&tenant, "somebody else's").await;
+                remember(&tenant, "another tenant's").await;
                 let unfinished = |suffix: &str| file.with_extension(format!("new{suffix}"));
                 let log = engine.file_of(&other).unwrap().with_extension("sqlite3-wal");
                 assert!(fs::metadata(&log).unwrap().len() > 0);
                 fs::copy(&log, unfinished("-wal")).unwrap();
                 fs::write(unfinished(""), b"SQLite format 3\0 and then the power failed").unwrap();
-                fs::write(unfinished("-shm"), b"rubbish").unwrap();
+                fs::write(unfinished("-shm"), b"garbage").unwrap();
             }
             None => {
-                engine.admin().await.batch_execute(&format!("CREATE DATABASE {}", place.database)).await.unwrap();
+                engine.admin().await.batch_execute(&format!("CREATE DATABASE {}", location.database)).await.unwrap();
             }
         }
-        engine.make(&place).await;
-        assert!(remembered(&engine.tenants.open(&place).unwrap()).await.is_empty());
+        engine.create(&location).await;
+        assert!(remembered(&engine.tenants.open(&location).unwrap()).await.is_empty());
     })
     .await;
 }
@@ -146,15 +146,15 @@ async fn an_interrupted_creation_is_completed() {
 #[tokio::test]
 async fn another_tenants_database_is_refused() {
     on_every_engine(async |engine| {
-        let (ours, theirs) = (engine.place(), engine.place());
-        for place in [&ours, &theirs] {
-            engine.make(place).await;
+        let (ours, theirs) = (engine.location(), engine.location());
+        for location in [&ours, &theirs] {
+            engine.create(location).await;
         }
         remember(&engine.tenants.open(&ours).unwrap(), "ours").await;
 
         let misled = TenantPlace { database: theirs.database.clone(), ..ours.clone() };
         refused(engine, &misled).await;
-        // A handle that is open already is no way around it, and stays right itself.
+        // An open handle does not bypass the check, and goes on working.
         assert!(matches!(engine.tenants.open(&misled).unwrap().read().await, Err(Error::Unavailable(_))));
         assert!(matches!(engine.tenants.migrate(&misled).await, Err(Error::Unavailable(_))));
         assert_eq!(remembered(&engine.tenants.open(&ours).unwrap()).await, ["ours"]);
@@ -165,9 +165,9 @@ async fn another_tenants_database_is_refused() {
 #[tokio::test]
 async fn swapped_databases_are_refused() {
     on_every_engine(async |engine| {
-        let (ours, theirs) = (engine.place(), engine.place());
-        for place in [&ours, &theirs] {
-            engine.make(place).await;
+        let (ours, theirs) = (engine.location(), engine.location());
+        for location in [&ours, &theirs] {
+            engine.create(location).await;
         }
         swap(engine, &ours, &theirs).await;
         refused(engine, &ours).await;
@@ -176,14 +176,14 @@ async fn swapped_databases_are_refused() {
     .await;
 }
 
-/// Under the open handles, as an operator who restores the wrong backup would.
+/// Under the open handles, as when an operator restores the wrong backup.
 async fn swap(engine: &Engine, one: &TenantPlace, other: &TenantPlace) {
     if let (Some(one), Some(other)) = (engine.file_of(one), engine.file_of(other)) {
         let aside = one.with_extension("aside");
         for (from, to) in [(&one, &aside), (&other, &one), (&aside, &other)] {
             fs::rename(from, to).unwrap();
         }
-        // For so long readers may take it that nothing was exchanged.
+        // For so long readers may assume the same file.
         tokio::time::sleep(Duration::from_millis(300)).await;
     } else {
         engine.close_idle(&[one.clone(), other.clone()]).await;
@@ -199,12 +199,12 @@ async fn swap(engine: &Engine, one: &TenantPlace, other: &TenantPlace) {
 #[tokio::test]
 async fn a_database_without_identity_is_refused() {
     on_every_engine(async |engine| {
-        let place = engine.place();
-        engine.make(&place).await;
-        let mut tx = engine.tenants.open(&place).unwrap().begin().await.unwrap();
+        let location = engine.location();
+        engine.create(&location).await;
+        let mut tx = engine.tenants.open(&location).unwrap().begin().await.unwrap();
         tx.execute("DELETE FROM tenant_identity", params![]).await.unwrap();
         tx.commit().await.unwrap();
-        refused(engine, &place).await;
+        refused(engine, &location).await;
     })
     .await;
 }
@@ -212,17 +212,17 @@ async fn a_database_without_identity_is_refused() {
 #[tokio::test]
 async fn a_missing_database_is_unavailable() {
     on_every_engine(async |engine| {
-        let place = engine.place();
-        let tenant = engine.tenants.open(&place).unwrap();
+        let location = engine.location();
+        let tenant = engine.tenants.open(&location).unwrap();
         assert!(matches!(tenant.read().await, Err(Error::Unavailable(_))));
         assert!(matches!(tries_to_write(&tenant, true).await, Err(Error::Unavailable(_))));
         assert!(matches!(tries_to_write(&tenant, false).await, Err(Error::Unavailable(_))));
-        assert!(matches!(engine.tenants.migrate(&place).await, Err(Error::Unavailable(_))));
-        assert!(engine.file_of(&place).is_none_or(|file| !file.exists()), "looking for it doesn't make it");
-        engine.make(&place).await;
+        assert!(matches!(engine.tenants.migrate(&location).await, Err(Error::Unavailable(_))));
+        assert!(engine.file_of(&location).is_none_or(|file| !file.exists()), "looking for it does not create it");
+        engine.create(&location).await;
         remember(&tenant, "the same handle finds it").await;
 
-        let nowhere = TenantPlace { server: "gone".to_owned(), ..place };
+        let nowhere = TenantPlace { server: "gone".to_owned(), ..location };
         assert!(matches!(engine.tenants.open(&nowhere), Err(Error::Unavailable(_))));
         assert!(engine.tenants.ping("gone").await.is_err());
         engine.tenants.ping(crate::engine::SERVER).await.unwrap();
@@ -233,29 +233,29 @@ async fn a_missing_database_is_unavailable() {
 #[tokio::test]
 async fn dropping_can_be_repeated() {
     on_every_engine(async |engine| {
-        let place = engine.place();
-        engine.make(&place).await;
-        let tenant = engine.tenants.open(&place).unwrap();
+        let location = engine.location();
+        engine.create(&location).await;
+        let tenant = engine.tenants.open(&location).unwrap();
         remember(&tenant, "lost").await;
-        assert!(engine.tenants.exists(&place).await.unwrap());
+        assert!(engine.tenants.exists(&location).await.unwrap());
         for _ in 0..2 {
-            engine.tenants.drop_database(&place).await.unwrap();
-            assert!(!engine.tenants.exists(&place).await.unwrap());
+            engine.tenants.drop_database(&location).await.unwrap();
+            assert!(!engine.tenants.exists(&location).await.unwrap());
         }
-        if let Some(file) = engine.file_of(&place) {
+        if let Some(file) = engine.file_of(&location) {
             for remnant in ["sqlite3-wal", "sqlite3-shm", "new"] {
                 fs::write(file.with_extension(remnant), "remnant").unwrap();
-                assert!(engine.tenants.exists(&place).await.unwrap(), "{remnant}");
-                engine.tenants.drop_database(&place).await.unwrap();
-                assert!(!engine.tenants.exists(&place).await.unwrap(), "{remnant}");
+                assert!(engine.tenants.exists(&location).await.unwrap(), "{remnant}");
+                engine.tenants.drop_database(&location).await.unwrap();
+                assert!(!engine.tenants.exists(&location).await.unwrap(), "{remnant}");
             }
         }
-        assert!(matches!(engine.tenants.open(&place).unwrap().read().await, Err(Error::Unavailable(_))));
-        engine.make(&place).await;
-        assert!(remembered(&engine.tenants.open(&place).unwrap()).await.is_empty());
-        remember(&engine.tenants.open(&place).unwrap(), "new").await;
+        assert!(matches!(engine.tenants.open(&location).unwrap().read().await, Err(Error::Unavailable(_))));
+        engine.create(&location).await;
+        assert!(remembered(&engine.tenants.open(&location).unwrap()).await.is_empty());
+        remember(&engine.tenants.open(&location).unwrap(), "new").await;
         drop(tenant);
-        assert_eq!(remembered(&engine.tenants.open(&place).unwrap()).await, ["new"], "what closed the old one left the new one alone");
+        assert_eq!(remembered(&engine.tenants.open(&location).unwrap()).await, ["new"], "closing the old one left the new one intact");
     })
     .await;
 }
@@ -275,20 +275,20 @@ async fn no_statement_reaches_another_file() {
 #[tokio::test(flavor = "multi_thread")]
 async fn more_tenants_than_handles_are_kept() {
     on_every_engine(async |engine| {
-        let place = engine.place();
-        engine.make(&place).await;
-        let early = engine.tenants.open(&place).unwrap();
+        let location = engine.location();
+        engine.create(&location).await;
+        let early = engine.tenants.open(&location).unwrap();
         let mut tx = early.begin().await.unwrap();
         let insert = "INSERT INTO uploads (s3_path, expires_at) VALUES ($1, $2)";
         tx.execute(insert, params!["early", domain::Timestamp::from_micros(0)]).await.unwrap();
         for _ in 0..3_000 {
-            let mut elsewhere = place.clone();
+            let mut elsewhere = location.clone();
             elsewhere.tenant_id = domain::TenantId::generate(&domain::SystemClock);
             engine.tenants.open(&elsewhere).unwrap();
         }
         // By now the file has a second handle, which waits for the first one's transaction.
         let late = tokio::spawn({
-            let late = engine.tenants.open(&place).unwrap();
+            let late = engine.tenants.open(&location).unwrap();
             async move { remember(&late, "late").await }
         });
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;

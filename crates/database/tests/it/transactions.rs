@@ -1,4 +1,4 @@
-//! Transactions keep all or nothing, and nothing is written outside of one.
+//! Transactions are atomic, and nothing is written outside of one.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ async fn kept(main: &MainDatabase) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn what_was_committed_is_kept() {
+async fn committed_changes_are_kept() {
     on_every_engine(async |engine| {
         let mut tx = engine.main.begin().await.unwrap();
         tx.execute(INSERT, change(1)).await.unwrap();
@@ -33,7 +33,7 @@ async fn what_was_committed_is_kept() {
 }
 
 #[tokio::test]
-async fn what_was_dropped_leaves_nothing() {
+async fn a_dropped_transaction_leaves_nothing() {
     on_every_engine(async |engine| {
         for _ in 0..20 {
             let mut tx = engine.main.begin().await.unwrap();
@@ -51,7 +51,7 @@ async fn a_transaction_with_a_failed_statement_keeps_nothing() {
         let mut tx = engine.main.begin().await.unwrap();
         tx.execute(INSERT, change(1)).await.unwrap();
         tx.execute(INSERT, change(1)).await.unwrap_err();
-        assert!(tx.execute(INSERT, change(2)).await.is_err(), "takes no more statements");
+        assert!(tx.execute(INSERT, change(2)).await.is_err(), "accepts no more statements");
         assert!(tx.query("SELECT 1", params![]).await.is_err());
         assert!(tx.commit().await.is_err(), "can't be committed");
         assert!(kept(&engine.main).await.is_empty());
@@ -71,7 +71,7 @@ async fn a_transaction_with_a_failed_statement_keeps_nothing() {
 }
 
 #[tokio::test]
-async fn what_is_deferred_goes_out_in_its_turn_or_with_the_commit() {
+async fn deferred_statements_run_in_order_or_with_the_commit() {
     on_every_engine(async |engine| {
         let mut tx = engine.main.begin().await.unwrap();
         tx.defer(INSERT, change(1));
@@ -86,13 +86,13 @@ async fn what_is_deferred_goes_out_in_its_turn_or_with_the_commit() {
         let mut tx = engine.main.begin().await.unwrap();
         tx.defer(INSERT, change(5));
         drop(tx);
-        assert_eq!(kept(&engine.main).await, [2, 3, 4], "nothing went out");
+        assert_eq!(kept(&engine.main).await, [2, 3, 4], "nothing was sent");
     })
     .await;
 }
 
 #[tokio::test]
-async fn what_is_deferred_and_fails_undoes_the_transaction() {
+async fn a_deferred_statement_that_fails_undoes_the_transaction() {
     on_every_engine(async |engine| {
         for _ in 0..20 {
             let mut tx = engine.main.begin().await.unwrap();
@@ -117,7 +117,7 @@ async fn what_is_deferred_and_fails_undoes_the_transaction() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_transactions_that_share_a_commit_each_stands_for_itself() {
+async fn transactions_that_share_a_commit_succeed_or_fail_on_their_own() {
     on_every_engine(async |engine| {
         let commit = |versions: &[i64]| {
             let (main, versions) = (engine.main.clone(), versions.to_vec());
@@ -127,7 +127,7 @@ async fn of_transactions_that_share_a_commit_each_stands_for_itself() {
                 tx.commit().await
             }
         };
-        // They come while another has the writer.
+        // They begin while another transaction holds the writer.
         let mut first = engine.main.begin().await.unwrap();
         first.execute(INSERT, change(0)).await.unwrap();
         let good: Vec<_> = (1..=20).map(|n| tokio::spawn(commit(&[n, n + 100]))).collect();
@@ -148,12 +148,12 @@ async fn of_transactions_that_share_a_commit_each_stands_for_itself() {
         let expected: Vec<i64> = (0..=20).chain(101..=120).collect();
         let kept = kept(&engine.main).await;
         assert_eq!(kept.iter().copied().filter(|version| *version < 300).collect::<Vec<_>>(), expected);
-        assert!(engine.is_postgres() || !kept.contains(&300), "nobody waited for it any more");
+        assert!(engine.is_postgres() || !kept.contains(&300), "its caller had gone");
     })
     .await;
 }
 
-/// PostgreSQL would answer the commit with success, whatever became of the statement.
+/// PostgreSQL would answer the commit with success, whatever the outcome of the statement.
 #[tokio::test]
 async fn a_transaction_with_an_abandoned_statement_keeps_nothing() {
     on_every_engine(async |engine| {
@@ -182,7 +182,7 @@ async fn nothing_is_written_outside_a_transaction() {
         }
         assert!(write(&mut reader).await.is_err());
         let mut version = reader.query_one("SELECT version FROM access_version", params![]).await.unwrap();
-        assert_eq!(version.take::<i64>().unwrap(), 0, "and it still reads");
+        assert_eq!(version.take::<i64>().unwrap(), 0, "and it can still read");
     })
     .await;
 }

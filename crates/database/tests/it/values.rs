@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::engine::on_every_engine;
 
-/// The first and the last moment that PostgreSQL stores, in microseconds since 1970: 4714-11-24 BC, and the end of an i64.
+/// The first and the last time that PostgreSQL stores, in microseconds since 1970: 4714-11-24 BC, and the end of an i64.
 const FIRST: i64 = -210_866_803_200_000_000;
 const LAST: i64 = i64::MAX;
 
@@ -40,7 +40,7 @@ async fn create_table(main: &MainDatabase) {
 }
 
 #[tokio::test]
-async fn every_value_comes_back_as_it_went_in() {
+async fn every_value_is_read_as_it_was_written() {
     on_every_engine(async |engine| {
         create_table(&engine.main).await;
         let mut runner = TestRunner::new_with_rng(Config::default(), proptest::test_runner::TestRng::deterministic_rng(Default::default()));
@@ -86,7 +86,7 @@ async fn times_compare_and_order_alike() {
 }
 
 #[tokio::test]
-async fn a_time_before_all_that_postgresql_stores_is_an_error_there() {
+async fn a_time_before_postgresqls_range_is_an_error_there() {
     on_every_engine(async |engine| {
         if engine.is_postgres() {
             create_table(&engine.main).await;
@@ -118,13 +118,13 @@ async fn a_missing_parameter_is_an_error_and_not_null() {
         let mut reader = engine.main.read().await.unwrap();
         let select = "SELECT CAST($1 AS TEXT), CAST($2 AS TEXT)";
         assert!(reader.query(select, params!["alone"]).await.is_err());
-        assert!(reader.query_one(select, params!["a", "b"]).await.is_ok(), "and harms nobody else");
+        assert!(reader.query_one(select, params!["a", "b"]).await.is_ok(), "and affects no later statement");
     })
     .await;
 }
 
 #[tokio::test]
-async fn a_batch_answers_in_its_order() {
+async fn a_batch_returns_outcomes_in_order() {
     on_every_engine(async |engine| {
         create_table(&engine.main).await;
         let mut tx = engine.main.begin().await.unwrap();
@@ -154,7 +154,7 @@ async fn a_batch_stops_at_the_first_failure() {
 }
 
 #[tokio::test]
-async fn returning_tells_what_a_change_made() {
+async fn returning_reports_the_changed_rows() {
     on_every_engine(async |engine| {
         create_table(&engine.main).await;
         let mut tx = engine.main.begin().await.unwrap();

@@ -142,7 +142,7 @@ pub async fn set_content(
 ) -> Result<()> {
     tx.execute(
         "UPDATE documents SET version = $2, file_id = $3, mime_type = $4, content_by = $5, content_at = $6, updated_at = $6 WHERE id = $1",
-        params![id, i64::try_from(version).unwrap_or(i64::MAX), file_id, mime_type, user_id, now],
+        params![id, version, file_id, mime_type, user_id, now],
     )
     .await?;
     Ok(())

@@ -22,7 +22,7 @@ macro_rules! select {
 
 /// What came of adding a file whose object is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Addition {
+pub enum InsertOutcome {
     /// The file is there, and its upload is forgotten.
     Added,
     /// The same content is there already; the upload is as it was.
@@ -32,7 +32,7 @@ pub enum Addition {
 }
 
 /// Adds a file, unless the same content is already there, and forgets the upload of its object.
-pub async fn add(tx: &mut TenantTx, file: &File) -> Result<Addition> {
+pub async fn add(tx: &mut TenantTx, file: &File) -> Result<InsertOutcome> {
     let insert = Statement::new(
         "INSERT INTO files (id, md5_hash, sha256, s3_path, file_size, created_at, updated_at, created_by, detected_mime_type, processed_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
@@ -45,9 +45,9 @@ pub async fn add(tx: &mut TenantTx, file: &File) -> Result<Addition> {
     );
     let affected: Vec<u64> = tx.batch(vec![insert, forget]).await?.into_iter().map(|outcome| outcome.affected).collect();
     Ok(match affected[..] {
-        [1, 1] => Addition::Added,
-        [1, _] => Addition::Expired,
-        _ => Addition::AlreadyThere,
+        [1, 1] => InsertOutcome::Added,
+        [1, _] => InsertOutcome::Expired,
+        _ => InsertOutcome::AlreadyThere,
     })
 }
 
@@ -77,7 +77,7 @@ fn values(file: &File) -> Vec<Value> {
         file.hash.md5_hex(),
         &file.hash.sha256[..],
         file.object_key.as_str(),
-        i64::try_from(file.size).unwrap_or(i64::MAX),
+        file.size,
         file.created_at,
         file.updated_at,
         file.created_by,
@@ -108,10 +108,7 @@ pub fn set_processed(tx: &mut TenantTx, id: FileId, detected_mime_type: &str, no
 /// Whether there is a living file with this content.
 pub async fn is_there(connection: &mut Connection<Tenant>, hash: &ContentHash, size: u64) -> Result<bool> {
     let found = connection
-        .query_opt(
-            "SELECT 1 FROM files WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL",
-            params![&hash.sha256[..], i64::try_from(size).unwrap_or(i64::MAX)],
-        )
+        .query_opt("SELECT 1 FROM files WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL", params![&hash.sha256[..], size])
         .await?;
     Ok(found.is_some())
 }
@@ -119,10 +116,7 @@ pub async fn is_there(connection: &mut Connection<Tenant>, hash: &ContentHash, s
 /// The living file with this content, locked until the end of the transaction.
 pub async fn lock_by_content(tx: &mut TenantTx, hash: &ContentHash, size: u64) -> Result<Option<File>> {
     let found = tx
-        .query_opt(
-            select!("WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL FOR UPDATE"),
-            params![&hash.sha256[..], i64::try_from(size).unwrap_or(i64::MAX)],
-        )
+        .query_opt(select!("WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL FOR UPDATE"), params![&hash.sha256[..], size])
         .await?;
     found.map(|mut row| file(&mut row)).transpose()
 }
@@ -136,7 +130,7 @@ pub async fn lock_readable_by_content(tx: &mut TenantTx, hash: &ContentHash, siz
                 "WHERE sha256 = $1 AND file_size = $2 AND condemned_at IS NULL
                  AND EXISTS (SELECT 1 FROM documents d WHERE d.file_id = files.id AND d.deleted_at IS NULL) FOR UPDATE"
             ),
-            params![&hash.sha256[..], i64::try_from(size).unwrap_or(i64::MAX)],
+            params![&hash.sha256[..], size],
         )
         .await?;
     found.map(|mut row| file(&mut row)).transpose()

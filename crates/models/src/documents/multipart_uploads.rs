@@ -1,7 +1,7 @@
 //! Uploads that come in parts, and those of their parts that are objects of their own.
 
 use database::{Connection, Result, Row, Tenant, TenantTx, params};
-use domain::{ContentHash, DocumentId, Gathered, StagedPart, StagedUpload, Timestamp, UploadId, UploadProtocol, UploadState};
+use domain::{ContentHash, DocumentId, Gathered, MultipartUpload, Timestamp, UploadId, UploadPart, UploadProtocol, UploadState};
 
 use crate::{documents::files::after, word};
 
@@ -17,7 +17,7 @@ macro_rules! select {
 }
 
 /// Adds an upload.
-pub async fn insert(tx: &mut TenantTx, upload: &StagedUpload) -> Result<()> {
+pub async fn insert(tx: &mut TenantTx, upload: &MultipartUpload) -> Result<()> {
     tx.execute(
         "INSERT INTO staged_uploads (id, protocol, state, user_id, filename, mime_type, metadata, file_size, sha256, md5_hash,
              received_bytes, s3_path, storage_upload_id, part_size, deduplicated, created_at, updated_at, expires_at)
@@ -30,13 +30,13 @@ pub async fn insert(tx: &mut TenantTx, upload: &StagedUpload) -> Result<()> {
             upload.filename.as_str(),
             upload.mime_type.as_str(),
             upload.metadata.as_str(),
-            signed(upload.size),
+            upload.size,
             upload.sha256.as_ref().map(|hash| &hash[..]),
             upload.md5.map(|md5| ContentHash { md5, sha256: [0; 32] }.md5_hex()),
-            signed(upload.received),
+            upload.received,
             upload.gathered.as_ref().map(|gathered| gathered.key.as_str()),
             upload.gathered.as_ref().map(|gathered| gathered.storage_upload_id.as_str()),
-            signed(upload.part_size),
+            upload.part_size,
             false,
             upload.created_at,
             upload.updated_at,
@@ -48,18 +48,18 @@ pub async fn insert(tx: &mut TenantTx, upload: &StagedUpload) -> Result<()> {
 }
 
 /// The upload with this id.
-pub async fn find(connection: &mut Connection<Tenant>, id: UploadId) -> Result<Option<StagedUpload>> {
+pub async fn find(connection: &mut Connection<Tenant>, id: UploadId) -> Result<Option<MultipartUpload>> {
     connection.query_opt(select!("WHERE id = $1"), params![id]).await?.map(staged_upload).transpose()
 }
 
 /// The upload with this id, locked until the end of the transaction. Whoever locks documents, files or the quota, too, locks the
 /// upload first.
-pub async fn lock(tx: &mut TenantTx, id: UploadId) -> Result<Option<StagedUpload>> {
+pub async fn lock(tx: &mut TenantTx, id: UploadId) -> Result<Option<MultipartUpload>> {
     tx.query_opt(select!("WHERE id = $1 FOR UPDATE"), params![id]).await?.map(staged_upload).transpose()
 }
 
 /// Uploads whose time is over.
-pub async fn list_expired(connection: &mut Connection<Tenant>, now: Timestamp, limit: u32) -> Result<Vec<StagedUpload>> {
+pub async fn list_expired(connection: &mut Connection<Tenant>, now: Timestamp, limit: u32) -> Result<Vec<MultipartUpload>> {
     let rows = connection
         .query(select!("WHERE expires_at <= $1 AND state <> 'completing' ORDER BY expires_at, id LIMIT $2"), params![now, limit])
         .await?;
@@ -67,7 +67,7 @@ pub async fn list_expired(connection: &mut Connection<Tenant>, now: Timestamp, l
 }
 
 /// Uploads that were being completed at a time and to which nothing has happened since.
-pub async fn list_stuck(connection: &mut Connection<Tenant>, since: Timestamp) -> Result<Vec<StagedUpload>> {
+pub async fn list_stuck(connection: &mut Connection<Tenant>, since: Timestamp) -> Result<Vec<MultipartUpload>> {
     let rows = connection.query(select!("WHERE state = 'completing' AND updated_at <= $1 ORDER BY updated_at, id"), params![since]).await?;
     rows.into_iter().map(staged_upload).collect()
 }
@@ -109,31 +109,31 @@ pub async fn set_state(
 pub async fn set_received(tx: &mut TenantTx, id: UploadId, received: u64, now: Timestamp, expires_at: Timestamp) -> Result<()> {
     tx.execute(
         "UPDATE staged_uploads SET received_bytes = $2, updated_at = $3, expires_at = $4 WHERE id = $1",
-        params![id, signed(received), now, expires_at],
+        params![id, received, now, expires_at],
     )
     .await?;
     Ok(())
 }
 
 /// Adds a part of an upload, which must be locked, in the place of one that was there before. Answers the key of that.
-pub async fn replace_part(tx: &mut TenantTx, id: UploadId, part: &StagedPart) -> Result<Option<String>> {
+pub async fn replace_part(tx: &mut TenantTx, id: UploadId, part: &UploadPart) -> Result<Option<String>> {
     let replaced = tx
-        .query_opt("DELETE FROM staged_parts WHERE upload_id = $1 AND part_offset = $2 RETURNING s3_path", params![id, signed(part.offset)])
+        .query_opt("DELETE FROM staged_parts WHERE upload_id = $1 AND part_offset = $2 RETURNING s3_path", params![id, part.offset])
         .await?;
     tx.execute(
         "INSERT INTO staged_parts (upload_id, part_offset, part_size, s3_path) VALUES ($1, $2, $3, $4)",
-        params![id, signed(part.offset), signed(part.size), part.key.as_str()],
+        params![id, part.offset, part.size, part.key.as_str()],
     )
     .await?;
     replaced.map(crate::single).transpose()
 }
 
 /// The parts of an upload, in order.
-pub async fn list_parts(connection: &mut Connection<Tenant>, id: UploadId) -> Result<Vec<StagedPart>> {
+pub async fn list_parts(connection: &mut Connection<Tenant>, id: UploadId) -> Result<Vec<UploadPart>> {
     let rows = connection
         .query("SELECT part_offset, part_size, s3_path FROM staged_parts WHERE upload_id = $1 ORDER BY part_offset", params![id])
         .await?;
-    rows.into_iter().map(|mut row| Ok(StagedPart { offset: row.take()?, size: row.take()?, key: row.take()? })).collect()
+    rows.into_iter().map(|mut row| Ok(UploadPart { offset: row.take()?, size: row.take()?, key: row.take()? })).collect()
 }
 
 /// How many parts an upload has.
@@ -173,11 +173,7 @@ pub async fn list_keys(connection: &mut Connection<Tenant>, prefix: &str) -> Res
     rows.into_iter().map(|mut row| row.take()).collect()
 }
 
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn staged_upload(mut row: Row) -> Result<StagedUpload> {
+fn staged_upload(mut row: Row) -> Result<MultipartUpload> {
     let (id, protocol, state) = (row.take()?, word(&mut row, UploadProtocol::parse)?, word(&mut row, UploadState::parse)?);
     let (user_id, filename, mime_type, metadata) = (row.take()?, row.take()?, row.take()?, row.take()?);
     let (size, sha256) = (row.take()?, row.take()?);
@@ -186,7 +182,7 @@ fn staged_upload(mut row: Row) -> Result<StagedUpload> {
     let gathered = key.zip(storage_upload_id).map(|(key, storage_upload_id)| Gathered { key, storage_upload_id });
     let part_size = row.take()?;
     let (document, deduplicated): (Option<DocumentId>, bool) = (row.take()?, row.take()?);
-    Ok(StagedUpload {
+    Ok(MultipartUpload {
         id,
         protocol,
         state,

@@ -12,12 +12,7 @@ use crate::{
 pub fn insert(tx: &mut TenantTx, object_key: &str, reserved_bytes: u64, reserved_documents: u64, expires_at: Timestamp) {
     tx.defer(
         "INSERT INTO uploads (s3_path, expires_at, reserved_bytes, reserved_documents) VALUES ($1, $2, $3, $4)",
-        params![
-            object_key,
-            expires_at,
-            i64::try_from(reserved_bytes).unwrap_or(i64::MAX),
-            i64::try_from(reserved_documents).unwrap_or(i64::MAX)
-        ],
+        params![object_key, expires_at, reserved_bytes, reserved_documents],
     );
 }
 

@@ -24,14 +24,7 @@ macro_rules! all_versions {
 pub async fn keep(tx: &mut TenantTx, document: &Document) -> Result<()> {
     tx.execute(
         "INSERT INTO document_versions (document_id, version, mime_type, file_id, created_at, created_by) VALUES ($1, $2, $3, $4, $5, $6)",
-        params![
-            document.id,
-            i64::try_from(document.version).unwrap_or(i64::MAX),
-            document.mime_type.as_str(),
-            document.file.id,
-            document.content_at,
-            document.content_by
-        ],
+        params![document.id, document.version, document.mime_type.as_str(), document.file.id, document.content_at, document.content_by],
     )
     .await?;
     Ok(())
@@ -60,22 +53,14 @@ pub async fn find(connection: &mut Connection<Tenant>, id: DocumentId, number: u
 
 /// The files of a document's former contents up to a version.
 pub async fn list_files(tx: &mut TenantTx, id: DocumentId, up_to: u64) -> Result<Vec<FileId>> {
-    let rows = tx
-        .query(
-            "SELECT DISTINCT file_id FROM document_versions WHERE document_id = $1 AND version <= $2",
-            params![id, i64::try_from(up_to).unwrap_or(i64::MAX)],
-        )
-        .await?;
+    let rows =
+        tx.query("SELECT DISTINCT file_id FROM document_versions WHERE document_id = $1 AND version <= $2", params![id, up_to]).await?;
     rows.into_iter().map(|mut row| row.take()).collect()
 }
 
 /// Forgets a document's former contents up to a version. The rows of their files must be locked.
 pub async fn delete_up_to(tx: &mut TenantTx, id: DocumentId, up_to: u64) -> Result<()> {
-    tx.execute(
-        "DELETE FROM document_versions WHERE document_id = $1 AND version <= $2",
-        params![id, i64::try_from(up_to).unwrap_or(i64::MAX)],
-    )
-    .await?;
+    tx.execute("DELETE FROM document_versions WHERE document_id = $1 AND version <= $2", params![id, up_to]).await?;
     Ok(())
 }
 

@@ -5,12 +5,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::{
-    Conflict, ContentHash, Document, Error, Filename, Gathered, MimeType, Noun, Result, Role, StagedPart, StagedUpload, TenantId, UploadId,
-    UploadProtocol, UploadState, failpoint,
+    Conflict, ContentHash, Dependency, Document, Error, Filename, Gathered, MimeType, MultipartUpload, Noun, Result, Role, TenantId,
+    UploadId, UploadPart, UploadProtocol, UploadState, failpoint,
 };
 use models::{files, multipart_uploads, uploads};
 
-use crate::{Caller, Services, SignedPart, Uploaded, access::TenantCaller, documents::multipart_uploads::staged_key, storage::spool};
+use crate::{
+    Caller, Core, SignedPart, Uploaded, UserServices,
+    access::{TenantCaller, authorize, begin, reauthorize_and_begin},
+    documents::{
+        content::insert_document,
+        disposal::{abort_upload, discard_object},
+        multipart_uploads::{abort_storage_upload, complete_and_wait, find_own, reserve, staged_key, store_part},
+        targets::upload_deadline,
+    },
+    storage::spool,
+};
 
 /// The bytes of a part, where that makes no more than [`MOST_PARTS`] of them.
 const PART: u64 = 16 * 1024 * 1024;
@@ -41,7 +51,7 @@ pub enum Begun {
     /// The content was there, and the caller may read a document of it: it is a document now.
     Here(Uploaded),
     /// The parts may be sent.
-    Open(StagedUpload, Vec<PartUrl>),
+    Open(MultipartUpload, Vec<PartUrl>),
 }
 
 /// Where a part is to be sent.
@@ -88,23 +98,23 @@ impl PartUpload {
     }
 }
 
-impl Services {
+impl UserServices {
     /// Begins an upload whose parts are sent to URLs of their own. Content that is there already, in a document that the caller may
     /// read, becomes a document at once; whether other content is there nobody learns.
     ///
     /// # Errors
     /// [`Error::Forbidden`] for viewers and when the quota does not reach; [`Error::TooLarge`].
     pub async fn begin_direct(&self, caller: &Caller, tenant_id: TenantId, announced: &Announcement) -> Result<Begun> {
-        let tenant = self.enter(caller, tenant_id, Role::User).await?;
-        let limit = self.settings().max_upload_bytes;
+        let tenant = authorize(&self.core, caller, tenant_id, Role::User).await?;
+        let limit = self.core.settings().max_upload_bytes;
         if announced.size > limit {
             return Err(Error::TooLarge { limit });
         }
-        if let Some(uploaded) = self.refer_to_readable(&tenant, announced).await? {
+        if let Some(uploaded) = refer_to_readable(&self.core, &tenant, announced).await? {
             return Ok(Begun::Here(uploaded));
         }
-        let id = UploadId::generate(self.clock());
-        let gathered = match self.0.parts.storage.direct_uploads() {
+        let id = UploadId::generate(self.core.clock());
+        let gathered = match self.core.parts.storage.direct_uploads() {
             None => None,
             Some(storage) => {
                 let key = format!("{}/content", staged_key(tenant_id, id));
@@ -113,8 +123,8 @@ impl Services {
                 Some(Gathered { key, storage_upload_id })
             }
         };
-        let now = self.clock().now();
-        let upload = StagedUpload {
+        let now = self.core.clock().now();
+        let upload = MultipartUpload {
             id,
             protocol: UploadProtocol::Direct,
             state: UploadState::Open,
@@ -132,78 +142,29 @@ impl Services {
             failure: None,
             created_at: now,
             updated_at: now,
-            expires_at: self.staged_until(),
+            expires_at: upload_deadline(&self.core),
         };
-        if let Err(error) = self.note_direct(&tenant, &upload).await {
+        if let Err(error) = record_direct(&self.core, &tenant, &upload).await {
             // Whether or not a commit whose answer was lost happened: nobody was given URLs for it.
             if let Some(gathered) = &upload.gathered {
-                self.abort_gathering(gathered).await;
+                abort_storage_upload(&self.core, gathered).await;
             }
             return Err(error);
         }
         failpoint!("direct.begun");
-        let urls = self.part_urls(&tenant, &upload).await?;
+        let urls = sign_part_urls(&self.core, &tenant, &upload).await?;
         Ok(Begun::Open(upload, urls))
-    }
-
-    async fn note_direct(&self, tenant: &TenantCaller, upload: &StagedUpload) -> Result<()> {
-        let mut tx = self.begin_again(tenant).await?;
-        self.reserve(&mut tx, tenant.quota(), upload.size).await?;
-        multipart_uploads::insert(&mut tx, upload).await?;
-        failpoint!("direct.beginning");
-        Ok(tx.commit().await?)
-    }
-
-    /// Makes a document of content that is there and that the caller may read a document of.
-    async fn refer_to_readable(&self, tenant: &TenantCaller, announced: &Announcement) -> Result<Option<Uploaded>> {
-        let hash = ContentHash { md5: announced.md5.unwrap_or_default(), sha256: announced.sha256 };
-        let mut tx = self.begin_again(tenant).await?;
-        let quota = tenant.quota();
-        if !quota.is_unlimited() {
-            models::quotas::lock(&mut tx).await?;
-        }
-        let Some(file) = files::lock_readable_by_content(&mut tx, &hash, announced.size).await? else { return Ok(None) };
-        // Then it is something else that is announced, or a mistake: the content will tell.
-        if announced.md5.is_some_and(|md5| md5 != file.hash.md5) {
-            return Ok(None);
-        }
-        self.reserve(&mut tx, quota, 0).await?;
-        let document = self.insert_document(&mut tx, tenant, file, &announced.filename, &announced.mime_type);
-        tx.commit().await?;
-        Ok(Some(Uploaded { document, deduplicated: true }))
     }
 
     /// Where the parts of an open upload of the caller's are to be sent: fresh URLs, for those that have expired.
     ///
     /// # Errors
-    /// As [`Services::get_staged_upload`].
-    pub async fn get_part_urls(&self, caller: &Caller, tenant_id: TenantId, upload: &StagedUpload) -> Result<Vec<PartUrl>> {
+    /// As [`UserServices::get_multipart_upload`].
+    pub async fn get_part_urls(&self, caller: &Caller, tenant_id: TenantId, upload: &MultipartUpload) -> Result<Vec<PartUrl>> {
         if upload.state != UploadState::Open || upload.protocol != UploadProtocol::Direct {
             return Ok(Vec::new());
         }
-        self.part_urls(&self.enter(caller, tenant_id, Role::User).await?, upload).await
-    }
-
-    async fn part_urls(&self, tenant: &TenantCaller, upload: &StagedUpload) -> Result<Vec<PartUrl>> {
-        let life = self.settings().upload_life.min(LONGEST_URL);
-        let expires = self.clock().now().plus(life).seconds();
-        let mut urls = Vec::new();
-        let mut offset = 0;
-        for (number, size) in (1..).zip(upload.part_sizes()) {
-            let at = match (&upload.gathered, self.0.parts.storage.direct_uploads()) {
-                (Some(Gathered { key, storage_upload_id }), Some(storage)) => {
-                    PartAt::Storage(storage.part_url(key, storage_upload_id, number, size, life).await?)
-                }
-                _ => {
-                    let (tenant_id, upload_id, user_id) = (tenant.tenant_id(), upload.id, tenant.user_id());
-                    let part = SignedPart { tenant_id, upload_id, user_id, number, size, offset, expires };
-                    PartAt::Here { signature: self.0.parts.url_signer.sign_part(&part), part }
-                }
-            };
-            urls.push(PartUrl { number, offset, size, at });
-            offset += size;
-        }
-        Ok(urls)
+        sign_part_urls(&self.core, &authorize(&self.core, caller, tenant_id, Role::User).await?, upload).await
     }
 
     /// Begins to take a part that somebody was given a signature for.
@@ -212,11 +173,11 @@ impl Services {
     /// [`Error::Forbidden`] when the signature is not of this, its time is over, or who got it may upload no more;
     /// [`Conflict::UploadClosed`].
     pub async fn begin_part(&self, part: SignedPart, signature: &str) -> Result<PartUpload> {
-        self.0.parts.url_signer.verify_part(&part, signature, self.clock().now())?;
+        self.core.parts.url_signer.verify_part(&part, signature, self.core.clock().now())?;
         let caller = Caller::of(part.user_id);
-        require_open(&self.find_staged(&caller, part.tenant_id, part.upload_id).await?)?;
-        let tenant = self.enter(&caller, part.tenant_id, Role::User).await?;
-        let content = self.0.parts.spool.begin(part.size);
+        require_open(&find_own(&self.core, &caller, part.tenant_id, part.upload_id).await?)?;
+        let tenant = authorize(&self.core, &caller, part.tenant_id, Role::User).await?;
+        let content = self.core.parts.spool.begin(part.size);
         Ok(PartUpload { part, tenant, content })
     }
 
@@ -231,38 +192,17 @@ impl Services {
             return Err(Error::invalid("body", format!("must have {} bytes", part.size)));
         }
         let (hash, id) = (content.hash, part.upload_id);
-        let key = self.store_part(&tenant, id, content).await?;
-        let part = StagedPart { offset: part.offset, size: part.size, key };
-        match self.keep_part(&tenant, id, &part).await {
-            Ok(Some(replaced)) => self.discard_object(&tenant, &replaced).await,
+        let key = store_part(&self.core, &tenant, id, content).await?;
+        let part = UploadPart { offset: part.offset, size: part.size, key };
+        match keep_part(&self.core, &tenant, id, &part).await {
+            Ok(Some(replaced)) => discard_object(&self.core, &tenant, &replaced).await,
             Ok(None) => {}
             Err(error) => {
-                self.give_up(&tenant, &part.key).await;
+                abort_upload(&self.core, &tenant, &part.key).await;
                 return Err(error);
             }
         }
         Ok(hash)
-    }
-
-    /// Makes a stored object a part of an open upload. Answers the key of the one that it replaces, which is condemned.
-    async fn keep_part(&self, tenant: &TenantCaller, id: UploadId, part: &StagedPart) -> Result<Option<String>> {
-        let (now, until) = (self.clock().now(), self.staged_until());
-        let mut tx = self.begin_again(tenant).await?;
-        let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
-        require_open(&upload)?;
-        if !uploads::complete(&mut tx, &part.key).await? {
-            return Err(Error::Unavailable { dependency: "object storage", source: "a part took too long to store".into() });
-        }
-        let replaced = multipart_uploads::replace_part(&mut tx, id, part).await?;
-        if let Some(replaced) = &replaced {
-            uploads::insert(&mut tx, replaced, 0, 0, now);
-            uploads::condemn(&mut tx, replaced, now).await?;
-        }
-        multipart_uploads::set_received(&mut tx, id, upload.received, now, until).await?;
-        failpoint!("direct.part_keeping");
-        tx.commit().await?;
-        failpoint!("direct.part_kept");
-        Ok(replaced)
     }
 
     /// Completes an upload whose parts were all sent: they are put together, checked, and become a document. Waits for that, but not
@@ -270,47 +210,117 @@ impl Services {
     ///
     /// # Errors
     /// [`Error::Invalid`] when parts are missing; [`Conflict::UploadFailed`] when the content is not what was announced.
-    pub async fn complete_direct(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<(StagedUpload, Option<Document>)> {
-        let upload = self.find_staged(caller, tenant_id, id).await?;
+    pub async fn complete_direct(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<(MultipartUpload, Option<Document>)> {
+        let upload = find_own(&self.core, caller, tenant_id, id).await?;
         if upload.protocol != UploadProtocol::Direct {
             return Err(Error::NotFound(Noun::Upload));
         }
         if upload.state == UploadState::Open {
-            self.put_together(caller, tenant_id, &upload).await?;
+            assemble(&self.core, caller, tenant_id, &upload).await?;
         }
-        self.complete_staged(caller, tenant_id, id, PATIENCE).await
-    }
-
-    /// Sees to it that all parts are there and that none can be changed any more.
-    async fn put_together(&self, caller: &Caller, tenant_id: TenantId, upload: &StagedUpload) -> Result<()> {
-        let sizes: Vec<_> = upload.part_sizes().collect();
-        if let (Some(Gathered { key, storage_upload_id }), Some(storage)) = (&upload.gathered, self.0.parts.storage.direct_uploads()) {
-            storage.complete(key, storage_upload_id, &sizes).await?;
-            failpoint!("direct.gathered");
-        }
-        let (_, mut tx) = self.begin(caller, tenant_id, Role::User).await?;
-        let locked = multipart_uploads::lock(&mut tx, upload.id).await?.ok_or(Error::NotFound(Noun::Upload))?;
-        if locked.state != UploadState::Open {
-            return Ok(());
-        }
-        if locked.gathered.is_none() {
-            let parts = multipart_uploads::list_parts(&mut tx, upload.id).await?;
-            let offset_of = |n: &usize| sizes[..*n].iter().sum::<u64>();
-            let missing = (0..sizes.len()).find(|n| !parts.iter().any(|part| part.offset == offset_of(n) && part.size == sizes[*n]));
-            if let Some(n) = missing {
-                return Err(Error::invalid("parts", format!("part {} was not sent", n + 1)));
-            }
-        }
-        let (now, until) = (self.clock().now(), self.staged_until());
-        multipart_uploads::set_state(&mut tx, upload.id, UploadState::Completing, None, None, now, until).await?;
-        failpoint!("direct.completing");
-        tx.commit().await?;
-        failpoint!("direct.completed");
-        Ok(())
+        complete_and_wait(&self.core, caller, tenant_id, id, PATIENCE).await
     }
 }
 
-fn require_open(upload: &StagedUpload) -> Result<()> {
+async fn record_direct(core: &Core, tenant: &TenantCaller, upload: &MultipartUpload) -> Result<()> {
+    let mut tx = reauthorize_and_begin(core, tenant).await?;
+    reserve(core, &mut tx, tenant.quota(), upload.size).await?;
+    multipart_uploads::insert(&mut tx, upload).await?;
+    failpoint!("direct.beginning");
+    Ok(tx.commit().await?)
+}
+
+/// Makes a document of content that is there and that the caller may read a document of.
+async fn refer_to_readable(core: &Core, tenant: &TenantCaller, announced: &Announcement) -> Result<Option<Uploaded>> {
+    let hash = ContentHash { md5: announced.md5.unwrap_or_default(), sha256: announced.sha256 };
+    let mut tx = reauthorize_and_begin(core, tenant).await?;
+    let quota = tenant.quota();
+    if !quota.is_unlimited() {
+        models::quotas::lock(&mut tx).await?;
+    }
+    let Some(file) = files::lock_readable_by_content(&mut tx, &hash, announced.size).await? else { return Ok(None) };
+    // Then it is something else that is announced, or a mistake: the content will tell.
+    if announced.md5.is_some_and(|md5| md5 != file.hash.md5) {
+        return Ok(None);
+    }
+    reserve(core, &mut tx, quota, 0).await?;
+    let document = insert_document(core, &mut tx, tenant, file, &announced.filename, &announced.mime_type);
+    tx.commit().await?;
+    Ok(Some(Uploaded { document, deduplicated: true }))
+}
+
+async fn sign_part_urls(core: &Core, tenant: &TenantCaller, upload: &MultipartUpload) -> Result<Vec<PartUrl>> {
+    let life = core.settings().upload_life.min(LONGEST_URL);
+    let expires = core.clock().now().plus(life).seconds();
+    let mut urls = Vec::new();
+    let mut offset = 0;
+    for (number, size) in (1..).zip(upload.part_sizes()) {
+        let at = match (&upload.gathered, core.parts.storage.direct_uploads()) {
+            (Some(Gathered { key, storage_upload_id }), Some(storage)) => {
+                PartAt::Storage(storage.part_url(key, storage_upload_id, number, size, life).await?)
+            }
+            _ => {
+                let (tenant_id, upload_id, user_id) = (tenant.tenant_id(), upload.id, tenant.user_id());
+                let part = SignedPart { tenant_id, upload_id, user_id, number, size, offset, expires };
+                PartAt::Here { signature: core.parts.url_signer.sign_part(&part), part }
+            }
+        };
+        urls.push(PartUrl { number, offset, size, at });
+        offset += size;
+    }
+    Ok(urls)
+}
+
+/// Makes a stored object a part of an open upload. Answers the key of the one that it replaces, which is condemned.
+async fn keep_part(core: &Core, tenant: &TenantCaller, id: UploadId, part: &UploadPart) -> Result<Option<String>> {
+    let (now, until) = (core.clock().now(), upload_deadline(core));
+    let mut tx = reauthorize_and_begin(core, tenant).await?;
+    let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
+    require_open(&upload)?;
+    if !uploads::complete(&mut tx, &part.key).await? {
+        return Err(Error::Unavailable { dependency: Dependency::ObjectStorage, source: "a part took too long to store".into() });
+    }
+    let replaced = multipart_uploads::replace_part(&mut tx, id, part).await?;
+    if let Some(replaced) = &replaced {
+        uploads::insert(&mut tx, replaced, 0, 0, now);
+        uploads::condemn(&mut tx, replaced, now).await?;
+    }
+    multipart_uploads::set_received(&mut tx, id, upload.received, now, until).await?;
+    failpoint!("direct.part_keeping");
+    tx.commit().await?;
+    failpoint!("direct.part_kept");
+    Ok(replaced)
+}
+
+/// Sees to it that all parts are there and that none can be changed any more.
+async fn assemble(core: &Core, caller: &Caller, tenant_id: TenantId, upload: &MultipartUpload) -> Result<()> {
+    let sizes: Vec<_> = upload.part_sizes().collect();
+    if let (Some(Gathered { key, storage_upload_id }), Some(storage)) = (&upload.gathered, core.parts.storage.direct_uploads()) {
+        storage.complete(key, storage_upload_id, &sizes).await?;
+        failpoint!("direct.gathered");
+    }
+    let (_, mut tx) = begin(core, caller, tenant_id, Role::User).await?;
+    let locked = multipart_uploads::lock(&mut tx, upload.id).await?.ok_or(Error::NotFound(Noun::Upload))?;
+    if locked.state != UploadState::Open {
+        return Ok(());
+    }
+    if locked.gathered.is_none() {
+        let parts = multipart_uploads::list_parts(&mut tx, upload.id).await?;
+        let offset_of = |n: &usize| sizes[..*n].iter().sum::<u64>();
+        let missing = (0..sizes.len()).find(|n| !parts.iter().any(|part| part.offset == offset_of(n) && part.size == sizes[*n]));
+        if let Some(n) = missing {
+            return Err(Error::invalid("parts", format!("part {} was not sent", n + 1)));
+        }
+    }
+    let (now, until) = (core.clock().now(), upload_deadline(core));
+    multipart_uploads::set_state(&mut tx, upload.id, UploadState::Completing, None, None, now, until).await?;
+    failpoint!("direct.completing");
+    tx.commit().await?;
+    failpoint!("direct.completed");
+    Ok(())
+}
+
+fn require_open(upload: &MultipartUpload) -> Result<()> {
     if upload.state == UploadState::Open && upload.protocol == UploadProtocol::Direct {
         Ok(())
     } else {

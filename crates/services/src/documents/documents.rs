@@ -1,16 +1,21 @@
 //! Documents: list, look at, download, rename. How they come and go: `uploads.rs`, `versions.rs`, `trash.rs`.
 
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
 use domain::{
     Denial, Document, DocumentFilter, DocumentId, Error, File, Filename, MimeType, Noun, Page, PageRequest, Result, Role, TenantId,
     Timestamp,
 };
+use futures_util::stream::BoxStream;
 use models::{TenantTx, documents};
 use serde_json::json;
 
 use crate::{
-    Caller, Services, SignedDownload,
-    access::TenantCaller,
-    storage::{ContentHeaders, DownloadUrl},
+    Caller, Core, SignedDownload, UserServices,
+    access::{TenantCaller, authorize, begin, record},
+    events::events::audit_event,
+    storage::{ContentHeaders, DownloadUrl, ObjectStorage},
 };
 
 /// Where a document's content can be had.
@@ -36,7 +41,30 @@ pub enum DownloadAt {
     },
 }
 
-impl Services {
+/// An object that a signed claim opened.
+pub struct OpenDownload {
+    storage: Arc<dyn ObjectStorage>,
+    key: String,
+    size: u64,
+}
+
+impl OpenDownload {
+    /// Its size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Its bytes in this range, as they arrive from the storage.
+    ///
+    /// # Errors
+    /// When the storage is down or the object is gone.
+    pub async fn read(&self, range: Range<u64>) -> Result<BoxStream<'static, Result<Bytes>>> {
+        Ok(self.storage.get(&self.key, Some(range)).await?.bytes)
+    }
+}
+
+impl UserServices {
     /// The documents of a tenant that meet a filter, newest first.
     ///
     /// # Errors
@@ -48,7 +76,7 @@ impl Services {
         filter: &DocumentFilter,
         request: PageRequest,
     ) -> Result<Page<Document>> {
-        let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
+        let tenant = authorize(&self.core, caller, tenant_id, Role::Viewer).await?;
         Ok(documents::list(&mut tenant.read().await?, filter, request).await?)
     }
 
@@ -57,7 +85,7 @@ impl Services {
     /// # Errors
     /// [`Error::NotFound`] when the tenant has no such document.
     pub async fn get_document(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId) -> Result<Document> {
-        let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
+        let tenant = authorize(&self.core, caller, tenant_id, Role::Viewer).await?;
         documents::find(&mut tenant.read().await?, id).await?.ok_or(Error::NotFound(Noun::Document))
     }
 
@@ -66,34 +94,21 @@ impl Services {
     /// # Errors
     /// [`Error::NotFound`] when the tenant has no such document.
     pub async fn get_download(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId) -> Result<Download> {
-        let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
+        let tenant = authorize(&self.core, caller, tenant_id, Role::Viewer).await?;
         let document = documents::find(&mut tenant.read().await?, id).await?.ok_or(Error::NotFound(Noun::Document))?;
-        let download = self.download(&document.file, &document.filename, &document.mime_type).await?;
-        self.note(&tenant, "document.downloaded", facts(&document)).await?;
+        let download = sign_download(&self.core, &document.file, &document.filename, &document.mime_type).await?;
+        record(&self.core, &tenant, "document.downloaded", event_payload(&document)).await?;
         Ok(download)
     }
 
-    /// A URL at which whoever has it can download a file for a time.
-    pub(crate) async fn download(&self, file: &File, filename: &str, mime_type: &str) -> Result<Download> {
-        let headers = content_headers(filename, mime_type)?;
-        let life = self.settings().download_url_life;
-        let expires_at = Timestamp::from_seconds(self.clock().now().plus(life).seconds());
-        let at = match self.0.parts.storage.signed_url(&file.object_key, life, &headers).await? {
-            DownloadUrl::Store(url) => DownloadAt::Storage(url),
-            DownloadUrl::Api => {
-                let download = SignedDownload { key: file.object_key.clone(), headers, expires: expires_at.seconds() };
-                DownloadAt::Here { signature: self.0.parts.url_signer.sign(&download), download }
-            }
-        };
-        Ok(Download { at, expires_at })
-    }
-
-    /// Checks the signature of a download from this API.
+    /// Opens the object that a signed claim names. Nothing else opens an object.
     ///
     /// # Errors
-    /// [`Denial::BadSignature`] when anything of it was changed, or its time is over.
-    pub fn check_download(&self, download: &SignedDownload, signature: &str) -> Result<()> {
-        self.0.parts.url_signer.verify(download, signature, self.clock().now())
+    /// [`Denial::BadSignature`] when the claim was changed or has expired; [`Error::NotFound`] when the object is gone.
+    pub async fn open_download(&self, claim: &SignedDownload, signature: &str) -> Result<OpenDownload> {
+        self.core.parts.url_signer.verify(claim, signature, self.core.clock().now())?;
+        let storage = Arc::clone(&self.core.parts.storage);
+        Ok(OpenDownload { size: storage.head(&claim.key).await?, key: claim.key.clone(), storage })
     }
 
     /// Changes what is given of a document.
@@ -109,14 +124,29 @@ impl Services {
         mime_type: Option<MimeType>,
         precondition: Precondition<'_>,
     ) -> Result<Document> {
-        let (tenant, mut tx) = self.begin(caller, tenant_id, Role::Viewer).await?;
+        let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::Viewer).await?;
         require_precondition(&lock_own(&mut tx, &tenant, id).await?, precondition)?;
-        documents::update(&mut tx, id, filename.as_ref(), mime_type.as_ref(), self.clock().now()).await?;
+        documents::update(&mut tx, id, filename.as_ref(), mime_type.as_ref(), self.core.clock().now()).await?;
         let document = documents::find(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
-        self.tell(&mut tx, &self.audit("document.updated", Some(tenant_id), Some(caller.user_id()), facts(&document)));
+        tx.emit(&audit_event(&self.core, "document.updated", Some(tenant_id), Some(caller.user_id()), event_payload(&document)));
         tx.commit().await?;
         Ok(document)
     }
+}
+
+/// A URL at which whoever has it can download a file for a time.
+pub(crate) async fn sign_download(core: &Core, file: &File, filename: &str, mime_type: &str) -> Result<Download> {
+    let headers = content_headers(filename, mime_type)?;
+    let life = core.settings().download_url_life;
+    let expires_at = Timestamp::from_seconds(core.clock().now().plus(life).seconds());
+    let at = match core.parts.storage.signed_url(&file.object_key, life, &headers).await? {
+        DownloadUrl::Store(url) => DownloadAt::Storage(url),
+        DownloadUrl::Api => {
+            let download = SignedDownload { key: file.object_key.clone(), headers, expires: expires_at.seconds() };
+            DownloadAt::Here { signature: core.parts.url_signer.sign(&download), download }
+        }
+    };
+    Ok(Download { at, expires_at })
 }
 
 /// A document that the caller may change, locked: an admin any, a user its own, a viewer none.
@@ -150,7 +180,7 @@ fn content_headers(filename: &str, mime_type: &str) -> Result<ContentHeaders> {
 }
 
 /// What events tell of a document.
-pub(crate) fn facts(document: &Document) -> serde_json::Value {
+pub(crate) fn event_payload(document: &Document) -> serde_json::Value {
     json!({
         "document_id": document.id.to_string(),
         "version": document.version,

@@ -11,18 +11,21 @@ use std::{
 };
 
 use domain::{
-    Conflict, ContentHash, Denial, Document, Error, Filename, Gathered, MimeType, Noun, Quota, Result, Role, StagedPart, StagedUpload,
-    TenantId, Timestamp, UploadId, UploadState, failpoint, object_prefix,
+    Conflict, ContentHash, Denial, Document, Error, Filename, Gathered, MimeType, MultipartUpload, Noun, Quota, Result, Role, TenantId,
+    Timestamp, UploadId, UploadPart, UploadState, dyn_error, failpoint, object_prefix,
 };
 use futures_util::TryStreamExt;
 use models::{TenantDatabase, TenantTx, documents, multipart_uploads, quotas, uploads};
 
 use crate::{
-    Caller, Services, SpooledContent, Uploaded,
-    access::TenantCaller,
-    documents::uploads::{Becomes, Content, Origin, UPLOAD_LIFE, refuse},
-    storage::blocking,
-    storage::spool::Hasher,
+    Caller, Core, SpooledContent, UserServices,
+    access::{TenantCaller, authorize, begin, reauthorize_and_begin},
+    documents::{
+        disposal::discard_object,
+        targets::{NewDocument, UploadTrigger, upload_deadline},
+        uploads::{Content, UPLOAD_LIFE, put, refuse, store},
+    },
+    storage::{blocking, spool::Hasher},
 };
 
 /// How often somebody who waits for the end of an upload looks.
@@ -52,304 +55,301 @@ impl Completions {
 }
 
 /// Ends a completion in whatever way it ends.
-struct Completing(Services, UploadId);
+struct Completing(Core, UploadId);
 
 impl Drop for Completing {
     fn drop(&mut self) {
-        self.0.0.completions.end(self.1);
+        self.0.completions.end(self.1);
     }
 }
 
-impl Services {
+impl UserServices {
     /// An upload in parts, of the caller's own. One whose parts are all here and that nobody is completing is completed now.
     ///
     /// # Errors
     /// [`Error::NotFound`] when the caller has none with this id, or its time is over.
-    pub async fn get_staged_upload(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<(StagedUpload, Option<Document>)> {
-        let upload = self.find_staged(caller, tenant_id, id).await?;
-        if upload.state == UploadState::Completing && !self.0.completions.contains(id) {
-            self.complete_in_background(*caller, tenant_id, id);
+    pub async fn get_multipart_upload(
+        &self,
+        caller: &Caller,
+        tenant_id: TenantId,
+        id: UploadId,
+    ) -> Result<(MultipartUpload, Option<Document>)> {
+        let upload = find_own(&self.core, caller, tenant_id, id).await?;
+        if upload.state == UploadState::Completing && !self.core.completions.contains(id) {
+            complete_in_background(&self.core, *caller, tenant_id, id);
         }
-        self.with_document(caller, tenant_id, upload).await
+        with_document(&self.core, caller, tenant_id, upload).await
     }
 
     /// Gives up an upload in parts. What is here of it goes.
     ///
     /// # Errors
-    /// As [`Services::get_staged_upload`]; [`Conflict::UploadClosed`] when it is becoming a document, or has become one.
-    pub async fn abort_staged_upload(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<()> {
-        self.find_staged(caller, tenant_id, id).await?;
-        let (tenant, mut tx) = self.begin(caller, tenant_id, Role::User).await?;
+    /// As [`UserServices::get_multipart_upload`]; [`Conflict::UploadClosed`] when it is becoming a document, or has become one.
+    pub async fn abort_multipart_upload(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<()> {
+        find_own(&self.core, caller, tenant_id, id).await?;
+        let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::User).await?;
         let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
         if matches!(upload.state, UploadState::Completing | UploadState::Completed) {
             return Err(Error::Conflict(Conflict::UploadClosed));
         }
-        let keys = self.forget_staged(&mut tx, &upload).await?;
+        let keys = purge_upload(&self.core, &mut tx, &upload).await?;
         failpoint!("staged.aborting");
         tx.commit().await?;
         failpoint!("staged.aborted");
-        self.discard_staged(&tenant, upload.gathered.as_ref(), &keys).await;
+        discard_parts(&self.core, &tenant, upload.gathered.as_ref(), &keys).await;
         Ok(())
     }
+}
 
-    pub(crate) async fn find_staged(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<StagedUpload> {
-        let tenant = self.enter(caller, tenant_id, Role::User).await?;
-        let found = multipart_uploads::find(&mut tenant.read().await?, id).await?;
-        // Others don't learn that it is there.
-        let own = found.filter(|upload| upload.user_id == caller.user_id() && upload.expires_at > self.clock().now());
-        own.ok_or(Error::NotFound(Noun::Upload))
+pub(crate) async fn find_own(core: &Core, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<MultipartUpload> {
+    let tenant = authorize(core, caller, tenant_id, Role::User).await?;
+    let found = multipart_uploads::find(&mut tenant.read().await?, id).await?;
+    // Others don't learn that it is there.
+    let own = found.filter(|upload| upload.user_id == caller.user_id() && upload.expires_at > core.clock().now());
+    own.ok_or(Error::NotFound(Noun::Upload))
+}
+
+/// With the document that an upload became, if that is still there.
+async fn with_document(
+    core: &Core,
+    caller: &Caller,
+    tenant_id: TenantId,
+    upload: MultipartUpload,
+) -> Result<(MultipartUpload, Option<Document>)> {
+    let Some((id, _)) = upload.document else { return Ok((upload, None)) };
+    let tenant = authorize(core, caller, tenant_id, Role::User).await?;
+    let document = documents::find(&mut tenant.read().await?, id).await?;
+    Ok((upload, document))
+}
+
+/// Reserves what an upload may come to store, in the transaction that notes it.
+pub(crate) async fn reserve(core: &Core, tx: &mut TenantTx, quota: Quota, bytes: u64) -> Result<()> {
+    if quota.is_unlimited() {
+        return Ok(());
     }
+    quotas::lock(tx).await?;
+    refuse(quotas::find_use(tx, core.clock().now()).await?.shortage(quota, bytes, 1))
+}
 
-    /// With the document that an upload became, if that is still there.
-    async fn with_document(&self, caller: &Caller, tenant_id: TenantId, upload: StagedUpload) -> Result<(StagedUpload, Option<Document>)> {
-        let Some((id, _)) = upload.document else { return Ok((upload, None)) };
-        let tenant = self.enter(caller, tenant_id, Role::User).await?;
-        let document = documents::find(&mut tenant.read().await?, id).await?;
-        Ok((upload, document))
-    }
+/// Stores a part as an object of its own under a new key, and answers that. It is noted as an upload under way until a
+/// transaction makes it a part.
+pub(crate) async fn store_part(core: &Core, tenant: &TenantCaller, id: UploadId, content: SpooledContent) -> Result<String> {
+    let key = format!("{}/{}", staged_key(tenant.tenant_id(), id), core.clock().new_uuid().simple());
+    let mut tx = reauthorize_and_begin(core, tenant).await?;
+    uploads::insert(&mut tx, &key, 0, 0, core.clock().now().plus(UPLOAD_LIFE));
+    tx.commit().await?;
+    failpoint!("staged.part_noted");
+    put(core, &key, &Content::Spooled(content)).await?;
+    failpoint!("staged.part_stored");
+    Ok(key)
+}
 
-    /// Reserves what an upload may come to store, in the transaction that notes it.
-    pub(crate) async fn reserve(&self, tx: &mut TenantTx, quota: Quota, bytes: u64) -> Result<()> {
-        if quota.is_unlimited() {
-            return Ok(());
-        }
-        quotas::lock(tx).await?;
-        refuse(quotas::find_use(tx, self.clock().now()).await?.shortage(quota, bytes, 1))
-    }
-
-    /// Stores a part as an object of its own under a new key, and answers that. It is noted as an upload under way until a
-    /// transaction makes it a part.
-    pub(crate) async fn store_part(&self, tenant: &TenantCaller, id: UploadId, content: SpooledContent) -> Result<String> {
-        let key = format!("{}/{}", staged_key(tenant.tenant_id(), id), self.clock().new_uuid().simple());
-        let mut tx = self.begin_again(tenant).await?;
-        uploads::insert(&mut tx, &key, 0, 0, self.clock().now().plus(UPLOAD_LIFE));
-        tx.commit().await?;
-        failpoint!("staged.part_noted");
-        self.put(&key, &Content::Spooled(content)).await?;
-        failpoint!("staged.part_stored");
-        Ok(key)
-    }
-
-    /// Waits for an upload whose parts are all here to become a document, at most for a time: then it is still completing.
-    ///
-    /// # Errors
-    /// [`Conflict::UploadFailed`] when it became none; [`Error::Unavailable`] when something is down, and it is tried again.
-    pub(crate) async fn complete_staged(
-        &self,
-        caller: &Caller,
-        tenant_id: TenantId,
-        id: UploadId,
-        patience: Duration,
-    ) -> Result<(StagedUpload, Option<Document>)> {
-        let waited = tokio::time::timeout(patience, async {
-            loop {
-                if let Some(task) = self.complete_in_background(*caller, tenant_id, id) {
-                    return task.await.map_err(Error::internal)?;
-                }
-                tokio::time::sleep(GLANCE).await;
+/// Waits for an upload whose parts are all here to become a document, at most for a time: then it is still completing.
+///
+/// # Errors
+/// [`Conflict::UploadFailed`] when it became none; [`Error::Unavailable`] when something is down, and it is tried again.
+pub(crate) async fn complete_and_wait(
+    core: &Core,
+    caller: &Caller,
+    tenant_id: TenantId,
+    id: UploadId,
+    patience: Duration,
+) -> Result<(MultipartUpload, Option<Document>)> {
+    let waited = tokio::time::timeout(patience, async {
+        loop {
+            if let Some(task) = complete_in_background(core, *caller, tenant_id, id) {
+                return task.await.map_err(Error::internal)?;
             }
-        });
-        if let Ok(result) = waited.await {
-            result?;
+            tokio::time::sleep(GLANCE).await;
         }
-        let upload = self.find_staged(caller, tenant_id, id).await?;
-        match upload.failure.clone() {
+    });
+    if let Ok(result) = waited.await {
+        result?;
+    }
+    let upload = find_own(core, caller, tenant_id, id).await?;
+    match upload.failure.clone() {
+        Some(reason) => Err(Error::Conflict(Conflict::UploadFailed { reason })),
+        None => with_document(core, caller, tenant_id, upload).await,
+    }
+}
+
+/// Begins to complete an upload, unless this process is doing that. Goes on when nobody waits for it any more.
+fn complete_in_background(core: &Core, caller: Caller, tenant_id: TenantId, id: UploadId) -> Option<tokio::task::JoinHandle<Result<()>>> {
+    if !core.completions.begin(id) {
+        return None;
+    }
+    let completing = Completing(core.clone(), id);
+    Some(tokio::spawn(async move {
+        let result = Box::pin(complete(&completing.0, &caller, tenant_id, id)).await;
+        if let Err(error) = &result {
+            tracing::warn!(upload_id = %id, error = dyn_error(error), "an upload could not be completed yet");
+        }
+        result
+    }))
+}
+
+async fn complete(core: &Core, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<()> {
+    let tenant = authorize(core, caller, tenant_id, Role::User).await?;
+    let mut connection = tenant.read().await?;
+    let upload = multipart_uploads::find(&mut connection, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
+    if upload.state != UploadState::Completing {
+        return Ok(());
+    }
+    let parts = multipart_uploads::list_parts(&mut connection, id).await?;
+    drop(connection);
+    let outcome = match assemble_content(core, &upload, &parts).await {
+        Ok(content) => match mismatch(&upload, content.hash(), content.size()) {
             Some(reason) => Err(Error::Conflict(Conflict::UploadFailed { reason })),
-            None => self.with_document(caller, tenant_id, upload).await,
+            None => {
+                failpoint!("staged.verified");
+                store_staged(core, &tenant, &upload, &content).await
+            }
+        },
+        Err(error) => Err(error),
+    };
+    match outcome {
+        // All bytes are here, and were acknowledged: what may be over the next time ends nothing.
+        Err(error @ (Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. } | Error::Internal(_))) => {
+            return Err(error);
         }
+        // It will never become a document.
+        Err(error) => {
+            let reason = match &error {
+                Error::Conflict(Conflict::UploadFailed { reason }) => reason.clone(),
+                other => other.with_causes(),
+            };
+            record_failed(core, &tenant, id, &reason).await?;
+        }
+        Ok(()) => {}
     }
+    let keys: Vec<_> = parts.into_iter().map(|part| part.key).collect();
+    discard_parts(core, &tenant, upload.gathered.as_ref(), &keys).await;
+    Ok(())
+}
 
-    /// Begins to complete an upload, unless this process is doing that. Goes on when nobody waits for it any more.
-    fn complete_in_background(&self, caller: Caller, tenant_id: TenantId, id: UploadId) -> Option<tokio::task::JoinHandle<Result<()>>> {
-        if !self.0.completions.begin(id) {
-            return None;
-        }
-        let completing = Completing(self.clone(), id);
-        Some(tokio::spawn(async move {
-            let result = Box::pin(completing.0.complete(&caller, tenant_id, id)).await;
-            if let Err(error) = &result {
-                tracing::warn!(upload_id = %id, error = error as &dyn std::error::Error, "an upload could not be completed yet");
-            }
-            result
-        }))
+async fn store_staged(core: &Core, tenant: &TenantCaller, upload: &MultipartUpload, content: &Content) -> Result<()> {
+    let damaged = |problem| Error::internal(format!("a stored upload {problem}"));
+    let filename = Filename::parse(&upload.filename).map_err(damaged)?;
+    let mime_type = MimeType::parse(&upload.mime_type).map_err(damaged)?;
+    let target = NewDocument { filename: &filename, mime_type: &mime_type, trigger: UploadTrigger::Multipart(upload.id) };
+    store(core, tenant, content, &target).await.map(drop)
+}
+
+/// Reads an upload's content and computes what it is.
+async fn assemble_content(core: &Core, upload: &MultipartUpload, parts: &[UploadPart]) -> Result<Content> {
+    if let Some(Gathered { key, .. }) = &upload.gathered {
+        let object = core.parts.storage.get(key, None).await?;
+        let size = object.size;
+        let hashing = object.bytes.try_fold(Hasher::default(), async |mut hasher, bytes| {
+            blocking(move || {
+                hasher.update(&bytes);
+                Ok(hasher)
+            })
+            .await
+        });
+        return Ok(Content::Staged { key: key.clone(), size, hash: hashing.await?.finish() });
     }
-
-    async fn complete(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<()> {
-        let tenant = self.enter(caller, tenant_id, Role::User).await?;
-        let mut connection = tenant.read().await?;
-        let upload = multipart_uploads::find(&mut connection, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
-        if upload.state != UploadState::Completing {
-            return Ok(());
-        }
-        let parts = multipart_uploads::list_parts(&mut connection, id).await?;
-        drop(connection);
-        let outcome = match self.gather(&upload, &parts).await {
-            Ok(content) => match mismatch(&upload, content.hash(), content.size()) {
-                Some(reason) => Err(Error::Conflict(Conflict::UploadFailed { reason })),
-                None => {
-                    failpoint!("staged.verified");
-                    self.store_staged(&tenant, &upload, &content).await
-                }
-            },
-            Err(error) => Err(error),
-        };
-        match outcome {
-            // All bytes are here, and were acknowledged: what may be over the next time ends nothing.
-            Err(error @ (Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. } | Error::Internal(_))) => {
-                return Err(error);
-            }
-            // It will never become a document.
-            Err(error) => {
-                let reason = match &error {
-                    Error::Conflict(Conflict::UploadFailed { reason }) => reason.clone(),
-                    other => other.with_causes(),
-                };
-                self.note_failed(&tenant, id, &reason).await?;
-            }
-            Ok(()) => {}
-        }
-        let keys: Vec<_> = parts.into_iter().map(|part| part.key).collect();
-        self.discard_staged(&tenant, upload.gathered.as_ref(), &keys).await;
-        Ok(())
-    }
-
-    async fn store_staged(&self, tenant: &TenantCaller, upload: &StagedUpload, content: &Content) -> Result<()> {
-        let damaged = |problem| Error::internal(format!("a stored upload {problem}"));
-        let filename = Filename::parse(&upload.filename).map_err(damaged)?;
-        let mime_type = MimeType::parse(&upload.mime_type).map_err(damaged)?;
-        let becomes = Becomes::Document { filename: &filename, mime_type: &mime_type };
-        self.store(tenant, content, becomes, Origin::Staged(upload.id)).await.map(drop)
-    }
-
-    /// Reads an upload's content and computes what it is.
-    async fn gather(&self, upload: &StagedUpload, parts: &[StagedPart]) -> Result<Content> {
-        if let Some(Gathered { key, .. }) = &upload.gathered {
-            let object = self.0.parts.storage.get(key, None).await?;
-            let size = object.size;
-            let hashing = object.bytes.try_fold(Hasher::default(), async |mut hasher, bytes| {
-                blocking(move || {
-                    hasher.update(&bytes);
-                    Ok(hasher)
-                })
-                .await
-            });
-            return Ok(Content::Staged { key: key.clone(), size, hash: hashing.await?.finish() });
-        }
-        let mut content = self.0.parts.spool.begin(upload.size);
-        let mut end = 0;
-        for part in parts {
-            if part.offset != end {
-                return Err(missing(end));
-            }
-            end += part.size;
-            let mut bytes = self.0.parts.storage.get(&part.key, None).await?.bytes;
-            while let Some(bytes) = bytes.try_next().await? {
-                content.write(bytes).await?;
-            }
-        }
-        if end != upload.size {
+    let mut content = core.parts.spool.begin(upload.size);
+    let mut end = 0;
+    for part in parts {
+        if part.offset != end {
             return Err(missing(end));
         }
-        Ok(Content::Spooled(content.finish().await?))
-    }
-
-    /// Notes that an upload became a document, in the transaction of that.
-    pub(crate) async fn note_completed(&self, tx: &mut TenantTx, id: UploadId, uploaded: &Uploaded) -> Result<()> {
-        let (now, document) = (self.clock().now(), Some((uploaded.document.id, uploaded.deduplicated)));
-        multipart_uploads::condemn_objects(tx, id, now).await?;
-        Ok(multipart_uploads::set_state(tx, id, UploadState::Completed, document, None, now, self.staged_until()).await?)
-    }
-
-    async fn note_failed(&self, tenant: &TenantCaller, id: UploadId, reason: &str) -> Result<()> {
-        let now = self.clock().now();
-        let mut tx = self.begin_again(tenant).await?;
-        if multipart_uploads::lock(&mut tx, id).await?.is_some_and(|upload| upload.state == UploadState::Completing) {
-            multipart_uploads::condemn_objects(&mut tx, id, now).await?;
-            multipart_uploads::set_state(&mut tx, id, UploadState::Failed, None, Some(reason), now, self.staged_until()).await?;
-        }
-        Ok(tx.commit().await?)
-    }
-
-    /// Until when an upload is waited for, or its end remembered, to which something happens now.
-    pub(crate) fn staged_until(&self) -> Timestamp {
-        self.clock().now().plus(self.settings().upload_life)
-    }
-
-    /// Forgets an upload, which is locked, and answers the keys of its parts, which are condemned.
-    async fn forget_staged(&self, tx: &mut TenantTx, upload: &StagedUpload) -> Result<Vec<String>> {
-        let parts = multipart_uploads::list_parts(tx, upload.id).await?;
-        multipart_uploads::condemn_objects(tx, upload.id, self.clock().now()).await?;
-        multipart_uploads::delete(tx, upload.id).await?;
-        Ok(parts.into_iter().map(|part| part.key).collect())
-    }
-
-    /// Removes what an upload that has ended leaves. What fails here, the collector does.
-    async fn discard_staged(&self, tenant: &TenantCaller, gathered: Option<&Gathered>, keys: &[String]) {
-        if let Some(gathered) = gathered {
-            self.abort_gathering(gathered).await;
-            self.discard_object(tenant, &gathered.key).await;
-        }
-        for key in keys {
-            self.discard_object(tenant, key).await;
+        end += part.size;
+        let mut bytes = core.parts.storage.get(&part.key, None).await?.bytes;
+        while let Some(bytes) = bytes.try_next().await? {
+            content.write(bytes).await?;
         }
     }
+    if end != upload.size {
+        return Err(missing(end));
+    }
+    Ok(Content::Spooled(content.finish().await?))
+}
 
-    /// Has the storage throw away the parts that it gathers, if it still does.
-    pub(crate) async fn abort_gathering(&self, Gathered { key, storage_upload_id }: &Gathered) {
-        let Some(storage) = self.0.parts.storage.direct_uploads() else { return };
-        if let Err(error) = storage.abort(key, storage_upload_id).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the parts of an upload are left to the collector");
+async fn record_failed(core: &Core, tenant: &TenantCaller, id: UploadId, reason: &str) -> Result<()> {
+    let now = core.clock().now();
+    let mut tx = reauthorize_and_begin(core, tenant).await?;
+    if multipart_uploads::lock(&mut tx, id).await?.is_some_and(|upload| upload.state == UploadState::Completing) {
+        multipart_uploads::condemn_objects(&mut tx, id, now).await?;
+        multipart_uploads::set_state(&mut tx, id, UploadState::Failed, None, Some(reason), now, upload_deadline(core)).await?;
+    }
+    Ok(tx.commit().await?)
+}
+
+/// Forgets an upload, which is locked, and answers the keys of its parts, which are condemned.
+async fn purge_upload(core: &Core, tx: &mut TenantTx, upload: &MultipartUpload) -> Result<Vec<String>> {
+    let parts = multipart_uploads::list_parts(tx, upload.id).await?;
+    multipart_uploads::condemn_objects(tx, upload.id, core.clock().now()).await?;
+    multipart_uploads::delete(tx, upload.id).await?;
+    Ok(parts.into_iter().map(|part| part.key).collect())
+}
+
+/// Removes what an upload that has ended leaves. What fails here, the collector does.
+async fn discard_parts(core: &Core, tenant: &TenantCaller, gathered: Option<&Gathered>, keys: &[String]) {
+    if let Some(gathered) = gathered {
+        abort_storage_upload(core, gathered).await;
+        discard_object(core, tenant, &gathered.key).await;
+    }
+    for key in keys {
+        discard_object(core, tenant, key).await;
+    }
+}
+
+/// Has the storage throw away the parts that it gathers, if it still does.
+pub(crate) async fn abort_storage_upload(core: &Core, Gathered { key, storage_upload_id }: &Gathered) {
+    let Some(storage) = core.parts.storage.direct_uploads() else { return };
+    if let Err(error) = storage.abort(key, storage_upload_id).await {
+        tracing::warn!(error = dyn_error(&error), "the parts of an upload are left to the collector");
+    }
+}
+
+/// Completes uploads that a crash left, and gives up those whose time is over. Answers how many it gave up.
+pub(crate) async fn collect_multipart_uploads(core: &Core, database: &TenantDatabase) -> Result<u64> {
+    let now = core.clock().now();
+    let stuck = multipart_uploads::list_stuck(&mut database.read().await?, now.minus(STUCK_AFTER)).await?;
+    for upload in stuck {
+        let Some(task) = complete_in_background(core, Caller::of(upload.user_id), database.tenant_id(), upload.id) else { continue };
+        let outcome = task.await.map_err(Error::internal).flatten();
+        let is_over = match outcome {
+            Ok(()) | Err(Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. }) => false,
+            // A tenant may become active again, a fault of ours be repaired: as long as the upload lives.
+            Err(Error::Forbidden(Denial::TenantInactive) | Error::Internal(_)) => upload.expires_at <= now,
+            // Who uploaded may not any more: nobody else will.
+            Err(_) => true,
+        };
+        if is_over {
+            expire(core, database, &upload, now).await?;
         }
     }
-
-    /// Completes uploads that a crash left, and gives up those whose time is over. Answers how many it gave up.
-    pub(crate) async fn collect_staged(&self, database: &TenantDatabase) -> Result<u64> {
-        let now = self.clock().now();
-        let stuck = multipart_uploads::list_stuck(&mut database.read().await?, now.minus(STUCK_AFTER)).await?;
-        for upload in stuck {
-            let Some(task) = self.complete_in_background(Caller::of(upload.user_id), database.tenant_id(), upload.id) else { continue };
-            let outcome = task.await.map_err(Error::internal).flatten();
-            let is_over = match outcome {
-                Ok(()) | Err(Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. }) => false,
-                // A tenant may become active again, a fault of ours be repaired: as long as the upload lives.
-                Err(Error::Forbidden(Denial::TenantInactive) | Error::Internal(_)) => upload.expires_at <= now,
-                // Who uploaded may not any more: nobody else will.
-                Err(_) => true,
-            };
-            if is_over {
-                self.expire(database, &upload, now).await?;
-            }
+    let mut expired = 0;
+    loop {
+        let found = multipart_uploads::list_expired(&mut database.read().await?, now, BATCH).await?;
+        for upload in &found {
+            expire(core, database, upload, now).await?;
+            expired += 1;
         }
-        let mut expired = 0;
-        loop {
-            let found = multipart_uploads::list_expired(&mut database.read().await?, now, BATCH).await?;
-            for upload in &found {
-                self.expire(database, upload, now).await?;
-                expired += 1;
-            }
-            if found.is_empty() {
-                return Ok(expired);
-            }
+        if found.is_empty() {
+            return Ok(expired);
         }
     }
+}
 
-    /// Gives up an upload, unless something happened to it since it was looked at.
-    async fn expire(&self, database: &TenantDatabase, seen: &StagedUpload, now: Timestamp) -> Result<()> {
-        // Before the row that knows of it goes.
-        if let (Some(storage), Some(gathered)) = (self.0.parts.storage.direct_uploads(), &seen.gathered) {
-            storage.abort(&gathered.key, &gathered.storage_upload_id).await?;
-        }
-        #[expect(clippy::disallowed_methods, reason = "tells nothing")]
-        let mut tx = database.begin().await?;
-        if multipart_uploads::lock(&mut tx, seen.id).await?.as_ref() == Some(seen) {
-            multipart_uploads::condemn_objects(&mut tx, seen.id, now).await?;
-            multipart_uploads::delete(&mut tx, seen.id).await?;
-        }
-        failpoint!("staged.expiring");
-        tx.commit().await?;
-        failpoint!("staged.expired");
-        Ok(())
+/// Gives up an upload, unless something happened to it since it was looked at.
+async fn expire(core: &Core, database: &TenantDatabase, seen: &MultipartUpload, now: Timestamp) -> Result<()> {
+    // Before the row that knows of it goes.
+    if let (Some(storage), Some(gathered)) = (core.parts.storage.direct_uploads(), &seen.gathered) {
+        storage.abort(&gathered.key, &gathered.storage_upload_id).await?;
     }
+    let mut tx = database.begin().await?;
+    if multipart_uploads::lock(&mut tx, seen.id).await?.as_ref() == Some(seen) {
+        multipart_uploads::condemn_objects(&mut tx, seen.id, now).await?;
+        multipart_uploads::delete(&mut tx, seen.id).await?;
+    }
+    failpoint!("staged.expiring");
+    tx.commit().await?;
+    failpoint!("staged.expired");
+    Ok(())
 }
 
 /// What the keys of an upload's objects begin with.
@@ -362,7 +362,7 @@ fn missing(offset: u64) -> Error {
 }
 
 /// In what a content differs from what it was said to be.
-fn mismatch(upload: &StagedUpload, hash: ContentHash, size: u64) -> Option<String> {
+fn mismatch(upload: &MultipartUpload, hash: ContentHash, size: u64) -> Option<String> {
     if size != upload.size {
         return Some(format!("it has {size} bytes instead of {}", upload.size));
     }

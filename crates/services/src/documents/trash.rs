@@ -4,15 +4,19 @@ use domain::{Document, DocumentId, Error, EventKind, Noun, Page, PageRequest, Re
 use models::{TenantDatabase, TenantTx, documents, files, trash, versions};
 
 use crate::{
-    Caller, Services,
-    documents::documents::{Precondition, facts, lock_own, require_own, require_precondition},
-    documents::versions::lock_files,
+    Caller, Core, UserServices,
+    access::{authorize, begin},
+    documents::{
+        content::lock_files,
+        documents::{Precondition, event_payload, lock_own, require_own, require_precondition},
+    },
+    events::events::{EventTx, audit_event, begin_in, event},
 };
 
 /// How many documents are looked for in one go.
 const BATCH: u32 = 100;
 
-impl Services {
+impl UserServices {
     /// Deletes a document: puts it into the trash, or, where none is kept, removes it for good. When nothing refers to its files
     /// any more, they are collected after a grace.
     ///
@@ -25,17 +29,17 @@ impl Services {
         id: DocumentId,
         precondition: Precondition<'_>,
     ) -> Result<()> {
-        let (tenant, mut tx) = self.begin(caller, tenant_id, Role::Viewer).await?;
+        let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::Viewer).await?;
         let document = lock_own(&mut tx, &tenant, id).await?;
         require_precondition(&document, precondition)?;
-        if self.settings().trash_retention.is_zero() {
-            self.remove(&mut tx, &document).await?;
+        if self.core.settings().trash_retention.is_zero() {
+            remove(&self.core, &mut tx, &document).await?;
         } else {
-            trash::insert(&mut tx, id, caller.user_id(), self.clock().now()).await?;
+            trash::insert(&mut tx, id, caller.user_id(), self.core.clock().now()).await?;
         }
-        let (data, by) = (facts(&document), Some(caller.user_id()));
-        self.tell(&mut tx, &self.event(EventKind::DocumentDeleted, Some(tenant_id), by, &data));
-        self.tell(&mut tx, &self.audit("document.deleted", Some(tenant_id), by, data));
+        let (data, by) = (event_payload(&document), Some(caller.user_id()));
+        tx.emit(&event(&self.core, EventKind::DocumentDeleted, Some(tenant_id), by, &data));
+        tx.emit(&audit_event(&self.core, "document.deleted", Some(tenant_id), by, data));
         failpoint!("document.deleting");
         tx.commit().await?;
         failpoint!("document.deleted");
@@ -47,7 +51,7 @@ impl Services {
     /// # Errors
     /// [`Error::Forbidden`] for viewers.
     pub async fn list_trash(&self, caller: &Caller, tenant_id: TenantId, request: PageRequest) -> Result<Page<Document>> {
-        let tenant = self.enter(caller, tenant_id, Role::User).await?;
+        let tenant = authorize(&self.core, caller, tenant_id, Role::User).await?;
         let owner = if tenant.role() == Role::Admin { None } else { Some(tenant.user_id()) };
         Ok(trash::list(&mut tenant.read().await?, owner, request).await?)
     }
@@ -57,12 +61,12 @@ impl Services {
     /// # Errors
     /// [`Error::NotFound`] when it is not in the trash; [`Error::Forbidden`] unless the caller owns it or is an admin.
     pub async fn restore_document(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId) -> Result<Document> {
-        let (tenant, mut tx) = self.begin(caller, tenant_id, Role::User).await?;
+        let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::User).await?;
         let document = trash::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
         require_own(&tenant, &document)?;
-        trash::restore(&mut tx, id, self.clock().now()).await?;
+        trash::restore(&mut tx, id, self.core.clock().now()).await?;
         let document = documents::find(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
-        self.tell(&mut tx, &self.audit("document.restored", Some(tenant_id), Some(caller.user_id()), facts(&document)));
+        tx.emit(&audit_event(&self.core, "document.restored", Some(tenant_id), Some(caller.user_id()), event_payload(&document)));
         failpoint!("document.restoring");
         tx.commit().await?;
         failpoint!("document.restored");
@@ -72,12 +76,12 @@ impl Services {
     /// Removes a document in the trash for good.
     ///
     /// # Errors
-    /// As [`Services::restore_document`].
+    /// As [`UserServices::restore_document`].
     pub async fn purge_document(&self, caller: &Caller, tenant_id: TenantId, id: DocumentId) -> Result<()> {
-        let (tenant, mut tx) = self.begin(caller, tenant_id, Role::User).await?;
+        let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::User).await?;
         let document = trash::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Document))?;
         require_own(&tenant, &document)?;
-        self.purge(tx, &document, Some(caller.user_id()), tenant_id).await
+        purge(&self.core, tx, &document, Some(caller.user_id()), tenant_id).await
     }
 
     /// Removes everything in the trash for good. Answers how many documents.
@@ -85,16 +89,16 @@ impl Services {
     /// # Errors
     /// [`Error::Forbidden`] unless the caller is an admin. What was removed until then stays removed.
     pub async fn empty_trash(&self, caller: &Caller, tenant_id: TenantId) -> Result<u64> {
-        let now = self.clock().now();
+        let now = self.core.clock().now();
         let mut removed = 0;
         loop {
             // Entered again each time: it may take long, and the caller may be put out meanwhile.
-            let tenant = self.enter(caller, tenant_id, Role::Admin).await?;
+            let tenant = authorize(&self.core, caller, tenant_id, Role::Admin).await?;
             let found = trash::list_before(&mut tenant.read().await?, now, BATCH).await?;
             for id in &found {
-                let (_, mut tx) = self.begin(caller, tenant_id, Role::Admin).await?;
+                let (_, mut tx) = begin(&self.core, caller, tenant_id, Role::Admin).await?;
                 if let Some(document) = trash::lock(&mut tx, *id).await? {
-                    self.purge(tx, &document, Some(caller.user_id()), tenant_id).await?;
+                    purge(&self.core, tx, &document, Some(caller.user_id()), tenant_id).await?;
                     removed += 1;
                 }
             }
@@ -103,47 +107,47 @@ impl Services {
             }
         }
     }
+}
 
-    /// Removes for good what has been in the trash since `before`. Answers how many documents.
-    pub(crate) async fn purge_expired(&self, database: &TenantDatabase, before: Timestamp) -> Result<u64> {
-        let mut removed = 0;
-        loop {
-            let found = trash::list_before(&mut database.read().await?, before, BATCH).await?;
-            for id in &found {
-                let mut tx = self.begin_in(database).await?;
-                // Looked at again under the lock: somebody may have brought it back, and deleted it again just now.
-                if let Some(document) = trash::lock(&mut tx, *id).await?.filter(|found| found.deleted_at <= Some(before)) {
-                    self.purge(tx, &document, None, database.tenant_id()).await?;
-                    removed += 1;
-                }
-            }
-            if found.is_empty() {
-                return Ok(removed);
+/// Removes for good what has been in the trash since `before`. Answers how many documents.
+pub(crate) async fn purge_expired(core: &Core, database: &TenantDatabase, before: Timestamp) -> Result<u64> {
+    let mut removed = 0;
+    loop {
+        let found = trash::list_before(&mut database.read().await?, before, BATCH).await?;
+        for id in &found {
+            let mut tx = begin_in(core, database).await?;
+            // Looked at again under the lock: somebody may have brought it back, and deleted it again just now.
+            if let Some(document) = trash::lock(&mut tx, *id).await?.filter(|found| found.deleted_at <= Some(before)) {
+                purge(core, tx, &document, None, database.tenant_id()).await?;
+                removed += 1;
             }
         }
-    }
-
-    async fn purge(&self, mut tx: TenantTx, document: &Document, by: Option<UserId>, tenant_id: TenantId) -> Result<()> {
-        self.remove(&mut tx, document).await?;
-        self.tell(&mut tx, &self.audit("document.purged", Some(tenant_id), by, facts(document)));
-        failpoint!("document.purging");
-        tx.commit().await?;
-        failpoint!("document.purged");
-        Ok(())
-    }
-
-    /// Removes a document, which is locked, with all its versions.
-    async fn remove(&self, tx: &mut TenantTx, document: &Document) -> Result<()> {
-        let mut files = versions::list_files(tx, document.id, document.version).await?;
-        files.push(document.file.id);
-        files.dedup();
-        // Before the document goes: an upload of the same content either sees it, or waits until it is gone.
-        lock_files(tx, files.clone()).await?;
-        documents::delete(tx, document.id).await?;
-        let now = self.clock().now();
-        for file in files {
-            files::touch(tx, file, now).await?;
+        if found.is_empty() {
+            return Ok(removed);
         }
-        Ok(())
     }
+}
+
+async fn purge(core: &Core, mut tx: EventTx<models::Tenant>, document: &Document, by: Option<UserId>, tenant_id: TenantId) -> Result<()> {
+    remove(core, &mut tx, document).await?;
+    tx.emit(&audit_event(core, "document.purged", Some(tenant_id), by, event_payload(document)));
+    failpoint!("document.purging");
+    tx.commit().await?;
+    failpoint!("document.purged");
+    Ok(())
+}
+
+/// Removes a document, which is locked, with all its versions.
+async fn remove(core: &Core, tx: &mut TenantTx, document: &Document) -> Result<()> {
+    let mut files = versions::list_files(tx, document.id, document.version).await?;
+    files.push(document.file.id);
+    files.dedup();
+    // Before the document goes: an upload of the same content either sees it, or waits until it is gone.
+    lock_files(tx, files.clone()).await?;
+    documents::delete(tx, document.id).await?;
+    let now = core.clock().now();
+    for file in files {
+        files::touch(tx, file, now).await?;
+    }
+    Ok(())
 }

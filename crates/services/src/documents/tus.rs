@@ -7,13 +7,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::{
-    Conflict, Document, Error, Filename, MimeType, Noun, Result, Role, StagedPart, StagedUpload, TenantId, UploadId, UploadProtocol,
-    UploadState, failpoint,
+    Conflict, Dependency, Document, Error, Filename, MimeType, MultipartUpload, Noun, Result, Role, TenantId, UploadId, UploadPart,
+    UploadProtocol, UploadState, failpoint,
 };
 use models::{multipart_uploads, uploads};
 use sha1::{Digest, Sha1};
 
-use crate::{Caller, Services, access::TenantCaller, storage::spool};
+use crate::{
+    Caller, Core, UserServices,
+    access::{TenantCaller, authorize, begin, reauthorize_and_begin},
+    documents::{
+        disposal::abort_upload,
+        multipart_uploads::{complete_and_wait, find_own, reserve, store_part},
+        targets::upload_deadline,
+    },
+    storage::spool,
+};
 
 /// The bytes after which what arrives is made durable, at the latest: more where that would make too many parts.
 const PART: u64 = 8 * 1024 * 1024;
@@ -35,9 +44,9 @@ pub enum Checksum {
 
 /// Bytes on their way to the end of an upload.
 pub struct Append {
-    services: Services,
+    core: Core,
     tenant: TenantCaller,
-    upload: StagedUpload,
+    upload: MultipartUpload,
     /// Where the next part goes.
     offset: u64,
     piece: spool::Upload,
@@ -45,7 +54,7 @@ pub struct Append {
     checksum: Option<(Checksum, Sha1)>,
 }
 
-impl Services {
+impl UserServices {
     /// Begins an upload of so many bytes, and reserves them.
     ///
     /// # Errors
@@ -58,16 +67,16 @@ impl Services {
         mime_type: &MimeType,
         size: u64,
         metadata: &str,
-    ) -> Result<StagedUpload> {
-        let limit = self.settings().max_upload_bytes;
-        let (tenant, mut tx) = self.begin(caller, tenant_id, Role::User).await?;
+    ) -> Result<MultipartUpload> {
+        let limit = self.core.settings().max_upload_bytes;
+        let (tenant, mut tx) = begin(&self.core, caller, tenant_id, Role::User).await?;
         if size > limit {
             return Err(Error::TooLarge { limit });
         }
-        self.reserve(&mut tx, tenant.quota(), size).await?;
-        let now = self.clock().now();
-        let upload = StagedUpload {
-            id: UploadId::generate(self.clock()),
+        reserve(&self.core, &mut tx, tenant.quota(), size).await?;
+        let now = self.core.clock().now();
+        let upload = MultipartUpload {
+            id: UploadId::generate(self.core.clock()),
             protocol: UploadProtocol::Tus,
             state: UploadState::Open,
             user_id: caller.user_id(),
@@ -84,7 +93,7 @@ impl Services {
             failure: None,
             created_at: now,
             updated_at: now,
-            expires_at: self.staged_until(),
+            expires_at: upload_deadline(&self.core),
         };
         multipart_uploads::insert(&mut tx, &upload).await?;
         failpoint!("staged.beginning");
@@ -105,20 +114,20 @@ impl Services {
         offset: u64,
         checksum: Option<Checksum>,
     ) -> Result<Append> {
-        let upload = self.find_staged(caller, tenant_id, id).await?;
+        let upload = find_own(&self.core, caller, tenant_id, id).await?;
         if upload.protocol != UploadProtocol::Tus {
             return Err(Error::NotFound(Noun::Upload));
         }
         if upload.received != offset {
             return Err(Error::Conflict(Conflict::UploadOffset { received: upload.received }));
         }
-        let tenant = self.enter(caller, tenant_id, Role::User).await?;
+        let tenant = authorize(&self.core, caller, tenant_id, Role::User).await?;
         if multipart_uploads::count_parts(&mut tenant.read().await?, id).await? >= MAX_PARTS {
             return Err(Error::invalid("Upload-Length", format!("came in more than {MAX_PARTS} parts; send more at a time")));
         }
-        let piece = self.0.parts.spool.begin(upload.size - offset);
+        let piece = self.core.parts.spool.begin(upload.size - offset);
         let checksum = checksum.map(|checksum| (checksum, Sha1::new()));
-        Ok(Append { services: self.clone(), tenant, upload, offset, piece, held: 0, checksum })
+        Ok(Append { core: self.core.clone(), tenant, upload, offset, piece, held: 0, checksum })
     }
 
     /// Ends the request that brought the last bytes of an upload: waits for the document. When something that it needs is down, the
@@ -127,32 +136,32 @@ impl Services {
     /// # Errors
     /// [`Conflict::UploadFailed`] when it can't become one.
     pub async fn finish_tus(&self, caller: &Caller, tenant_id: TenantId, id: UploadId) -> Result<Option<Document>> {
-        match self.complete_staged(caller, tenant_id, id, PATIENCE).await {
+        match complete_and_wait(&self.core, caller, tenant_id, id, PATIENCE).await {
             Ok((_, document)) => Ok(document),
             Err(Error::Unavailable { .. } | Error::Closed(_) | Error::Overloaded { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
+}
 
-    /// Makes a stored object the next part of an upload, if that is still at this place.
-    async fn count_part(&self, tenant: &TenantCaller, id: UploadId, part: &StagedPart) -> Result<()> {
-        let mut tx = self.begin_again(tenant).await?;
-        let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
-        if upload.received != part.offset || upload.state != UploadState::Open {
-            return Err(Error::Conflict(Conflict::UploadOffset { received: upload.received }));
-        }
-        if !uploads::complete(&mut tx, &part.key).await? {
-            return Err(Error::Unavailable { dependency: "object storage", source: "a part took too long to store".into() });
-        }
-        multipart_uploads::replace_part(&mut tx, id, part).await?;
-        let (received, now, until) = (part.offset + part.size, self.clock().now(), self.staged_until());
-        multipart_uploads::set_received(&mut tx, id, received, now, until).await?;
-        if received == upload.size {
-            multipart_uploads::set_state(&mut tx, id, UploadState::Completing, None, None, now, until).await?;
-        }
-        failpoint!("tus.part_counting");
-        Ok(tx.commit().await?)
+/// Makes a stored object the next part of an upload, if that is still at this place.
+async fn count_part(core: &Core, tenant: &TenantCaller, id: UploadId, part: &UploadPart) -> Result<()> {
+    let mut tx = reauthorize_and_begin(core, tenant).await?;
+    let upload = multipart_uploads::lock(&mut tx, id).await?.ok_or(Error::NotFound(Noun::Upload))?;
+    if upload.received != part.offset || upload.state != UploadState::Open {
+        return Err(Error::Conflict(Conflict::UploadOffset { received: upload.received }));
     }
+    if !uploads::complete(&mut tx, &part.key).await? {
+        return Err(Error::Unavailable { dependency: Dependency::ObjectStorage, source: "a part took too long to store".into() });
+    }
+    multipart_uploads::replace_part(&mut tx, id, part).await?;
+    let (received, now, until) = (part.offset + part.size, core.clock().now(), upload_deadline(core));
+    multipart_uploads::set_received(&mut tx, id, received, now, until).await?;
+    if received == upload.size {
+        multipart_uploads::set_state(&mut tx, id, UploadState::Completing, None, None, now, until).await?;
+    }
+    failpoint!("tus.part_counting");
+    Ok(tx.commit().await?)
 }
 
 impl Append {
@@ -206,7 +215,7 @@ impl Append {
 
     async fn flush(&mut self) -> Result<()> {
         let rest = self.upload.size - self.offset - self.held;
-        let content = std::mem::replace(&mut self.piece, self.services.0.parts.spool.begin(rest)).finish().await?;
+        let content = std::mem::replace(&mut self.piece, self.core.parts.spool.begin(rest)).finish().await?;
         if let Some((checksum, sha1)) = self.checksum.take() {
             let holds = match checksum {
                 Checksum::Sha1(said) => sha1.finalize()[..] == said,
@@ -220,11 +229,11 @@ impl Append {
         if self.held == 0 {
             return Ok(());
         }
-        let (services, id) = (self.services.clone(), self.upload.id);
-        let key = services.store_part(&self.tenant, id, content).await?;
-        let part = StagedPart { offset: self.offset, size: self.held, key };
-        if let Err(error) = services.count_part(&self.tenant, id, &part).await {
-            services.give_up(&self.tenant, &part.key).await;
+        let (core, id) = (self.core.clone(), self.upload.id);
+        let key = store_part(&core, &self.tenant, id, content).await?;
+        let part = UploadPart { offset: self.offset, size: self.held, key };
+        if let Err(error) = count_part(&core, &self.tenant, id, &part).await {
+            abort_upload(&core, &self.tenant, &part.key).await;
             return Err(error);
         }
         failpoint!("tus.part_counted");

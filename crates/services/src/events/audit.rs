@@ -7,20 +7,27 @@ use models::audit;
 use moka::sync::Cache;
 use serde_json::{Map, Value, json};
 
-use crate::{Caller, EventKey, Services};
+use crate::{
+    Caller, EventServices, OperatorServices, OrderingKey, UserServices,
+    access::{authorize, membership},
+    events::{
+        events::{audit_event, begin_main},
+        outbox::open_tenant,
+    },
+};
 
 /// For how long a denial is not noted again, and how many are remembered for that.
 const DENIALS_EVERY: Duration = Duration::from_secs(10);
 const DENIALS: u64 = 10_000;
 
 /// Who was denied what just now.
-pub(crate) type Denials = Cache<(UserId, EventKey, String), ()>;
+pub(crate) type Denials = Cache<(UserId, OrderingKey, String), ()>;
 
 pub(crate) fn denials() -> Denials {
     Cache::builder().max_capacity(DENIALS).time_to_live(DENIALS_EVERY).build()
 }
 
-impl Services {
+impl UserServices {
     /// A tenant's audit log, the latest entries first.
     ///
     /// # Errors
@@ -32,7 +39,7 @@ impl Services {
         filter: &AuditFilter,
         request: PageRequest,
     ) -> Result<Page<AuditEntry>> {
-        let tenant = self.enter(caller, tenant_id, Role::Admin).await?;
+        let tenant = authorize(&self.core, caller, tenant_id, Role::Admin).await?;
         Ok(audit::list(&mut tenant.read().await?, filter, request).await?)
     }
 
@@ -41,13 +48,13 @@ impl Services {
     ///
     /// # Errors
     /// When the main database is down.
-    pub async fn note_denied(&self, access_token: Option<&str>, tenant_id: Option<TenantId>, wanted: &str, code: &str) -> Result<()> {
+    pub async fn record_denial(&self, access_token: Option<&str>, tenant_id: Option<TenantId>, wanted: &str, code: &str) -> Result<()> {
         let caller = match self.authenticate(access_token).await {
             Err(Error::Unauthenticated(_)) => return Ok(()),
             caller => caller?,
         };
         let member_of = match tenant_id {
-            Some(tenant_id) => match self.membership(&caller, tenant_id).await {
+            Some(tenant_id) => match membership(&self.core, &caller, tenant_id).await {
                 Err(Error::NotFound(_)) => None,
                 member => member.map(|_| Some(tenant_id))?,
             },
@@ -56,18 +63,23 @@ impl Services {
         // Whoever tries one tenant after the other does not fill the log with them.
         let what = if member_of.is_some() { wanted } else { "" };
         let denial = (caller.user_id(), member_of, what.to_owned());
-        if self.0.denials.contains_key(&denial) {
+        if self.core.denials.contains_key(&denial) {
             return Ok(());
         }
         let mut data = json!({ "wanted": wanted, "code": code });
         if member_of.is_none() {
             data["tenant_id"] = tenant_id.map(|id| id.to_string()).into();
         }
-        self.tell_alone(self.main().begin().await?, &self.audit("access.denied", member_of, Some(caller.user_id()), data)).await?;
-        self.0.denials.insert(denial, ());
+        begin_main(&self.core)
+            .await?
+            .emit_and_commit(&audit_event(&self.core, "access.denied", member_of, Some(caller.user_id()), data))
+            .await?;
+        self.core.denials.insert(denial, ());
         Ok(())
     }
+}
 
+impl OperatorServices {
     /// The platform's audit log, the latest entries first; only what concerns this tenant, if one is given. For the operator.
     ///
     /// # Errors
@@ -78,29 +90,30 @@ impl Services {
         filter: &AuditFilter,
         request: PageRequest,
     ) -> Result<Page<AuditEntry>> {
-        Ok(audit::list_platform(&mut self.main().read().await?, tenant_id, filter, request).await?)
+        Ok(audit::list_platform(&mut self.core.main().read().await?, tenant_id, filter, request).await?)
     }
+}
 
+impl EventServices {
     /// Writes events of one key to its audit log: the tenant's, or the platform's, which also has those of tenants that are no
     /// more. What is there already is left as it is.
     ///
     /// # Errors
     /// When one of them says nothing of what was done, or a database is down.
-    pub async fn record_audit(&self, key: EventKey, events: &[Event]) -> Result<()> {
+    pub async fn record_audit(&self, key: OrderingKey, events: &[Event]) -> Result<()> {
         let entries = events.iter().map(entry).collect::<Result<Vec<_>>>()?;
         let database = match key {
-            Some(tenant_id) => self.open_tenant(tenant_id).await?,
+            Some(tenant_id) => open_tenant(&self.core, tenant_id).await?,
             None => None,
         };
         match database {
             Some(database) => {
-                #[expect(clippy::disallowed_methods, reason = "tells nothing")]
                 let mut tx = database.begin().await?;
                 entries.iter().for_each(|entry| audit::insert(&mut tx, entry));
                 Ok(tx.commit().await?)
             }
             None => {
-                let mut tx = self.main().begin().await?;
+                let mut tx = self.core.main().begin().await?;
                 entries.iter().for_each(|entry| audit::insert_platform(&mut tx, entry));
                 Ok(tx.commit().await?)
             }

@@ -1,116 +1,149 @@
-//! Events: what happened, for the outbox of the transaction in which it happens.
+//! Events: what happened, recorded in the outbox by the transaction in which it happens.
 //!
-//! `tell` is called with what an event tells of, and the relay learns of it with the commit. A crash between the two leaves a
-//! mark of the tenant, made before its transaction was begun: whoever finds it looks into the outbox.
+//! Only an [`EventTx`] can emit an event, and its tenant's dirty flag was set before it began. The commit notifies the relay; a crash
+//! between the two leaves the flag, and the relay looks into the outbox of every flagged tenant.
 
 use std::{
     collections::HashSet,
+    ops::{Deref, DerefMut},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use domain::{Event, EventId, EventKind, Result, TenantId, UserId};
-use models::{Scope, TenantDatabase, TenantTx, Tx, dirty_tenants, outbox};
+use models::{Main, Scope, Tenant, TenantDatabase, Tx, dirty_tenants, outbox};
 use moka::future::Cache;
 use serde_json::Value;
 use tokio::sync::Notify;
 
-use crate::Services;
+use crate::{Core, EventServices};
 
-/// How long an instance goes by its own mark of a tenant. A transaction that began in this time has to end before the mark is
-/// [old](crate::events::outbox).
-const MARK_LIFE: Duration = Duration::from_secs(10);
-/// How many marks an instance knows of: one more is one more statement, no more.
-const MARKS: u64 = 50_000;
+/// How long an instance relies on a dirty flag that it set. A transaction that began within this time has to end before the relay
+/// may [clear the flag](crate::events::outbox).
+const FLAG_LIFE: Duration = Duration::from_secs(10);
+/// How many flags an instance remembers. One that it forgot costs one more statement.
+const MAX_FLAGS: u64 = 50_000;
 
-/// Whose events are published in order, one after the other: a tenant's, or those that concern none.
-pub type EventKey = Option<TenantId>;
+/// Whose events are published in order, one after the other: a tenant's, or those that concern no tenant.
+pub type OrderingKey = Option<TenantId>;
 
 tokio::task_local! {
     static TRACEPARENT: String;
 }
 
-/// Runs what somebody asked for whose request is part of this trace (W3C Trace Context's `traceparent`): its events bear it, too.
+/// Runs a request as part of a trace (W3C Trace Context's `traceparent`): the events that it emits carry it, too.
 pub fn traced<F: Future>(traceparent: String, request: F) -> impl Future<Output = F::Output> {
     TRACEPARENT.scope(traceparent, request)
 }
 
-/// Whose events there are to publish.
+/// Which keys have new events to publish.
 #[derive(Default)]
-pub(crate) struct Woken {
-    keys: Mutex<HashSet<EventKey>>,
+pub(crate) struct Notified {
+    keys: Mutex<HashSet<OrderingKey>>,
     notify: Notify,
 }
 
-impl Woken {
-    pub(crate) fn wake(&self, key: EventKey) {
+impl Notified {
+    fn add(&self, key: OrderingKey) {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
         self.notify.notify_one();
     }
 }
 
-/// The tenants that this instance marked just now.
-pub(crate) fn marks() -> Cache<TenantId, ()> {
-    Cache::builder().max_capacity(MARKS).time_to_live(MARK_LIFE).build()
+/// The tenants whose dirty flag this instance set just now.
+pub(crate) fn dirty_flags() -> Cache<TenantId, ()> {
+    Cache::builder().max_capacity(MAX_FLAGS).time_to_live(FLAG_LIFE).build()
 }
 
-impl Services {
-    /// Something that happened just now.
-    pub(crate) fn event(&self, kind: EventKind, tenant_id: Option<TenantId>, user_id: Option<UserId>, data: &Value) -> Event {
-        let (id, at) = (EventId::generate(self.clock()), self.clock().now());
-        let traceparent = TRACEPARENT.try_with(Clone::clone).ok();
-        Event { id, kind, tenant_id, user_id, at, data: data.to_string(), traceparent }
+impl EventServices {
+    /// Has the relay check for new events of this key.
+    pub fn notify(&self, key: OrderingKey) {
+        self.core.notified.add(key);
     }
 
-    /// Something that an auditor wants to know.
-    pub(crate) fn audit(&self, action: &str, tenant_id: Option<TenantId>, user_id: Option<UserId>, mut data: Value) -> Event {
-        data["action"] = action.into();
-        self.event(EventKind::AuditLog, tenant_id, user_id, &data)
-    }
-
-    /// Adds an event to the outbox with which it happens: it is published if, and only if, the transaction is committed.
-    pub(crate) fn tell<S: Scope>(&self, tx: &mut Tx<S>, event: &Event) {
-        outbox::push(tx, event);
-        let (woken, key) = (Arc::clone(&self.0.woken), event.tenant_id);
-        tx.after_commit(move || woken.wake(key));
-    }
-
-    /// Adds an event that tells of nothing else in the database.
-    pub(crate) async fn tell_alone<S: Scope>(&self, mut tx: Tx<S>, event: &Event) -> Result<()> {
-        self.tell(&mut tx, event);
-        Ok(tx.commit().await?)
-    }
-
-    /// Begins a transaction in a tenant's database in which events may be told.
-    #[expect(clippy::disallowed_methods, reason = "the tenant is marked")]
-    pub(crate) async fn begin_in(&self, database: &TenantDatabase) -> Result<TenantTx> {
-        self.mark_dirty(database.tenant_id()).await?;
-        Ok(database.begin().await?)
-    }
-
-    async fn mark_dirty(&self, tenant_id: TenantId) -> Result<()> {
-        let mark = async {
-            let mut tx = self.main().begin().await?;
-            dirty_tenants::mark(&mut tx, tenant_id, self.clock().now());
-            tx.commit().await
-        };
-        let marked = self.0.marks.try_get_with(tenant_id, mark).await;
-        marked.map_err(|error| domain::Error::from(error.again()))
-    }
-
-    /// Has the relay look whether there is something of this key to publish.
-    pub fn wake(&self, key: EventKey) {
-        self.0.woken.wake(key);
-    }
-
-    /// Waits until there are events to publish of somebody whom nobody was told of yet. Answers of whom.
-    pub async fn woken(&self) -> Vec<EventKey> {
+    /// Waits until there are new events to publish, and returns their keys.
+    pub async fn notified(&self) -> Vec<OrderingKey> {
+        let notified = &self.core.notified;
         loop {
-            let keys: Vec<_> = self.0.woken.keys.lock().unwrap_or_else(PoisonError::into_inner).drain().collect();
+            let keys: Vec<_> = notified.keys.lock().unwrap_or_else(PoisonError::into_inner).drain().collect();
             if !keys.is_empty() {
                 return keys;
             }
-            self.0.woken.notify.notified().await;
+            notified.notify.notified().await;
         }
     }
+}
+
+/// A transaction that can emit events: the relay finds them even if this process dies right after the commit.
+pub(crate) struct EventTx<S: Scope> {
+    tx: Tx<S>,
+    notified: Arc<Notified>,
+}
+
+impl<S: Scope> EventTx<S> {
+    /// Adds an event to the outbox: it is published if, and only if, the transaction commits.
+    pub(crate) fn emit(&mut self, event: &Event) {
+        outbox::push(&mut self.tx, event);
+        let (notified, key) = (Arc::clone(&self.notified), event.tenant_id);
+        self.tx.after_commit(move || notified.add(key));
+    }
+
+    /// Emits an event that accompanies no other change.
+    pub(crate) async fn emit_and_commit(mut self, event: &Event) -> Result<()> {
+        self.emit(event);
+        Ok(self.commit().await?)
+    }
+
+    /// Commits.
+    pub(crate) async fn commit(self) -> models::Result<()> {
+        self.tx.commit().await
+    }
+}
+
+impl<S: Scope> Deref for EventTx<S> {
+    type Target = Tx<S>;
+
+    fn deref(&self) -> &Tx<S> {
+        &self.tx
+    }
+}
+
+impl<S: Scope> DerefMut for EventTx<S> {
+    fn deref_mut(&mut self) -> &mut Tx<S> {
+        &mut self.tx
+    }
+}
+
+/// Begins a transaction in the main database that can emit events. Its outbox needs no dirty flag: the relay always looks there.
+pub(crate) async fn begin_main(core: &Core) -> Result<EventTx<Main>> {
+    Ok(EventTx { tx: core.main().begin().await?, notified: Arc::clone(&core.notified) })
+}
+
+/// Begins a transaction in a tenant's database that can emit events.
+pub(crate) async fn begin_in(core: &Core, database: &TenantDatabase) -> Result<EventTx<Tenant>> {
+    set_dirty(core, database.tenant_id()).await?;
+    Ok(EventTx { tx: database.begin().await?, notified: Arc::clone(&core.notified) })
+}
+
+async fn set_dirty(core: &Core, tenant_id: TenantId) -> Result<()> {
+    let set = async {
+        let mut tx = core.main().begin().await?;
+        dirty_tenants::mark(&mut tx, tenant_id, core.clock().now());
+        tx.commit().await
+    };
+    let flagged = core.dirty_flags.try_get_with(tenant_id, set).await;
+    flagged.map_err(|error| domain::Error::from(error.duplicate()))
+}
+
+/// An event that happens now.
+pub(crate) fn event(core: &Core, kind: EventKind, tenant_id: Option<TenantId>, user_id: Option<UserId>, data: &Value) -> Event {
+    let (id, at) = (EventId::generate(core.clock()), core.clock().now());
+    let traceparent = TRACEPARENT.try_with(Clone::clone).ok();
+    Event { id, kind, tenant_id, user_id, at, data: data.to_string(), traceparent }
+}
+
+/// An event for the audit log.
+pub(crate) fn audit_event(core: &Core, action: &str, tenant_id: Option<TenantId>, user_id: Option<UserId>, mut data: Value) -> Event {
+    data["action"] = action.into();
+    event(core, EventKind::AuditLog, tenant_id, user_id, &data)
 }

@@ -6,12 +6,20 @@
 
 use std::time::Duration;
 
-use domain::{Error, EventKind, MoveState, Result, Tenant, TenantId, Tombstone, failpoint, object_prefix};
+use domain::{Dependency, Error, EventKind, MoveState, Result, Tenant, TenantId, Tombstone, dyn_error, failpoint, object_prefix};
 use futures_util::TryStreamExt;
 use models::{dirty_tenants, moves, outbox, tenants, tombstones};
 use serde_json::json;
 
-use crate::{Services, access::NOTICED_AFTER};
+use crate::{
+    Core, OperatorServices,
+    access_cache::{NOTICED_AFTER, commit_access_change},
+    events::{
+        events::{audit_event, begin_main, event},
+        outbox::drain_events,
+    },
+    tenants::moves::drop_databases_of,
+};
 
 /// Objects that are deleted at once.
 const AT_ONCE: usize = 8;
@@ -41,15 +49,15 @@ impl Deletion {
 
 fn being_moved() -> Error {
     Error::Unavailable {
-        dependency: "tenant database",
+        dependency: Dependency::TenantDatabase,
         source: "it is being moved to another server, or was until just now; try again when that has ended".into(),
     }
 }
 
-impl Services {
+impl OperatorServices {
     /// Deletes a tenant for good: its database, its objects, its row with the memberships. Goes on with a deletion that was
     /// begun before. When this fails, the tenant is still there as it was, or marked; then a repetition goes on, or
-    /// [`Services::resume_deletions`].
+    /// [`OperatorServices::resume_deletions`].
     ///
     /// # Errors
     /// When a database or the storage is down.
@@ -57,85 +65,9 @@ impl Services {
         if !self.settle_move(tenant.id).await? {
             return Err(being_moved());
         }
-        self.mark_deleting(tenant.id).await?;
+        mark_deleting(&self.core, tenant.id).await?;
         tokio::time::sleep(NOTICED_AFTER).await;
-        self.complete_deletion(tenant).await
-    }
-
-    async fn mark_deleting(&self, tenant_id: TenantId) -> Result<()> {
-        let now = self.clock().now();
-        let mut tx = self.main().begin().await?;
-        let Some(tenant) = tenants::mark_deleting(&mut tx, tenant_id, now).await? else { return Ok(()) };
-        // One that began just now.
-        if moves::find(&mut tx, tenant_id).await?.is_some_and(|the_move| the_move.state != MoveState::Kept) {
-            return Err(being_moved());
-        }
-        let data = json!({ "name": tenant.name, "hard": true });
-        self.tell(&mut tx, &self.event(EventKind::TenantDeleted, Some(tenant_id), None, &data));
-        self.tell(&mut tx, &self.audit("tenant.deleted", Some(tenant_id), None, data));
-        failpoint!("tenant.deletion_marking");
-        self.commit_access_change(tx, tenant_id).await?;
-        failpoint!("tenant.deletion_marked");
-        Ok(())
-    }
-
-    /// What follows the mark, once every instance has noticed it.
-    async fn complete_deletion(&self, tenant: &Tenant) -> Result<()> {
-        // It may have moved or been migrated since it was found. Completed by somebody else, it has nothing left to tell.
-        if let Some(now) = tenants::find(&mut self.main().read().await?, tenant.id).await? {
-            match self.take_over_events(&now).await {
-                Err(error @ (Error::Closed(_) | Error::Internal(_))) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(tenant_id = %tenant.id, error, "its database can't be read: events that nobody was told of go with it");
-                }
-                taken => taken?,
-            }
-        }
-        self.drop_databases_of(tenant).await?;
-        failpoint!("tenant.database_dropped");
-        self.delete_objects(tenant.id).await?;
-        failpoint!("tenant.objects_deleted");
-        self.forget_tenant(tenant.id).await
-    }
-
-    /// Deletes all objects of a tenant, and answers how many there were.
-    pub(crate) async fn delete_objects(&self, tenant_id: TenantId) -> Result<u64> {
-        let (storage, prefix) = (&self.0.parts.storage, object_prefix(tenant_id));
-        let mut deleted = 0;
-        loop {
-            let deleting = storage.list(&prefix).map_ok(|object| async move {
-                storage.delete(&object.key).await?;
-                failpoint!("tenant.object_deleted");
-                Ok(1)
-            });
-            let found: u64 = deleting.try_buffer_unordered(AT_ONCE).try_fold(0, async |sum, one| Ok(sum + one)).await?;
-            deleted += found;
-            // Looked at again: what was put meanwhile may not have been in the list.
-            if found == 0 {
-                return Ok(deleted);
-            }
-        }
-    }
-
-    /// Exchanges a tenant's row for a tombstone. Events that nobody was told of yet stay.
-    async fn forget_tenant(&self, tenant_id: TenantId) -> Result<()> {
-        let mut tx = self.main().begin().await?;
-        // Absent when somebody else completed the deletion at the same time.
-        let Some(tenant) = tenants::delete_marked(&mut tx, tenant_id).await? else { return Ok(()) };
-        outbox::delete_published_of(&mut tx, tenant_id).await?;
-        dirty_tenants::remove(&mut tx, tenant_id);
-        let tombstone = Tombstone {
-            name: tenant.name,
-            place: tenant.place,
-            created_at: tenant.created_at,
-            deleted_at: self.clock().now(),
-            deleted_by: None,
-        };
-        tombstones::insert(&mut tx, &tombstone).await?;
-        failpoint!("tenant.forgetting");
-        tx.commit().await?;
-        failpoint!("tenant.forgotten");
-        Ok(())
+        complete_deletion(&self.core, tenant).await
     }
 
     /// The tombstone of a tenant, if there is one.
@@ -143,7 +75,7 @@ impl Services {
     /// # Errors
     /// When the main database is down.
     pub async fn find_tombstone(&self, tenant_id: TenantId) -> Result<Option<Tombstone>> {
-        Ok(tombstones::find(&mut self.main().read().await?, tenant_id).await?)
+        Ok(tombstones::find(&mut self.core.main().read().await?, tenant_id).await?)
     }
 
     /// Looks for what is left of a tenant beside its tombstone.
@@ -154,9 +86,9 @@ impl Services {
         let tenant_id = tombstone.place.tenant_id;
         let prefix = object_prefix(tenant_id);
         Ok(Deletion {
-            database_is_there: self.0.parts.tenant_databases.exists(&tombstone.place).await?,
-            objects: self.0.parts.storage.list(&prefix).try_fold(0, async |count, _| Ok(count + 1)).await?,
-            row_is_there: tenants::find(&mut self.main().read().await?, tenant_id).await?.is_some(),
+            database_is_there: self.core.parts.tenant_databases.exists(&tombstone.place).await?,
+            objects: self.core.parts.storage.list(&prefix).try_fold(0, async |count, _| Ok(count + 1)).await?,
+            row_is_there: tenants::find(&mut self.core.main().read().await?, tenant_id).await?.is_some(),
             tombstone,
         })
     }
@@ -166,17 +98,17 @@ impl Services {
     /// # Errors
     /// When the main database is down.
     pub async fn resume_deletions(&self) -> Result<usize> {
-        let abandoned = tenants::list_deleting(&mut self.main().read().await?, self.abandoned_before()).await?;
+        let abandoned = tenants::list_deleting(&mut self.core.main().read().await?, self.core.abandoned_before()).await?;
         if !abandoned.is_empty() {
             // Whoever made the mark may have died right after it.
             tokio::time::sleep(NOTICED_AFTER).await;
         }
         let mut completed = 0;
         for tenant in abandoned {
-            match self.complete_deletion(&tenant).await {
+            match complete_deletion(&self.core, &tenant).await {
                 Ok(()) => completed += 1,
                 Err(error) => {
-                    tracing::warn!(tenant_id = %tenant.id, error = &error as &dyn std::error::Error, "a tenant's deletion could not be completed");
+                    tracing::warn!(tenant_id = %tenant.id, error = dyn_error(&error), "a tenant's deletion could not be completed");
                 }
             }
         }
@@ -188,12 +120,88 @@ impl Services {
     /// # Errors
     /// When the main database or the storage is down.
     pub async fn collect_late_objects(&self) -> Result<u64> {
-        let since = self.clock().now().minus(LATE);
-        let recent = tombstones::list_since(&mut self.main().read().await?, since).await?;
+        let since = self.core.clock().now().minus(LATE);
+        let recent = tombstones::list_since(&mut self.core.main().read().await?, since).await?;
         let mut collected = 0;
         for tombstone in recent {
-            collected += self.delete_objects(tombstone.place.tenant_id).await?;
+            collected += delete_objects(&self.core, tombstone.place.tenant_id).await?;
         }
         Ok(collected)
     }
+}
+
+async fn mark_deleting(core: &Core, tenant_id: TenantId) -> Result<()> {
+    let now = core.clock().now();
+    let mut tx = begin_main(core).await?;
+    let Some(tenant) = tenants::mark_deleting(&mut tx, tenant_id, now).await? else { return Ok(()) };
+    // One that began just now.
+    if moves::find(&mut tx, tenant_id).await?.is_some_and(|the_move| the_move.state != MoveState::Kept) {
+        return Err(being_moved());
+    }
+    let data = json!({ "name": tenant.name, "hard": true });
+    tx.emit(&event(core, EventKind::TenantDeleted, Some(tenant_id), None, &data));
+    tx.emit(&audit_event(core, "tenant.deleted", Some(tenant_id), None, data));
+    failpoint!("tenant.deletion_marking");
+    commit_access_change(core, tx, tenant_id).await?;
+    failpoint!("tenant.deletion_marked");
+    Ok(())
+}
+
+/// What follows the mark, once every instance has noticed it.
+async fn complete_deletion(core: &Core, tenant: &Tenant) -> Result<()> {
+    // It may have moved or been migrated since it was found. Completed by somebody else, it has nothing left to tell.
+    if let Some(now) = tenants::find(&mut core.main().read().await?, tenant.id).await? {
+        match drain_events(core, &now).await {
+            Err(error @ (Error::Closed(_) | Error::Internal(_))) => {
+                let error = dyn_error(&error);
+                tracing::error!(tenant_id = %tenant.id, error, "its database can't be read: events that nobody was told of go with it");
+            }
+            taken => taken?,
+        }
+    }
+    drop_databases_of(core, tenant).await?;
+    failpoint!("tenant.database_dropped");
+    delete_objects(core, tenant.id).await?;
+    failpoint!("tenant.objects_deleted");
+    bury(core, tenant.id).await
+}
+
+/// Deletes all objects of a tenant, and answers how many there were.
+pub(crate) async fn delete_objects(core: &Core, tenant_id: TenantId) -> Result<u64> {
+    let (storage, prefix) = (&core.parts.storage, object_prefix(tenant_id));
+    let mut deleted = 0;
+    loop {
+        let deleting = storage.list(&prefix).map_ok(|object| async move {
+            storage.delete(&object.key).await?;
+            failpoint!("tenant.object_deleted");
+            Ok(1)
+        });
+        let found: u64 = deleting.try_buffer_unordered(AT_ONCE).try_fold(0, async |sum, one| Ok(sum + one)).await?;
+        deleted += found;
+        // Looked at again: what was put meanwhile may not have been in the list.
+        if found == 0 {
+            return Ok(deleted);
+        }
+    }
+}
+
+/// Exchanges a tenant's row for a tombstone. Events that nobody was told of yet stay.
+async fn bury(core: &Core, tenant_id: TenantId) -> Result<()> {
+    let mut tx = core.main().begin().await?;
+    // Absent when somebody else completed the deletion at the same time.
+    let Some(tenant) = tenants::delete_marked(&mut tx, tenant_id).await? else { return Ok(()) };
+    outbox::delete_published_of(&mut tx, tenant_id).await?;
+    dirty_tenants::remove(&mut tx, tenant_id);
+    let tombstone = Tombstone {
+        name: tenant.name,
+        place: tenant.place,
+        created_at: tenant.created_at,
+        deleted_at: core.clock().now(),
+        deleted_by: None,
+    };
+    tombstones::insert(&mut tx, &tombstone).await?;
+    failpoint!("tenant.forgetting");
+    tx.commit().await?;
+    failpoint!("tenant.forgotten");
+    Ok(())
 }

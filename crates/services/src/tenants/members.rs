@@ -4,7 +4,12 @@ use domain::{Conflict, Email, Error, Membership, Noun, Result, Role, TenantId, U
 use models::{MainTx, members, tenants, users};
 use serde_json::json;
 
-use crate::{Caller, Services, access::require};
+use crate::{
+    Caller, Core, UserServices,
+    access::{authorize, require},
+    access_cache::commit_access_change,
+    events::events::{EventTx, audit_event, begin_main},
+};
 
 /// How somebody who is to become a member is named.
 #[derive(Clone, Debug)]
@@ -15,15 +20,15 @@ pub enum Candidate {
     Email(Email),
 }
 
-impl Services {
+impl UserServices {
     /// Makes a user a member of the caller's tenant.
     ///
     /// # Errors
     /// [`Conflict::AlreadyMember`]; [`Error::NotFound`] when there is no such user who can log in.
     pub async fn add_member(&self, caller: &Caller, tenant_id: TenantId, who: Candidate, role: Role) -> Result<(Membership, User)> {
-        self.enter(caller, tenant_id, Role::Admin).await?;
-        let now = self.clock().now();
-        let mut tx = self.main().begin().await?;
+        authorize(&self.core, caller, tenant_id, Role::Admin).await?;
+        let now = self.core.clock().now();
+        let mut tx = begin_main(&self.core).await?;
         tenants::lock(&mut tx, tenant_id).await?.ok_or(Error::NotFound(Noun::Tenant))?;
         let user = match who {
             Candidate::Id(id) => users::find(&mut tx, id).await?,
@@ -35,7 +40,7 @@ impl Services {
         }
         let membership = Membership { user_id: user.id, tenant_id, role, joined_at: now };
         members::insert(&mut tx, &membership).await?;
-        self.commit_change(tx, caller, "member.added", &membership, Some(role)).await?;
+        commit_member_change(&self.core, tx, caller, "member.added", &membership, Some(role)).await?;
         Ok((membership, user))
     }
 
@@ -44,8 +49,8 @@ impl Services {
     /// # Errors
     /// [`Conflict::LastAdmin`] when the tenant would be left without an admin.
     pub async fn change_role(&self, caller: &Caller, tenant_id: TenantId, user_id: UserId, role: Role) -> Result<(Membership, User)> {
-        self.enter(caller, tenant_id, Role::Admin).await?;
-        let mut tx = self.main().begin().await?;
+        authorize(&self.core, caller, tenant_id, Role::Admin).await?;
+        let mut tx = begin_main(&self.core).await?;
         let before = lock_member(&mut tx, tenant_id, user_id).await?;
         let user = users::find(&mut tx, user_id).await?.ok_or(Error::NotFound(Noun::Member))?;
         if role == before.role {
@@ -55,7 +60,7 @@ impl Services {
             keep_an_admin(&mut tx, &before).await?;
         }
         members::set_role(&mut tx, tenant_id, user_id, role).await?;
-        self.commit_change(tx, caller, "member.role_changed", &before, Some(role)).await?;
+        commit_member_change(&self.core, tx, caller, "member.role_changed", &before, Some(role)).await?;
         Ok((Membership { role, ..before }, user))
     }
 
@@ -64,26 +69,33 @@ impl Services {
     /// # Errors
     /// [`Conflict::LastAdmin`] when the tenant would be left without an admin.
     pub async fn remove_member(&self, caller: &Caller, tenant_id: TenantId, user_id: UserId) -> Result<()> {
-        let tenant = self.enter(caller, tenant_id, Role::Viewer).await?;
+        let tenant = authorize(&self.core, caller, tenant_id, Role::Viewer).await?;
         if user_id != caller.user_id() {
             require(tenant.role(), Role::Admin)?;
         }
-        let mut tx = self.main().begin().await?;
+        let mut tx = begin_main(&self.core).await?;
         let member = lock_member(&mut tx, tenant_id, user_id).await?;
         keep_an_admin(&mut tx, &member).await?;
         members::delete(&mut tx, tenant_id, user_id).await?;
-        self.commit_change(tx, caller, "member.removed", &member, None).await
+        commit_member_change(&self.core, tx, caller, "member.removed", &member, None).await
     }
+}
 
-    /// Commits a change of what a member is, with what it was and is from now on.
-    async fn commit_change(&self, mut tx: MainTx, caller: &Caller, action: &str, member: &Membership, role: Option<Role>) -> Result<()> {
-        let mut data = json!({ "member_id": member.user_id.to_string(), "role": role.map(Role::as_str) });
-        if role != Some(member.role) {
-            data["former_role"] = member.role.as_str().into();
-        }
-        self.tell(&mut tx, &self.audit(action, Some(member.tenant_id), Some(caller.user_id()), data));
-        self.commit_access_change(tx, member.user_id).await
+/// Commits a change of what a member is, with what it was and is from now on.
+async fn commit_member_change(
+    core: &Core,
+    mut tx: EventTx<models::Main>,
+    caller: &Caller,
+    action: &str,
+    member: &Membership,
+    role: Option<Role>,
+) -> Result<()> {
+    let mut data = json!({ "member_id": member.user_id.to_string(), "role": role.map(Role::as_str) });
+    if role != Some(member.role) {
+        data["former_role"] = member.role.as_str().into();
     }
+    tx.emit(&audit_event(core, action, Some(member.tenant_id), Some(caller.user_id()), data));
+    commit_access_change(core, tx, member.user_id).await
 }
 
 /// A member, with the tenant locked: nobody else changes its members until the transaction ends.

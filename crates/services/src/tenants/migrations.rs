@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use domain::{Closure, Error, MigrationAttempt, MigrationOutcome, Provisioning, Result, Tenant, TenantId, Wave, failpoint};
+use domain::{Closure, Dependency, Error, MigrationAttempt, MigrationOutcome, Provisioning, Result, Tenant, TenantId, Wave, failpoint};
 use futures_util::{
     FutureExt, StreamExt, TryStreamExt,
     future::{BoxFuture, Shared, try_join_all},
@@ -25,7 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::Services;
+use crate::{Core, OperatorServices, access_cache::commit_access_change, events::events::begin_main};
 
 /// How often databases that were down or held by others are tried again within a wave, and after what pause.
 const FURTHER_ATTEMPTS: usize = 2;
@@ -137,14 +137,14 @@ enum Turn {
     Problem(Error),
 }
 
-impl Services {
-    /// What [`Services::migrate_fleet`] is to do, for these tenants or for all: nothing is migrated yet.
+impl OperatorServices {
+    /// What [`OperatorServices::migrate_fleet`] is to do, for these tenants or for all: nothing is migrated yet.
     ///
     /// # Errors
     /// When the main database is down.
     pub async fn plan_migration(&self, only: Option<&[TenantId]>) -> Result<FleetMigration> {
         let wanted_version = tenant_schema_version();
-        let mut connection = self.main().read().await?;
+        let mut connection = self.core.main().read().await?;
         let mut outdated = tenants::list_before_version(&mut connection, wanted_version).await?;
         let versions = tenants::count_by_schema_version(&mut connection).await?;
         let mut total: u64 = versions.iter().map(|(_, tenants)| tenants).sum();
@@ -181,7 +181,7 @@ impl Services {
                 let is_last = attempt == FURTHER_ATTEMPTS;
                 let allowed = limit - fleet.failed.len();
                 let mut again = Vec::new();
-                for (tenant, turn) in self.migrate_all(turns, plan.at_once, allowed, is_last, watch).await? {
+                for (tenant, turn) in migrate_all(&self.core, turns, plan.at_once, allowed, is_last, watch).await? {
                     match turn {
                         Turn::Migrated => fleet.migrated += 1,
                         Turn::Gone => fleet.gone += 1,
@@ -205,110 +205,14 @@ impl Services {
         Ok(fleet)
     }
 
-    /// Migrates these, until so many have failed.
-    async fn migrate_all(
-        &self,
-        turns: Vec<Tenant>,
-        at_once: usize,
-        allowed: usize,
-        is_last: bool,
-        watch: &(dyn Fn(MigrationStep<'_>) + Sync),
-    ) -> Result<Vec<(Tenant, Turn)>> {
-        let mut by_server: BTreeMap<String, Vec<Tenant>> = BTreeMap::new();
-        for tenant in turns {
-            by_server.entry(tenant.place.server.clone()).or_default().push(tenant);
-        }
-        let failures = AtomicUsize::new(0);
-        let on_server = async |(server, tenants): (String, Vec<Tenant>)| -> Result<Vec<_>> {
-            let is_down = AtomicBool::new(false);
-            // Those under way are finished; no other is begun.
-            let goes_on = |_: &Tenant| std::future::ready(failures.load(Ordering::Relaxed) < allowed);
-            let turns = stream::iter(tenants).take_while(goes_on).map(async |tenant| {
-                let turn = self.take_turn(&tenant, &server, &is_down).await?;
-                let (problem, is_settled) = match &turn {
-                    Turn::Migrated | Turn::Gone => (None, true),
-                    Turn::Problem(problem) => (Some(problem), is_last || !matches!(problem, Error::Unavailable { .. })),
-                };
-                if is_settled {
-                    failures.fetch_add(usize::from(migration_outcome(problem) == MigrationOutcome::Failed), Ordering::Relaxed);
-                    watch(MigrationStep::Settled(&tenant, problem));
-                }
-                Ok((tenant, turn))
-            });
-            turns.buffer_unordered(at_once.max(1)).try_collect().await
-        };
-        Ok(try_join_all(by_server.into_iter().map(on_server)).await?.into_iter().flatten().collect())
-    }
-
-    /// Migrates a tenant's database, unless its server is down: then nobody waits for it tenant by tenant.
-    async fn take_turn(&self, tenant: &Tenant, server: &str, is_down: &AtomicBool) -> Result<Turn> {
-        // As it is now: the list may be hours old.
-        let found = tenants::find(&mut self.main().read().await?, tenant.id).await?;
-        let Some(tenant) = found.filter(|tenant| tenant.provisioning == Provisioning::Active) else { return Ok(Turn::Gone) };
-        if is_down.load(Ordering::Relaxed) {
-            let source = format!("the server {server} does not answer").into();
-            return Ok(Turn::Problem(Error::Unavailable { dependency: "tenant database", source }));
-        }
-        match self.migrate_tenant(&tenant).await? {
-            Ok(_) => Ok(Turn::Migrated),
-            Err(problem) => {
-                if matches!(problem, Error::Unavailable { .. }) && self.0.parts.tenant_databases.ping(server).await.is_err() {
-                    is_down.store(true, Ordering::Relaxed);
-                }
-                Ok(Turn::Problem(problem))
-            }
-        }
-    }
-
-    /// Brings one tenant's database to this program's schema, and notes how that went. When the migration does not work on it,
-    /// nobody is let in any more; the database stays as it was then, and what was wrong is the inner error.
-    ///
-    /// # Errors
-    /// When the main database is down.
-    pub async fn migrate_tenant(&self, tenant: &Tenant) -> Result<Result<models::Migrated>> {
-        let began_at = self.clock().now();
-        let migrated = self.0.parts.tenant_databases.migrate(&tenant.place).await.map_err(Error::from);
-        failpoint!("migration.applied");
-        let ended_at = self.clock().now();
-        let outcome = migration_outcome(migrated.as_ref().err());
-        let attempt = MigrationAttempt {
-            tenant_id: tenant.id,
-            wanted_version: tenant_schema_version(),
-            from_version: migrated.as_ref().map_or(tenant.schema_version, |migrated| migrated.from),
-            outcome,
-            error: migrated.as_ref().err().map(|error| error.with_causes().chars().take(LONGEST_ERROR).collect()),
-            began_at,
-            ended_at,
-        };
-        let mut tx = self.main().begin().await?;
-        migrations::note(&mut tx, &attempt).await?;
-        // What older programs told there, they left unmarked.
-        dirty_tenants::mark(&mut tx, tenant.id, ended_at);
-        match &migrated {
-            Ok(migrated) => tenants::set_schema_version(&mut tx, &tenant.place, migrated.to).await?,
-            Err(_) if outcome == MigrationOutcome::Failed => {
-                tenants::quarantine(&mut tx, &tenant.place, tenant.schema_version, ended_at).await?;
-            }
-            Err(_) => {}
-        }
-        failpoint!("migration.noting");
-        match outcome {
-            // Nothing that anybody is to be told of.
-            MigrationOutcome::Postponed => tx.commit().await?,
-            _ => self.commit_access_change(tx, tenant.id).await?,
-        }
-        failpoint!("migration.noted");
-        Ok(migrated)
-    }
-
     /// Lets people into a tenant's database again after a migration of it failed. Answers whether they were kept out.
     ///
     /// # Errors
     /// When the main database is down.
-    pub async fn release_tenant(&self, tenant_id: TenantId) -> Result<bool> {
-        let mut tx = self.main().begin().await?;
+    pub async fn lift_quarantine(&self, tenant_id: TenantId) -> Result<bool> {
+        let mut tx = begin_main(&self.core).await?;
         let released = tenants::release(&mut tx, tenant_id).await?;
-        self.commit_access_change(tx, tenant_id).await?;
+        commit_access_change(&self.core, tx, tenant_id).await?;
         Ok(released)
     }
 
@@ -317,7 +221,7 @@ impl Services {
     /// # Errors
     /// When the main database is down.
     pub async fn migration_status(&self) -> Result<MigrationStatus> {
-        let mut connection = self.main().read().await?;
+        let mut connection = self.core.main().read().await?;
         let versions = tenants::count_by_schema_version(&mut connection).await?;
         let mut unsettled = Vec::new();
         for attempt in migrations::list_unsettled(&mut connection).await? {
@@ -326,53 +230,149 @@ impl Services {
         }
         Ok(MigrationStatus { wanted_version: tenant_schema_version(), versions, unsettled })
     }
+}
 
-    /// Sees to it that a tenant's database has a schema that this program understands. One that was missed is migrated now.
-    ///
-    /// # Errors
-    /// [`Error::Closed`] when it has not, or not yet.
-    pub(crate) async fn ensure_schema(&self, tenant: &Tenant) -> Result<()> {
-        match closure(tenant) {
-            None => Ok(()),
-            Some(Closure::Migrating) => Box::pin(self.migrate_missed(tenant)).await,
-            Some(closure) => Err(Error::Closed(closure)),
-        }
+/// Migrates these, until so many have failed.
+async fn migrate_all(
+    core: &Core,
+    turns: Vec<Tenant>,
+    at_once: usize,
+    allowed: usize,
+    is_last: bool,
+    watch: &(dyn Fn(MigrationStep<'_>) + Sync),
+) -> Result<Vec<(Tenant, Turn)>> {
+    let mut by_server: BTreeMap<String, Vec<Tenant>> = BTreeMap::new();
+    for tenant in turns {
+        by_server.entry(tenant.place.server.clone()).or_default().push(tenant);
     }
-
-    /// Migrates a tenant's database once for all who wait for it. It goes on when they go away.
-    async fn migrate_missed(&self, tenant: &Tenant) -> Result<()> {
-        let migration = {
-            let mut awaited = self.awaited_migrations();
-            match awaited.by_tenant.get(&tenant.id) {
-                Some(migration) => migration.clone(),
-                None => {
-                    let turns = awaited.turns.entry(tenant.place.server.clone());
-                    let turns = Arc::clone(turns.or_insert_with(|| Arc::new(Semaphore::new(MISSED_AT_ONCE))));
-                    let migration = self.clone().migrate_in_turn(tenant.clone(), turns).boxed().shared();
-                    awaited.by_tenant.insert(tenant.id, migration.clone());
-                    tokio::spawn(Forgotten(self.clone(), tenant.id).after(migration.clone()));
-                    migration
-                }
+    let failures = AtomicUsize::new(0);
+    let on_server = async |(server, tenants): (String, Vec<Tenant>)| -> Result<Vec<_>> {
+        let is_down = AtomicBool::new(false);
+        // Those under way are finished; no other is begun.
+        let goes_on = |_: &Tenant| std::future::ready(failures.load(Ordering::Relaxed) < allowed);
+        let turns = stream::iter(tenants).take_while(goes_on).map(async |tenant| {
+            let turn = migrate_next(core, &tenant, &server, &is_down).await?;
+            let (problem, is_settled) = match &turn {
+                Turn::Migrated | Turn::Gone => (None, true),
+                Turn::Problem(problem) => (Some(problem), is_last || !matches!(problem, Error::Unavailable { .. })),
+            };
+            if is_settled {
+                failures.fetch_add(usize::from(migration_outcome(problem) == MigrationOutcome::Failed), Ordering::Relaxed);
+                watch(MigrationStep::Settled(&tenant, problem));
             }
-        };
-        match timeout(PATIENCE, migration).await {
-            Ok(Ok(())) => Ok(()),
-            Err(_) => Err(Error::Closed(Closure::Migrating)),
-            Ok(Err(problem)) => match migration_outcome(Some(&problem)) {
-                MigrationOutcome::Postponed => Err(Error::Unavailable { dependency: "tenant database", source: problem.into() }),
-                _ => Err(Error::Closed(Closure::Quarantined)),
-            },
+            Ok((tenant, turn))
+        });
+        turns.buffer_unordered(at_once.max(1)).try_collect().await
+    };
+    Ok(try_join_all(by_server.into_iter().map(on_server)).await?.into_iter().flatten().collect())
+}
+
+/// Migrates a tenant's database, unless its server is down: then nobody waits for it tenant by tenant.
+async fn migrate_next(core: &Core, tenant: &Tenant, server: &str, is_down: &AtomicBool) -> Result<Turn> {
+    // As it is now: the list may be hours old.
+    let found = tenants::find(&mut core.main().read().await?, tenant.id).await?;
+    let Some(tenant) = found.filter(|tenant| tenant.provisioning == Provisioning::Active) else { return Ok(Turn::Gone) };
+    if is_down.load(Ordering::Relaxed) {
+        let source = format!("the server {server} does not answer").into();
+        return Ok(Turn::Problem(Error::Unavailable { dependency: Dependency::TenantDatabase, source }));
+    }
+    match migrate_tenant(core, &tenant).await? {
+        Ok(_) => Ok(Turn::Migrated),
+        Err(problem) => {
+            if matches!(problem, Error::Unavailable { .. }) && core.parts.tenant_databases.ping(server).await.is_err() {
+                is_down.store(true, Ordering::Relaxed);
+            }
+            Ok(Turn::Problem(problem))
         }
     }
+}
 
-    async fn migrate_in_turn(self, tenant: Tenant, turns: Arc<Semaphore>) -> Result<(), Arc<Error>> {
-        let _turn = turns.acquire().await.map_err(|error| Arc::new(Error::internal(error)))?;
-        self.migrate_tenant(&tenant).await.and_then(|migrated| migrated).map(drop).map_err(Arc::new)
+/// Brings one tenant's database to this program's schema, and notes how that went. When the migration does not work on it,
+/// nobody is let in any more; the database stays as it was then, and what was wrong is the inner error.
+///
+/// # Errors
+/// When the main database is down.
+async fn migrate_tenant(core: &Core, tenant: &Tenant) -> Result<Result<models::Migrated>> {
+    let began_at = core.clock().now();
+    let migrated = core.parts.tenant_databases.migrate(&tenant.place).await.map_err(Error::from);
+    failpoint!("migration.applied");
+    let ended_at = core.clock().now();
+    let outcome = migration_outcome(migrated.as_ref().err());
+    let attempt = MigrationAttempt {
+        tenant_id: tenant.id,
+        wanted_version: tenant_schema_version(),
+        from_version: migrated.as_ref().map_or(tenant.schema_version, |migrated| migrated.from),
+        outcome,
+        error: migrated.as_ref().err().map(|error| error.with_causes().chars().take(LONGEST_ERROR).collect()),
+        began_at,
+        ended_at,
+    };
+    let mut tx = begin_main(core).await?;
+    migrations::note(&mut tx, &attempt).await?;
+    // What older programs told there, they left unmarked.
+    dirty_tenants::mark(&mut tx, tenant.id, ended_at);
+    match &migrated {
+        Ok(migrated) => tenants::set_schema_version(&mut tx, &tenant.place, migrated.to).await?,
+        Err(_) if outcome == MigrationOutcome::Failed => {
+            tenants::quarantine(&mut tx, &tenant.place, tenant.schema_version, ended_at).await?;
+        }
+        Err(_) => {}
     }
+    failpoint!("migration.noting");
+    match outcome {
+        // Nothing that anybody is to be told of.
+        MigrationOutcome::Postponed => tx.commit().await?,
+        _ => commit_access_change(core, tx, tenant.id).await?,
+    }
+    failpoint!("migration.noted");
+    Ok(migrated)
+}
 
-    fn awaited_migrations(&self) -> std::sync::MutexGuard<'_, Awaited> {
-        self.0.awaited_migrations.lock().unwrap_or_else(PoisonError::into_inner)
+/// Sees to it that a tenant's database has a schema that this program understands. One that was missed is migrated now.
+///
+/// # Errors
+/// [`Error::Closed`] when it has not, or not yet.
+pub(crate) async fn ensure_schema(core: &Core, tenant: &Tenant) -> Result<()> {
+    match closure(tenant) {
+        None => Ok(()),
+        Some(Closure::Migrating) => Box::pin(migrate_missed(core, tenant)).await,
+        Some(closure) => Err(Error::Closed(closure)),
     }
+}
+
+/// Migrates a tenant's database once for all who wait for it. It goes on when they go away.
+async fn migrate_missed(core: &Core, tenant: &Tenant) -> Result<()> {
+    let migration = {
+        let mut awaited = awaited_migrations(core);
+        match awaited.by_tenant.get(&tenant.id) {
+            Some(migration) => migration.clone(),
+            None => {
+                let turns = awaited.turns.entry(tenant.place.server.clone());
+                let turns = Arc::clone(turns.or_insert_with(|| Arc::new(Semaphore::new(MISSED_AT_ONCE))));
+                let migration = migrate_in_turn(core.clone(), tenant.clone(), turns).boxed().shared();
+                awaited.by_tenant.insert(tenant.id, migration.clone());
+                tokio::spawn(Forgotten(core.clone(), tenant.id).after(migration.clone()));
+                migration
+            }
+        }
+    };
+    match timeout(PATIENCE, migration).await {
+        Ok(Ok(())) => Ok(()),
+        Err(_) => Err(Error::Closed(Closure::Migrating)),
+        Ok(Err(problem)) => match migration_outcome(Some(&problem)) {
+            MigrationOutcome::Postponed => Err(Error::Unavailable { dependency: Dependency::TenantDatabase, source: problem.into() }),
+            _ => Err(Error::Closed(Closure::Quarantined)),
+        },
+    }
+}
+
+async fn migrate_in_turn(core: Core, tenant: Tenant, turns: Arc<Semaphore>) -> Result<(), Arc<Error>> {
+    let _turn = turns.acquire().await.map_err(|error| Arc::new(Error::internal(error)))?;
+    migrate_tenant(&core, &tenant).await.and_then(|migrated| migrated).map(drop).map_err(Arc::new)
+}
+
+fn awaited_migrations(core: &Core) -> std::sync::MutexGuard<'_, Awaited> {
+    core.awaited_migrations.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why a tenant's database can't be used as it is, if so: it failed to be migrated, is of a newer program, or has to be migrated
@@ -387,7 +387,7 @@ pub(crate) fn closure(tenant: &Tenant) -> Option<Closure> {
 }
 
 /// Forgets a migration that requests waited for, whatever became of it.
-struct Forgotten(Services, TenantId);
+struct Forgotten(Core, TenantId);
 
 impl Forgotten {
     /// After its end; after a failure not at once, so that who comes next is told the same and does not try it again.
@@ -400,6 +400,6 @@ impl Forgotten {
 
 impl Drop for Forgotten {
     fn drop(&mut self) {
-        self.0.awaited_migrations().by_tenant.remove(&self.1);
+        awaited_migrations(&self.0).by_tenant.remove(&self.1);
     }
 }

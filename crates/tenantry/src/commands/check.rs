@@ -3,59 +3,65 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use comfy_table::Table;
-use serde_json::json;
+use comfy_table::{Table, presets::UTF8_HORIZONTAL_ONLY};
+use serde_json::{Map, Value, json};
+use services::DependencyStatus;
 
 use crate::{
     assembly::assemble,
-    commands::{say, say_json},
-    config::Config,
+    commands::{print, print_json, problem::describe},
+    config::{Config, Setting},
     events,
 };
 
 /// Options of `tenantry check`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Answer in JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Shows the configuration, and asks every dependency whether it is there. Fails when one is not.
+/// Shows the configuration and checks every dependency. Fails if one is down.
 ///
 /// # Errors
-/// When the data directory can't be used.
+/// When the data directory cannot be used.
 pub async fn run(config: &Config, arguments: &Arguments) -> Result<ExitCode> {
-    let (services, _) = assemble(config)?;
+    let services = assemble(config)?.0.operator;
     let mut dependencies = services.check_dependencies().await;
-    if let Some(ask) = events::probe(config)? {
-        dependencies.push(ask().await);
+    if let Some(probe) = events::probe(config)? {
+        dependencies.push(probe().await);
     }
-    let all_up = dependencies.iter().all(|dependency| dependency.problem.is_none());
-    let problem = |problem: &Option<domain::Error>| problem.as_ref().map(domain::Error::with_causes);
+    let ready = dependencies.iter().all(|dependency| dependency.problem.is_none());
     if arguments.json {
-        let settings: serde_json::Map<_, _> =
-            config.describe().into_iter().map(|setting| (setting.name.to_owned(), setting.value.into())).collect();
-        let dependencies: serde_json::Map<_, _> = dependencies
-            .iter()
-            .map(|dependency| {
-                (dependency.name.clone(), json!({ "up": dependency.problem.is_none(), "problem": problem(&dependency.problem) }))
-            })
-            .collect();
-        say_json(&json!({ "settings": settings, "dependencies": dependencies, "ready": all_up }));
+        print_json(&report_json(config.describe(), &dependencies, ready));
     } else {
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(["setting", "value", "meaning"]);
-        for setting in config.describe() {
-            table.add_row([setting.name, &setting.value, setting.meaning]);
-        }
-        say(table);
-        for dependency in &dependencies {
-            match problem(&dependency.problem) {
-                None => say(format_args!("{}: up", dependency.name)),
-                Some(problem) => say(format_args!("{}: DOWN: {problem}", dependency.name)),
-            }
+        print_report(config.describe(), &dependencies);
+    }
+    Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print_report(settings: &[Setting], dependencies: &[DependencyStatus]) {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(["setting", "value", "meaning"]);
+    for Setting { name, value, meaning } in settings {
+        table.add_row([name, value.as_str(), meaning]);
+    }
+    print(table);
+    for DependencyStatus { name, problem } in dependencies {
+        match problem {
+            None => print(format_args!("{name}: up")),
+            Some(problem) => print(format_args!("{name}: DOWN: {}", describe(problem))),
         }
     }
-    Ok(if all_up { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn report_json(settings: &[Setting], dependencies: &[DependencyStatus], ready: bool) -> Value {
+    let settings: Map<_, _> = settings.iter().map(|setting| (setting.name.to_owned(), setting.value.as_str().into())).collect();
+    let dependency = |DependencyStatus { name, problem }: &DependencyStatus| {
+        let problem = problem.as_ref().map(describe);
+        (name.clone(), json!({ "up": problem.is_none(), "problem": problem }))
+    };
+    let dependencies: Map<_, _> = dependencies.iter().map(dependency).collect();
+    json!({ "settings": settings, "dependencies": dependencies, "ready": ready })
 }

@@ -3,12 +3,10 @@
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use api::{
-    Router, metrics,
-    server::{self, Limits},
-};
+use api::{Router, metrics};
 use domain::SystemClock;
-use services::{Collected, Dependency, Services};
+use http_server::Limits;
+use services::{Collected, DependencyStatus, OperatorServices, Services};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -18,37 +16,59 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     assembly::assemble,
+    commands::problem::describe,
     config::{Config, Origins},
     events::{self, Publishing},
 };
 
-/// How often what a crash left of a tenant's making, deletion or move is looked for.
+/// The interval of resuming provisioning, deletions and moves that a crash interrupted.
 const RESUME_INTERVAL: Duration = Duration::from_secs(15);
-/// How often spare databases are counted, and how long after one was taken it is replaced.
+/// The interval of refilling the warm pool, and the delay of a refill after a warm database was taken.
 const REFILL_INTERVAL: Duration = Duration::from_secs(30);
 const REFILL_DELAY: Duration = Duration::from_secs(1);
-/// How many connections the page of metrics takes at once, and how long it has at the end.
-const METRICS_CONNECTIONS: usize = 16;
+/// The connections of the metrics endpoint, and their grace period at shutdown.
+const MAX_METRICS_CONNECTIONS: usize = 16;
 const METRICS_GRACE: Duration = Duration::from_secs(1);
-/// How long giving up leases may take at the end.
-const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
-/// How often expired sessions are forgotten.
-const FORGET_INTERVAL: Duration = Duration::from_secs(3600);
+/// How long releasing the leases may take at shutdown.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The interval of purging expired sessions and events.
+const PURGE_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Serves the API until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When the address is taken or the main database can't be brought up to date.
+/// When the address is in use or the main database cannot be migrated.
 pub async fn run(config: &Config) -> Result<ExitCode> {
     raise_descriptor_limit();
-    let (services, main) = assemble(config)?;
+    let (Services { users, operator, events: event_services }, main) = assemble(config)?;
     let listener = listen(SocketAddr::new(config.server.host, config.server.port), "HOST, PORT")?;
     let address = listener.local_addr()?;
-    main.migrate().await.context("bring the main database up to date")?;
-    for Dependency { name, problem } in services.find_unknown_servers().await? {
-        tracing::warn!("{name}: {}", problem.map_or_else(String::new, |problem| problem.with_causes()));
+    main.migrate().await.context("migrate the main database")?;
+    for DependencyStatus { name, problem } in operator.find_unknown_servers().await? {
+        tracing::warn!("{name}: {}", problem.as_ref().map_or_else(String::new, describe));
     }
-    let settings = api::Settings {
+    let app = api::router(users.clone(), Arc::new(SystemClock), api_settings(config)?);
+    let limits =
+        Limits { max_connections: config.server.max_connections, shutdown_grace: config.server.shutdown_grace, ..Limits::default() };
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop, "finishing requests in flight")?;
+    serve_metrics(config, metrics::router(users), &stop)?;
+    let publishing = Publishing::start(&event_services, events::bus(config, &event_services)?);
+    let maintenance = tokio::spawn(run_maintenance(operator.clone(), config.documents.garbage_interval));
+    tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
+    let report = http_server::serve(listener, app, limits, stop).await;
+    // After the last request, to publish the events of all requests.
+    publishing.stop().await;
+    maintenance.abort();
+    // Waits for the end of the task, so that other instances can resume its work at once.
+    let _was_aborted = maintenance.await;
+    release_leases(&operator).await;
+    tracing::info!(connections_cut = report.connections_cut, "stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn api_settings(config: &Config) -> Result<api::Settings> {
+    Ok(api::Settings {
         public_url: config.server.public_url.clone(),
         cors_origins: match &config.cors.origins {
             Origins::Any => vec!["*".to_owned()],
@@ -57,46 +77,28 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
         cors_allow_credentials: config.cors.allow_credentials,
         demo: events::demo(config)?,
         bus: events::probe(config)?,
-    };
-    let app = api::router(services.clone(), Arc::new(SystemClock), settings);
-    let limits =
-        Limits { max_connections: config.server.max_connections, shutdown_grace: config.server.shutdown_grace, ..Limits::default() };
-    let stop = CancellationToken::new();
-    stop_on_signals(&stop, "requests in flight may finish")?;
-    serve_metrics(config, metrics::router(services.clone()), &stop)?;
-    let publishing = Publishing::begin(&services, events::bus(config, &services)?);
-    let housekeeping = tokio::spawn(keep_house(services.clone(), config.documents.garbage_interval));
-    tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
-    let report = server::serve(listener, app, limits, stop).await;
-    // After the last request: what that told is still published.
-    publishing.end().await;
-    housekeeping.abort();
-    // What was interrupted, others go on with at once.
-    let _was_aborted = housekeeping.await;
-    give_up_leases(&services).await;
-    tracing::info!(connections_cut = report.connections_cut, "stopped");
-    Ok(ExitCode::SUCCESS)
+    })
 }
 
-/// What this process held, others may hold at once.
-pub(super) async fn give_up_leases(services: &Services) {
-    if !matches!(timeout(RELEASE_PATIENCE, services.release_leases()).await, Ok(Ok(()))) {
-        tracing::warn!("this instance's leases could not be given up; they expire by themselves");
+/// Releases this instance's leases, so that other instances can take them at once.
+pub(super) async fn release_leases(services: &OperatorServices) {
+    if !matches!(timeout(RELEASE_TIMEOUT, services.release_leases()).await, Ok(Ok(()))) {
+        tracing::warn!("could not release this instance's leases; they will expire");
     }
 }
 
-/// Serves the page of metrics, where one is wanted.
+/// Serves the metrics endpoint, if it is configured.
 pub(super) fn serve_metrics(config: &Config, page: Router, stop: &CancellationToken) -> Result<()> {
     if let Some(address) = config.server.metrics_address {
         let listener = listen(address, "METRICS_ADDRESS")?;
         tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
-        let limits = Limits { max_connections: METRICS_CONNECTIONS, shutdown_grace: METRICS_GRACE, ..Limits::default() };
-        tokio::spawn(server::serve(listener, page, limits, stop.clone()));
+        let limits = Limits { max_connections: MAX_METRICS_CONNECTIONS, shutdown_grace: METRICS_GRACE, ..Limits::default() };
+        tokio::spawn(http_server::serve(listener, page, limits, stop.clone()));
     }
     Ok(())
 }
 
-/// Listens so that a restart does not have to wait for old connections to be forgotten.
+/// Listens on an address, even while connections of a previous process are in TIME_WAIT.
 fn listen(address: SocketAddr, variables: &str) -> Result<TcpListener> {
     let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
@@ -104,7 +106,8 @@ fn listen(address: SocketAddr, variables: &str) -> Result<TcpListener> {
     Ok(socket.listen(1024)?)
 }
 
-pub(super) fn stop_on_signals(stop: &CancellationToken, meanwhile: &'static str) -> Result<()> {
+/// Cancels `stop` at SIGTERM or SIGINT; logs a message.
+pub(super) fn stop_on_signals(stop: &CancellationToken, message: &'static str) -> Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = stop.clone();
     tokio::spawn(async move {
@@ -112,28 +115,28 @@ pub(super) fn stop_on_signals(stop: &CancellationToken, meanwhile: &'static str)
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("stopping: {meanwhile}");
+        tracing::info!("stopping: {message}");
         stop.cancel();
     });
     Ok(())
 }
 
-/// What goes on beside the requests.
-async fn keep_house(services: Services, garbage_interval: Duration) {
+/// Runs the maintenance tasks, each at its own interval.
+async fn run_maintenance(services: OperatorServices, garbage_interval: Duration) {
     tokio::join!(
         collect_garbage(&services, garbage_interval),
         services.follow_access_changes(),
-        every(RESUME_INTERVAL, || settle_tenants(services.clone())),
-        // Apart from that: a tenant may have many objects.
-        every(RESUME_INTERVAL, || complete_deletions(services.clone())),
-        every(RESUME_INTERVAL, || settle_moves(services.clone())),
-        every(FORGET_INTERVAL, || forget_sessions(services.clone())),
-        every(REFILL_INTERVAL, || refill_spares(services.clone())),
+        every(RESUME_INTERVAL, || resume_provisioning(services.clone())),
+        // A task of its own, since a tenant may have many objects.
+        every(RESUME_INTERVAL, || resume_deletions(services.clone())),
+        every(RESUME_INTERVAL, || resume_moves(services.clone())),
+        every(PURGE_INTERVAL, || purge_expired(services.clone())),
+        every(REFILL_INTERVAL, || refill_warm_pool(services.clone())),
     );
 }
 
-/// Collects garbage for the first time after one interval: a server that starts has other things to do.
-async fn collect_garbage(services: &Services, interval: Duration) {
+/// Collects garbage at an interval; not at the start, when the server has other work.
+async fn collect_garbage(services: &OperatorServices, interval: Duration) {
     if interval.is_zero() {
         return;
     }
@@ -148,49 +151,49 @@ async fn collect_garbage(services: &Services, interval: Duration) {
     .await;
 }
 
-async fn settle_tenants(services: Services) -> domain::Result<()> {
+async fn resume_provisioning(services: OperatorServices) -> domain::Result<()> {
     services.resume_provisioning().await.map(drop)
 }
 
-async fn complete_deletions(services: Services) -> domain::Result<()> {
+async fn resume_deletions(services: OperatorServices) -> domain::Result<()> {
     services.resume_deletions().await.map(drop)
 }
 
-async fn settle_moves(services: Services) -> domain::Result<()> {
+async fn resume_moves(services: OperatorServices) -> domain::Result<()> {
     services.resume_moves().await.map(drop)
 }
 
-async fn forget_sessions(services: Services) -> domain::Result<()> {
-    services.forget_expired_sessions().await?;
-    services.forget_platform_events().await
+async fn purge_expired(services: OperatorServices) -> domain::Result<()> {
+    services.purge_expired_sessions().await?;
+    services.purge_platform_events().await
 }
 
-async fn refill_spares(services: Services) -> domain::Result<()> {
-    services.refill_spares().await?;
-    while timeout(REFILL_INTERVAL, services.spare_taken()).await.is_ok() {
-        // Who makes tenants often makes several, and making a database slows down whoever takes one.
+async fn refill_warm_pool(services: OperatorServices) -> domain::Result<()> {
+    services.refill_warm_pool().await?;
+    while timeout(REFILL_INTERVAL, services.warm_database_taken()).await.is_ok() {
+        // Tenants are often created several at a time, and a refill would slow down their creation.
         sleep(REFILL_DELAY).await;
-        services.refill_spares().await?;
+        services.refill_warm_pool().await?;
     }
     Ok(())
 }
 
-async fn every<F: Future<Output = domain::Result<()>>>(interval: Duration, chore: impl Fn() -> F) {
+async fn every<F: Future<Output = domain::Result<()>>>(interval: Duration, task: impl Fn() -> F) {
     let mut interval = tokio::time::interval(interval);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        if let Err(error) = chore().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "housekeeping failed; it is tried again");
+        if let Err(error) = task().await {
+            tracing::warn!(error = domain::dyn_error(&error), "a maintenance task failed; it will be retried");
         }
     }
 }
 
-/// Every open tenant file takes three descriptors and every connection one: as many as the system lets us.
+/// Raises the limit of open files to the maximum: an open SQLite database takes three descriptors, a connection one.
 fn raise_descriptor_limit() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
-        tracing::warn!(%error, "the limit of open files can't be raised");
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }

@@ -4,13 +4,14 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use api::metrics;
+use services::Services;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     assembly::assemble,
     commands::{
-        complain,
-        serve::{give_up_leases, serve_metrics, stop_on_signals},
+        eprint,
+        serve::{release_leases, serve_metrics, stop_on_signals},
     },
     config::Config,
     events,
@@ -19,27 +20,25 @@ use crate::{
 /// Handles events from Kafka until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When the main database can't be brought up to date, or Kafka's settings are not taken.
+/// When the main database cannot be migrated, or Kafka's settings are invalid.
 pub async fn run(config: &Config) -> Result<ExitCode> {
     let Some(kafka) = &config.kafka else {
-        complain(
-            "tenantry: without KAFKA_BOOTSTRAP_SERVERS, `tenantry serve` handles events itself, and there is nothing for a worker to do",
-        );
+        eprint("tenantry: KAFKA_BOOTSTRAP_SERVERS is not set: `tenantry serve` handles events itself, and a worker has nothing to do");
         return Ok(ExitCode::from(2));
     };
-    let (services, main) = assemble(config)?;
-    main.migrate().await.context("bring the main database up to date")?;
+    let (Services { users, operator, events: event_services }, main) = assemble(config)?;
+    main.migrate().await.context("migrate the main database")?;
     let stop = CancellationToken::new();
-    stop_on_signals(&stop, "what was begun is finished")?;
-    serve_metrics(config, metrics::worker_router(services.clone(), events::probe(config)?), &stop)?;
+    stop_on_signals(&stop, "finishing events in flight")?;
+    serve_metrics(config, metrics::worker_router(users, events::probe(config)?), &stop)?;
     let following = tokio::spawn({
-        let services = services.clone();
-        async move { services.follow_access_changes().await }
+        let operator = operator.clone();
+        async move { operator.follow_access_changes().await }
     });
-    tracing::info!("handling events of Kafka at {} as one of {}", kafka.bootstrap_servers, kafka.group_id);
-    events::work(kafka, &services, stop).await?;
+    tracing::info!("handling events from Kafka at {} in consumer group {}", kafka.bootstrap_servers, kafka.group_id);
+    events::work(kafka, &event_services, stop).await?;
     following.abort();
-    give_up_leases(&services).await;
+    release_leases(&operator).await;
     tracing::info!("stopped");
     Ok(ExitCode::SUCCESS)
 }

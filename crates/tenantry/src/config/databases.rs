@@ -1,4 +1,4 @@
-//! Where the databases are.
+//! The locations of the databases, and the limits of connections.
 
 use std::{fmt, path::Path, path::PathBuf};
 
@@ -6,30 +6,31 @@ use database::{DatabaseUrl, UrlProblem};
 
 use super::{ConfigError, Settings, values, variables};
 
-/// Where the main database and the tenants' databases are.
+/// The locations of the main database and of the tenant databases.
 #[derive(Clone, Debug)]
 pub struct Databases {
-    /// The main database; a file when it is SQLite.
+    /// The main database; for SQLite, a file.
     pub main: DatabaseUrl,
-    /// How many connections to the main database may be open at once.
+    /// The maximum number of connections to the main database.
     pub pool_size: usize,
-    /// The servers of tenants' databases: at least one, each name once. A SQLite "server" is a directory.
+    /// The servers for tenant databases: at least one, with unique names. A SQLite "server" is a directory.
     pub tenant_servers: Vec<TenantServer>,
-    /// How many connections to tenants' databases may be open at once, for each server.
+    /// The maximum number of connections to tenant databases on each server.
     pub tenant_connection_budget: usize,
-    /// How many databases each PostgreSQL server keeps ready for tenants to come.
+    /// The number of warm databases on each PostgreSQL server.
     pub tenant_warm_pool: usize,
 }
 
 impl Databases {
-    pub(super) fn read(settings: &Settings, data_dir: &Path) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings, data_dir: &Path) -> Result<Self, ConfigError> {
         let path = settings.path();
-        let main = settings
-            .find(&variables::DATABASE_URL, |text| parse_url(text, &path))?
-            .unwrap_or_else(|| DatabaseUrl::Sqlite(data_dir.join("main.sqlite3")));
-        let tenant_servers = settings
-            .find(&variables::TENANT_DATABASE_URLS, |text| TenantServer::parse_list(text, &path))?
-            .unwrap_or_else(|| vec![TenantServer::beside(&main, data_dir)]);
+        let in_data_dir = || DatabaseUrl::Sqlite(data_dir.join("main.sqlite3"));
+        let main = settings.get_or(&variables::DATABASE_URL, |text| parse_url(text, &path), in_data_dir)?;
+        let tenant_servers = settings.get_or(
+            &variables::TENANT_DATABASE_URLS,
+            |text| TenantServer::parse_list(text, &path),
+            || vec![TenantServer::beside(&main, data_dir)],
+        )?;
         Ok(Self {
             main,
             pool_size: settings.get(&variables::DATABASE_POOL_SIZE, values::number(1..=10_000))?,
@@ -40,7 +41,7 @@ impl Databases {
     }
 }
 
-/// Parses an address, taking relative paths from the working directory.
+/// Parses the URL of a database; `path` resolves relative paths.
 fn parse_url(text: &str, path: impl Fn(&str) -> Result<PathBuf, String>) -> Result<DatabaseUrl, String> {
     match text.parse().map_err(|problem: UrlProblem| problem.to_string())? {
         DatabaseUrl::Sqlite(file) => Ok(DatabaseUrl::Sqlite(path(&file.to_string_lossy())?)),
@@ -48,12 +49,12 @@ fn parse_url(text: &str, path: impl Fn(&str) -> Result<PathBuf, String>) -> Resu
     }
 }
 
-/// A server that holds tenants' databases.
+/// A server for tenant databases.
 #[derive(Clone, Debug)]
 pub struct TenantServer {
-    /// Its name, by which tenants are found again: never given to another server.
+    /// Its name, which tenants refer to: never reused for another server.
     pub name: String,
-    /// Where it is.
+    /// Its URL.
     pub url: DatabaseUrl,
 }
 
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn tenants_live_beside_the_main_database_unless_told_otherwise() {
+    fn tenant_databases_are_beside_the_main_database_by_default() {
         let (place, files) = databases(&[]);
         assert_eq!(files.main.to_string(), format!("sqlite:{}", place.path("data/main.sqlite3")));
         assert_eq!(values::join(&files.tenant_servers), format!("main=sqlite:{}", place.path("data/tenants")));
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_named() {
+    fn servers_have_unique_names() {
         let urls = "eu-1=postgres://u:p%2Cq@h1/d, us_2=sqlite:/var/tenants";
         let (_, servers) = databases(&[("TENANT_DATABASE_URLS", urls)]);
         assert_eq!(values::join(&servers.tenant_servers), "eu-1=postgres://u:***@h1/d,us_2=sqlite:/var/tenants");
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_database_is_refused_without_quoting_it() {
+    fn an_invalid_database_url_is_refused_without_quoting_it() {
         for text in [
             "mysql://u:hush@h/d",
             "sqlite:",

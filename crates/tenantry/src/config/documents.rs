@@ -1,60 +1,60 @@
-//! The limits of uploads and downloads.
+//! Limits of uploads, downloads and storage.
 
 use std::time::Duration;
 
 use super::{ConfigError, Settings, values, variables};
 
-/// The longest that a signed download URL may be valid: what Amazon's Signature Version 4 allows, so that every object
-/// store can keep it.
-const LONGEST_DOWNLOAD: u64 = 7 * 24 * 60 * 60;
+/// The maximum lifetime of a signed download URL: that of Amazon's Signature Version 4, so that every object store accepts it.
+const MAX_DOWNLOAD_SECONDS: u64 = 7 * 24 * 60 * 60;
 
-/// The longest that an upload in parts may be waited for: a month.
-const LONGEST_UPLOAD: u64 = 31 * 24 * 60 * 60;
+/// The maximum lifetime of an unfinished multipart upload: a month.
+const MAX_UPLOAD_SECONDS: u64 = 31 * 24 * 60 * 60;
 
-/// The most versions that may be kept of a document.
-const MOST_VERSIONS: u64 = 10_000;
+/// The maximum number of versions of a document.
+const MAX_VERSIONS: u64 = 10_000;
 
-/// The most documents that a limit may allow: more than any database takes.
-const MOST_DOCUMENTS: u64 = 1 << 40;
+/// The maximum document quota: more than any database can store.
+const MAX_DOCUMENTS: u64 = 1 << 40;
 
-/// The longest that garbage may be kept: ten years.
-const LONGEST_GRACE: u64 = 10 * 365 * 24 * 60 * 60;
+/// Ten years.
+const MAX_GRACE_SECONDS: u64 = 10 * 365 * 24 * 60 * 60;
 
-/// The limits of uploads and downloads.
+/// Limits of uploads, downloads and storage.
 #[derive(Clone, Debug)]
 pub struct Documents {
-    /// The largest upload, in bytes.
+    /// The maximum size of an upload in bytes.
     pub max_upload_bytes: u64,
     /// How long a signed download URL is valid.
     pub download_url_expires: Duration,
-    /// How long an upload in parts is waited for.
+    /// How long an unfinished multipart upload is kept after its last part.
     pub upload_expires: Duration,
-    /// How long a deleted document can be brought back.
+    /// How long a deleted document can be restored.
     pub trash_retention: Duration,
-    /// How many versions of a document are kept.
+    /// The number of versions kept of each document.
     pub versions_kept: u64,
-    /// How many bytes a tenant may store.
+    /// The maximum number of bytes of a tenant.
     pub tenant_max_bytes: Option<u64>,
-    /// How many documents a tenant may have.
+    /// The maximum number of documents of a tenant.
     pub tenant_max_documents: Option<u64>,
-    /// How long a file is kept that no document refers to.
+    /// How long to keep a file that no document refers to.
     pub garbage_grace: Duration,
-    /// How often garbage is collected in the background; zero for never.
+    /// The interval of garbage collections in the background; zero for none.
     pub garbage_interval: Duration,
 }
 
 impl Documents {
-    pub(super) fn read(settings: &Settings) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings) -> Result<Self, ConfigError> {
+        let grace = |text: &str| values::number(0..=MAX_GRACE_SECONDS)(text).map(Duration::from_secs);
         Ok(Self {
             max_upload_bytes: settings.get(&variables::MAX_UPLOAD_BYTES, values::bytes)?,
-            download_url_expires: settings.get(&variables::DOWNLOAD_URL_EXPIRES, values::seconds(LONGEST_DOWNLOAD))?,
-            upload_expires: settings.get(&variables::UPLOAD_EXPIRES, values::seconds(LONGEST_UPLOAD))?,
-            trash_retention: Duration::from_secs(settings.get(&variables::TRASH_RETENTION, values::number(0..=LONGEST_GRACE))?),
-            versions_kept: settings.get(&variables::DOCUMENT_VERSIONS_KEPT, values::number(1..=MOST_VERSIONS))?,
+            download_url_expires: settings.get(&variables::DOWNLOAD_URL_EXPIRES, values::seconds(MAX_DOWNLOAD_SECONDS))?,
+            upload_expires: settings.get(&variables::UPLOAD_EXPIRES, values::seconds(MAX_UPLOAD_SECONDS))?,
+            trash_retention: settings.get(&variables::TRASH_RETENTION, grace)?,
+            versions_kept: settings.get(&variables::DOCUMENT_VERSIONS_KEPT, values::number(1..=MAX_VERSIONS))?,
             tenant_max_bytes: settings.find(&variables::TENANT_MAX_BYTES, values::bytes)?,
-            tenant_max_documents: settings.find(&variables::TENANT_MAX_DOCUMENTS, values::number(1..=MOST_DOCUMENTS))?,
-            garbage_grace: Duration::from_secs(settings.get(&variables::GARBAGE_GRACE, values::number(0..=LONGEST_GRACE))?),
-            garbage_interval: Duration::from_secs(settings.get(&variables::GARBAGE_INTERVAL, values::number(0..=LONGEST_GRACE))?),
+            tenant_max_documents: settings.find(&variables::TENANT_MAX_DOCUMENTS, values::number(1..=MAX_DOCUMENTS))?,
+            garbage_grace: settings.get(&variables::GARBAGE_GRACE, grace)?,
+            garbage_interval: settings.get(&variables::GARBAGE_INTERVAL, grace)?,
         })
     }
 }
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn no_url_outlives_seven_days() {
+    fn a_download_url_is_valid_for_seven_days_at_most() {
         assert!(problem(&[("DOWNLOAD_URL_EXPIRES", "604801")]).contains("from 1 to 604800 (seconds)"));
     }
 }

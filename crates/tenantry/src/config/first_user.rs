@@ -1,10 +1,10 @@
-//! What `tenantry init` makes.
+//! The user and the tenant that `tenantry init` creates.
 
 use secrecy::SecretString;
 
 use super::{ConfigError, Settings, values, variables};
 
-/// The first user and tenant, as far as they were given. Whether the values are good is checked when they are used.
+/// The first user and tenant, as far as they are set. `tenantry init` validates the values.
 #[derive(Clone, Debug)]
 pub struct FirstUser {
     /// The user's e-mail address.
@@ -20,10 +20,10 @@ pub struct FirstUser {
 }
 
 impl FirstUser {
-    pub(super) fn read(settings: &Settings) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings) -> Result<Self, ConfigError> {
         Ok(Self {
             email: settings.find(&variables::ADMIN_EMAIL, values::text)?,
-            password: settings.find(&variables::ADMIN_PASSWORD, values::text)?.map(SecretString::from),
+            password: settings.find(&variables::ADMIN_PASSWORD, values::secret)?,
             first_name: settings.find(&variables::ADMIN_FIRST_NAME, values::text)?,
             last_name: settings.find(&variables::ADMIN_LAST_NAME, values::text)?,
             tenant_name: settings.find(&variables::TEST_TENANT_NAME, values::text)?,

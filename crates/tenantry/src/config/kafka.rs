@@ -1,33 +1,31 @@
-//! Where events go when that is not this process.
+//! The Kafka cluster for events.
 
 use std::net::SocketAddr;
 
-use secrecy::SecretString;
 use services::DEMO_PREFIX;
 use worker::{KafkaSasl, KafkaSettings};
 
 use super::{ConfigError, Settings, Variable, values, variables};
 
-/// Kafka's limit of a topic's name, less the longest of ours with its `.dlq`.
-const LONGEST_PREFIX: usize = 249 - 64;
+/// Kafka's limit for the name of a topic, less our longest name with `.dlq`.
+const MAX_PREFIX_LENGTH: usize = 249 - 64;
 
-/// Reads where the brokers are and how they are spoken to. None: events are handled in the process that publishes them.
-pub(super) fn read(settings: &Settings) -> Result<Option<KafkaSettings>, ConfigError> {
+/// Reads the settings of the brokers. None: the process that publishes events handles them, too.
+pub(super) fn read(settings: &mut Settings) -> Result<Option<KafkaSettings>, ConfigError> {
     settings.get(&variables::KAFKA_ACKS, |text| match text {
-        "all" | "-1" => Ok(()),
-        _ => Err("must be all: an event that one broker alone has is lost with it".to_owned()),
+        "all" | "-1" => Ok("all".to_owned()),
+        _ => Err("must be all: with less, the loss of one broker can lose events".to_owned()),
     })?;
     let sasl = sasl(settings)?;
     let kafka = KafkaSettings {
-        bootstrap_servers: settings.find(&variables::KAFKA_BOOTSTRAP_SERVERS, servers)?.unwrap_or_default(),
+        bootstrap_servers: settings.get_or(&variables::KAFKA_BOOTSTRAP_SERVERS, servers, String::new)?,
         client_id: settings.get(&variables::KAFKA_CLIENT_ID, values::text)?,
         compression: settings.get(&variables::KAFKA_COMPRESSION_TYPE, one_of(&["none", "gzip", "snappy", "lz4"]))?,
         security_protocol: settings
-            .find(&variables::KAFKA_SECURITY_PROTOCOL, protocol)?
-            .unwrap_or_else(|| if sasl.is_some() { "SASL_SSL" } else { "PLAINTEXT" }.to_owned()),
+            .get_or(&variables::KAFKA_SECURITY_PROTOCOL, protocol, || if sasl.is_some() { "SASL_SSL" } else { "PLAINTEXT" }.to_owned())?,
         sasl,
         ca_location: settings.find(&variables::KAFKA_SSL_CA_LOCATION, settings.path())?,
-        topic_prefix: settings.find(&variables::KAFKA_TOPIC_PREFIX, prefix)?.unwrap_or_default(),
+        topic_prefix: settings.get_or(&variables::KAFKA_TOPIC_PREFIX, prefix, String::new)?,
         partitions: settings.get(&variables::KAFKA_TOPIC_PARTITIONS, values::number(1..=1_000))?,
         replication_factor: settings.find(&variables::KAFKA_REPLICATION_FACTOR, values::number(1..=100))?,
         group_id: settings.get(&variables::KAFKA_CONSUMER_GROUP_ID, values::text)?,
@@ -35,6 +33,7 @@ pub(super) fn read(settings: &Settings) -> Result<Option<KafkaSettings>, ConfigE
         auto_offset_reset: settings.get(&variables::KAFKA_AUTO_OFFSET_RESET, one_of(&["earliest", "latest"]))?,
     };
     if kafka.bootstrap_servers.is_empty() {
+        settings.discard(variables::KAFKA_BOOTSTRAP_SERVERS.section);
         return Ok(None);
     }
     if kafka.sasl.is_some() != kafka.security_protocol.starts_with("SASL") {
@@ -49,46 +48,40 @@ pub(super) fn read(settings: &Settings) -> Result<Option<KafkaSettings>, ConfigE
     Ok(Some(kafka))
 }
 
-/// The values in effect, in the table's order; empty ones without Kafka.
-pub(super) fn describe(kafka: Option<&KafkaSettings>) -> [String; 15] {
-    let Some(kafka) = kafka else { return Default::default() };
-    let (mechanism, username, password) = match &kafka.sasl {
-        Some(sasl) => (sasl.mechanism.clone(), sasl.username.clone(), "(secret)".to_owned()),
-        None => Default::default(),
-    };
-    [
-        kafka.bootstrap_servers.clone(),
-        kafka.client_id.clone(),
-        "all".to_owned(),
-        kafka.compression.clone(),
-        kafka.group_id.clone(),
-        kafka.auto_offset_reset.clone(),
-        kafka.session_timeout.as_secs().to_string(),
-        kafka.security_protocol.clone(),
-        mechanism,
-        username,
-        password,
-        kafka.ca_location.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
-        kafka.topic_prefix.clone(),
-        kafka.partitions.to_string(),
-        kafka.replication_factor.map(|factor| factor.to_string()).unwrap_or_default(),
-    ]
+/// Refuses what this program was built without.
+pub(super) fn check_support(kafka: &KafkaSettings) -> Result<(), ConfigError> {
+    let has_openssl = cfg!(any(feature = "kafka-tls", not(feature = "kafka")));
+    needs_openssl(kafka).filter(|_| !has_openssl).map_or(Ok(()), Err)
 }
 
-fn sasl(settings: &Settings) -> Result<Option<KafkaSasl>, ConfigError> {
+/// The setting that librdkafka needs OpenSSL for, and what to do without it.
+fn needs_openssl(kafka: &KafkaSettings) -> Option<ConfigError> {
+    let mechanism = kafka.sasl.as_ref().map(|sasl| &sasl.mechanism).filter(|name| name.starts_with("SCRAM"));
+    let protocol = Some(&kafka.security_protocol).filter(|name| name.ends_with("SSL"));
+    let (variable, value) = protocol
+        .map(|value| (&variables::KAFKA_SECURITY_PROTOCOL, value))
+        .or(mechanism.map(|value| (&variables::KAFKA_SASL_MECHANISM, value)))?;
+    let problem = format!("is {value}, but this program was built without TLS and SCRAM for Kafka");
+    Some(ConfigError::new(variable.name, problem, "build it with `--features kafka-tls`"))
+}
+
+fn sasl(settings: &mut Settings) -> Result<Option<KafkaSasl>, ConfigError> {
     let mechanism = settings.get(&variables::KAFKA_SASL_MECHANISM, one_of(&["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]))?;
     let username = settings.find(&variables::KAFKA_SASL_USERNAME, values::text)?;
-    let password = settings.find(&variables::KAFKA_SASL_PASSWORD, values::text)?;
+    let password = settings.find(&variables::KAFKA_SASL_PASSWORD, values::secret)?;
+    if username.is_none() {
+        settings.record(&variables::KAFKA_SASL_MECHANISM, &None::<String>);
+    }
     let missing = |variable: &Variable, other| Err(ConfigError::of(variable, format!("is not set, but {other} is")));
     match (username, password) {
-        (Some(username), Some(password)) => Ok(Some(KafkaSasl { mechanism, username, password: SecretString::from(password) })),
+        (Some(username), Some(password)) => Ok(Some(KafkaSasl { mechanism, username, password })),
         (None, None) => Ok(None),
         (Some(_), None) => missing(&variables::KAFKA_SASL_PASSWORD, "KAFKA_SASL_USERNAME"),
         (None, Some(_)) => missing(&variables::KAFKA_SASL_USERNAME, "KAFKA_SASL_PASSWORD"),
     }
 }
 
-/// Parses `host:port`, several with commas.
+/// Parses a comma-separated list of `host:port`.
 fn servers(text: &str) -> Result<String, String> {
     let is_server = |server: &str| {
         server.parse::<SocketAddr>().is_ok()
@@ -105,17 +98,17 @@ fn servers(text: &str) -> Result<String, String> {
     Ok(servers.join(","))
 }
 
-/// Parses a protocol; Kafka's own programs write it in upper case, others in lower.
+/// Parses a security protocol in any case: Kafka's own programs use upper case, others lower case.
 fn protocol(text: &str) -> Result<String, String> {
     one_of(&["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"])(&text.to_ascii_uppercase())
 }
 
 fn prefix(text: &str) -> Result<String, String> {
-    let is_legal = text.len() <= LONGEST_PREFIX && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    let is_legal = text.len() <= MAX_PREFIX_LENGTH && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if text.starts_with(DEMO_PREFIX) {
-        return Err(format!("must not begin with {DEMO_PREFIX}: others' demonstrations would show what happens here"));
+        return Err(format!("must not begin with {DEMO_PREFIX}: the demonstrations of other installations would show your events"));
     }
-    if is_legal { Ok(text.to_owned()) } else { Err(format!("must be at most {LONGEST_PREFIX} letters, digits, dots, _ and -")) }
+    if is_legal { Ok(text.to_owned()) } else { Err(format!("must be at most {MAX_PREFIX_LENGTH} letters, digits, dots, _ and -")) }
 }
 
 fn one_of(choices: &'static [&'static str]) -> impl Fn(&str) -> Result<String, String> {
@@ -125,13 +118,14 @@ fn one_of(choices: &'static [&'static str]) -> impl Fn(&str) -> Result<String, S
 #[cfg(test)]
 mod tests {
     use super::super::tests::{Workplace, problem};
+    use super::{check_support, needs_openssl};
 
     const SERVERS: (&str, &str) = ("KAFKA_BOOTSTRAP_SERVERS", "kafka1:9092, [::1]:9092");
     const USERNAME: (&str, &str) = ("KAFKA_SASL_USERNAME", "tenantry");
     const PASSWORD: (&str, &str) = ("KAFKA_SASL_PASSWORD", "hush");
 
     #[test]
-    fn kafka_is_used_where_servers_are_named() {
+    fn kafka_is_used_when_servers_are_set() {
         assert!(Workplace::new().load(&[("KAFKA_CLIENT_ID", "x")]).unwrap().kafka.is_none());
         let kafka = Workplace::new().load(&[SERVERS]).unwrap().kafka.unwrap();
         assert_eq!(
@@ -144,13 +138,13 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_one_broker_alone_has_is_not_published() {
+    fn publishing_waits_for_all_replicas_in_sync() {
         Workplace::new().load(&[SERVERS, ("KAFKA_ACKS", "-1")]).unwrap();
         assert!(problem(&[("KAFKA_ACKS", "1")]).starts_with("KAFKA_ACKS must be all"));
     }
 
     #[test]
-    fn a_login_to_the_brokers_is_whole_and_shows_no_secret() {
+    fn a_login_to_the_brokers_is_complete_and_hides_its_secret() {
         let protocol = |name| ("KAFKA_SECURITY_PROTOCOL", name);
         let config = Workplace::new().load(&[SERVERS, USERNAME, PASSWORD]).unwrap();
         let shown = format!("{config:?} {:?}", config.describe());
@@ -164,5 +158,25 @@ mod tests {
         assert!(problem(&[SERVERS, protocol("sasl_ssl")]).starts_with("KAFKA_SECURITY_PROTOCOL needs KAFKA_SASL_USERNAME"));
         assert!(problem(&[("KAFKA_TOPIC_PREFIX", "a/b")]).starts_with("KAFKA_TOPIC_PREFIX must be"));
         assert!(problem(&[("KAFKA_TOPIC_PREFIX", "demo.")]).starts_with("KAFKA_TOPIC_PREFIX must not begin with demo."));
+    }
+
+    #[test]
+    fn tls_and_scram_need_openssl() {
+        let scram = ("KAFKA_SASL_MECHANISM", "SCRAM-SHA-256");
+        let protocol = |name| ("KAFKA_SECURITY_PROTOCOL", name);
+        let kafka = |variables: &[_]| Workplace::new().load(&[&[SERVERS], variables].concat()).unwrap().kafka.unwrap();
+        let asked = |variables: &[_]| needs_openssl(&kafka(variables)).map(|error| error.to_string());
+        let line = |variable: &str| {
+            Some(format!("{variable}, but this program was built without TLS and SCRAM for Kafka; build it with `--features kafka-tls`"))
+        };
+        assert_eq!(asked(&[protocol("ssl")]), line("KAFKA_SECURITY_PROTOCOL is SSL"));
+        assert_eq!(asked(&[USERNAME, PASSWORD]), line("KAFKA_SECURITY_PROTOCOL is SASL_SSL"));
+        let plaintext = protocol("SASL_PLAINTEXT");
+        assert_eq!(asked(&[USERNAME, PASSWORD, plaintext, scram]), line("KAFKA_SASL_MECHANISM is SCRAM-SHA-256"));
+        for plain in [&[scram][..], &[USERNAME, PASSWORD, plaintext]] {
+            assert_eq!(asked(plain), None, "{plain:?}");
+        }
+        let has_openssl = cfg!(feature = "kafka-tls") || !cfg!(feature = "kafka");
+        assert_eq!(check_support(&kafka(&[USERNAME, PASSWORD])).is_ok(), has_openssl);
     }
 }

@@ -1,29 +1,29 @@
-//! What is logged, and how.
+//! The filter and format of the log.
 
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 use super::{ConfigError, Environment, Settings, variables};
 
-/// What is logged, and how.
+/// The filter and format of the log.
 #[derive(Clone, Debug)]
 pub struct Log {
-    /// Which events are logged: a valid filter of `tracing_subscriber`.
+    /// A valid filter of `tracing_subscriber`.
     pub filter: String,
-    /// How they are written.
+    /// The format of the lines.
     pub format: LogFormat,
 }
 
-/// How the log is written.
+/// The format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// A line for people.
+    /// Lines for people.
     Text,
-    /// A JSON object on a line.
+    /// One JSON object per line.
     Json,
 }
 
 impl Log {
-    pub(super) fn read(settings: &Settings, environment: Environment) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings, environment: Environment) -> Result<Self, ConfigError> {
         Ok(Self {
             filter: settings.get(&variables::LOG_LEVEL, |text| parse_filter(text, environment))?,
             format: settings.get(&variables::LOG_FORMAT, LogFormat::parse)?,
@@ -32,7 +32,7 @@ impl Log {
 }
 
 fn parse_filter(text: &str, environment: Environment) -> Result<String, String> {
-    // A lone word that is no level would be taken for the name of a module, of which everything is logged.
+    // The parser would take a word that is not a level for the name of a module, and log everything of that module.
     let is_directive = |part: &str| part.contains('=') || (!part.is_empty() && part.parse::<LevelFilter>().is_ok());
     let problem = || "must be error, warn, info, debug, trace or a filter like info,tenantry=debug".to_owned();
     if !text.split(',').all(|part| is_directive(part.trim())) {
@@ -41,7 +41,7 @@ fn parse_filter(text: &str, environment: Environment) -> Result<String, String> 
     let filter = EnvFilter::builder().parse(text).map_err(|_| problem())?;
     let debugs = filter.max_level_hint().is_none_or(|level| level > LevelFilter::INFO);
     if debugs && environment == Environment::Production {
-        return Err("must be error, warn or info in production: debug output may show what is nobody's business".to_owned());
+        return Err("must be error, warn or info in production: debug output may contain confidential data".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -66,7 +66,7 @@ mod tests {
     use super::super::tests::{PRODUCTION, Workplace, problem};
 
     #[test]
-    fn levels_and_filters_are_understood() {
+    fn levels_and_filters_are_parsed() {
         for text in ["error", "WARN", "info,tenantry=debug", "info,api[request]=trace"] {
             assert_eq!(Workplace::new().load(&[("LOG_LEVEL", text)]).unwrap().log.filter, text);
         }
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn production_logs_no_debug_output() {
+    fn production_refuses_debug_output() {
         for text in ["debug", "trace", "info,tenantry=debug", "info,api[request]=trace"] {
             let line = problem(&[PRODUCTION, &[("LOG_LEVEL", text)]].concat());
             assert!(line.starts_with("LOG_LEVEL must be error, warn or info in production"), "{line}");

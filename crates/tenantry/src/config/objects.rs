@@ -1,86 +1,67 @@
-//! Where objects are kept.
+//! The object storage.
 
 use secrecy::SecretString;
 use services::{S3Credentials, S3Settings};
 
 use super::{ConfigError, Settings, values, variables};
 
-/// Where objects are kept.
+/// The object storage.
 #[derive(Clone, Debug)]
 pub enum Objects {
-    /// As files in the data directory.
+    /// Files in the data directory.
     Files,
-    /// In a bucket of an S3 store.
+    /// A bucket of an S3 store.
     S3(S3Settings),
 }
 
 impl Objects {
-    pub(super) fn read(settings: &Settings) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings) -> Result<Self, ConfigError> {
         let bucket = settings.find(&variables::S3_BUCKET, bucket)?;
         let ssl = settings.find(&variables::S3_USE_SSL, values::boolean)?;
         let endpoint = settings.find(&variables::S3_ENDPOINT_URL, |text| endpoint(text, ssl))?;
         let public_endpoint = settings.find(&variables::S3_PUBLIC_ENDPOINT_URL, |text| self::endpoint(text, None))?;
-        let region = settings.find(&variables::S3_REGION, values::text)?;
+        let region = settings.get(&variables::S3_REGION, values::text)?;
         let id = settings.find(&variables::S3_ACCESS_KEY_ID, values::text)?;
-        let secret = settings.find(&variables::S3_SECRET_ACCESS_KEY, values::text)?;
-        let path_style = settings.find(&variables::S3_PATH_STYLE, values::boolean)?;
-        let given = [
-            (&variables::S3_ENDPOINT_URL, endpoint.is_some()),
-            (&variables::S3_PUBLIC_ENDPOINT_URL, public_endpoint.is_some()),
-            (&variables::S3_REGION, region.is_some()),
-            (&variables::S3_ACCESS_KEY_ID, id.is_some()),
-            (&variables::S3_SECRET_ACCESS_KEY, secret.is_some()),
-            (&variables::S3_USE_SSL, ssl.is_some()),
-            (&variables::S3_PATH_STYLE, path_style.is_some()),
-        ];
-        let Some(bucket) = bucket else {
-            return match given.into_iter().find(|(_, given)| *given) {
-                None => Ok(Self::Files),
-                Some((variable, _)) => Err(ConfigError::new(
-                    variables::S3_BUCKET.name,
-                    format!("is not set, but {} is", variable.name),
-                    "name the bucket, or set no S3_* to keep objects as files in DATA_DIR",
-                )),
-            };
-        };
-        let credentials = match (id, secret) {
-            (Some(id), Some(secret)) => S3Credentials::AccessKey { id, secret: SecretString::from(secret) },
-            (None, None) => S3Credentials::Ambient(settings.aws()),
-            (Some(_), None) => return Err(ConfigError::of(&variables::S3_SECRET_ACCESS_KEY, "is not set, but S3_ACCESS_KEY_ID is")),
-            (None, Some(_)) => return Err(ConfigError::of(&variables::S3_ACCESS_KEY_ID, "is not set, but S3_SECRET_ACCESS_KEY is")),
-        };
-        Ok(Self::S3(S3Settings {
-            path_style: path_style.unwrap_or(endpoint.is_some()),
-            endpoint,
-            public_endpoint,
-            region: settings.get(&variables::S3_REGION, values::text)?,
-            bucket,
-            credentials,
-        }))
+        let secret = settings.find(&variables::S3_SECRET_ACCESS_KEY, values::secret)?;
+        let path_style = settings.get_or(&variables::S3_PATH_STYLE, values::boolean, || endpoint.is_some())?;
+        let plain = endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
+        settings.record(&variables::S3_USE_SSL, &!plain);
+        let Some(bucket) = bucket else { return Self::files(settings) };
+        let credentials = credentials(settings, id, secret)?;
+        Ok(Self::S3(S3Settings { bucket, endpoint, public_endpoint, region, credentials, path_style }))
     }
 
-    /// The values in effect, in the table's order; empty ones for files.
-    pub(super) fn describe(&self) -> [String; 8] {
-        let Self::S3(S3Settings { endpoint, public_endpoint, region, bucket, credentials, path_style }) = self else {
-            return Default::default();
-        };
-        let ssl = !endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
-        let (id, secret) = match credentials {
-            S3Credentials::AccessKey { id, .. } => (id.clone(), "(secret)".to_owned()),
-            S3Credentials::Ambient(_) => Default::default(),
-        };
-        let given = |text: &Option<String>| text.clone().unwrap_or_default();
-        [bucket.clone(), given(endpoint), given(public_endpoint), region.clone(), id, secret, ssl.to_string(), path_style.to_string()]
+    fn files(settings: &mut Settings) -> Result<Self, ConfigError> {
+        let section = variables::S3_BUCKET.section;
+        if let Some(variable) = settings.find_set_in(section) {
+            return Err(ConfigError::new(
+                variables::S3_BUCKET.name,
+                format!("is not set, but {} is", variable.name),
+                "name the bucket, or set no S3_* to keep objects as files in DATA_DIR",
+            ));
+        }
+        settings.discard(section);
+        Ok(Self::Files)
     }
 }
 
-/// Parses the name of a bucket. What precisely is allowed, each store knows.
+/// An access key, which needs both of its halves; else what the platform's environment provides.
+fn credentials(settings: &Settings, id: Option<String>, secret: Option<SecretString>) -> Result<S3Credentials, ConfigError> {
+    match (id, secret) {
+        (Some(id), Some(secret)) => Ok(S3Credentials::AccessKey { id, secret }),
+        (None, None) => Ok(S3Credentials::Ambient(settings.aws())),
+        (Some(_), None) => Err(ConfigError::of(&variables::S3_SECRET_ACCESS_KEY, "is not set, but S3_ACCESS_KEY_ID is")),
+        (None, Some(_)) => Err(ConfigError::of(&variables::S3_ACCESS_KEY_ID, "is not set, but S3_SECRET_ACCESS_KEY is")),
+    }
+}
+
+/// Parses the name of a bucket, roughly: each store has its own rules.
 fn bucket(text: &str) -> Result<String, String> {
     let is_name = (3..=63).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if is_name { Ok(text.to_owned()) } else { Err("must be the name of a bucket".to_owned()) }
 }
 
-/// Parses the URL of a store. One without a scheme speaks TLS unless it is told not to; one with a scheme must not be told otherwise.
+/// Parses the URL of a store. Without a scheme, `ssl` decides, and the default is TLS; with a scheme, `ssl` must agree.
 fn endpoint(text: &str, ssl: Option<bool>) -> Result<String, String> {
     let scheme = |ssl| if ssl { "https://" } else { "http://" };
     let text = if text.contains("://") { text.to_owned() } else { format!("{}{text}", scheme(ssl.unwrap_or(true))) };
@@ -105,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_files_unless_a_bucket_is_named() {
+    fn objects_are_files_unless_a_bucket_is_set() {
         assert!(matches!(Workplace::new().load(&[]).unwrap().objects, Objects::Files));
         let amazon = s3(&[]);
         assert_eq!((amazon.bucket.as_str(), amazon.region.as_str(), amazon.path_style), ("documents", "us-east-1", false));
@@ -119,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_speaks_tls_unless_told_otherwise() {
+    fn an_endpoint_uses_tls_by_default() {
         for (endpoint, ssl, url) in [
             ("s3.example.com", None, "https://s3.example.com"),
             ("minio:9000", Some("false"), "http://minio:9000"),
@@ -146,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn an_access_key_has_two_halves_and_shows_one() {
+    fn an_access_key_needs_its_secret_and_hides_it() {
         let place = Workplace::new();
         place.write("secret", "hush\n");
         let config = place.load(&[("S3_BUCKET", "b-1"), ("S3_ACCESS_KEY_ID", "id"), ("S3_SECRET_ACCESS_KEY_FILE", "secret")]).unwrap();

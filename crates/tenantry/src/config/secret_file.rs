@@ -1,4 +1,4 @@
-//! A secret that is made once and kept in a file of its own, for everybody who starts without one.
+//! A secret that is generated once and kept in a file, for installations that set none.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -11,47 +11,47 @@ use secrecy::SecretString;
 
 use super::{ConfigError, tokens::parse_secret, variables};
 
-/// The secret in the file, which is made first when it isn't there (with mode 0600, in a directory that is made with 0700).
-/// Whoever starts at the same time gets the same secret, and it survives a power failure once it was returned.
+/// The secret in the file, which is created first if it is missing (with mode 0600, in a directory with mode 0700). Processes
+/// that start at the same time get the same secret, and a returned secret survives a power failure.
 ///
 /// # Errors
-/// When the file can't be read or made, when others than its owner can read it, or when no secret is in it.
+/// When the file cannot be read or created, when other users can read it, or when it contains no valid secret.
 pub(super) fn keep(path: &Path) -> Result<SecretString, ConfigError> {
     let failed = |problem: String, remedy: String| Err(ConfigError::new(path.display().to_string(), problem, remedy));
-    match read_or_make(path) {
-        Err(error) => {
-            failed(format!("can't be kept: {error}"), format!("make its directory writable or set {}", variables::JWT_SECRET_KEY.name))
-        }
-        Ok((_, mode)) if mode & 0o077 != 0 => failed(
-            format!("holds a secret that others can read (mode {mode:04o})"),
-            format!("if nobody did, \"chmod 600 {}\", else delete it: a new one is made, which ends all sessions", path.display()),
+    match read_or_create(path) {
+        Err(error) => failed(
+            format!("cannot be read or created: {error}"),
+            format!("make its directory writable or set {}", variables::JWT_SECRET_KEY.name),
         ),
-        Ok((text, _)) => {
-            parse_secret(text.trim()).or_else(|problem| failed(problem, "delete it: a new one is made, which ends all sessions".to_owned()))
-        }
+        Ok((_, mode)) if mode & 0o077 != 0 => failed(
+            format!("holds a secret that other users can read (mode {mode:04o})"),
+            format!("run \"chmod 600 {}\", or delete it to create a new secret, which ends all sessions", path.display()),
+        ),
+        Ok((text, _)) => parse_secret(text.trim())
+            .or_else(|problem| failed(problem, "delete it to create a new secret, which ends all sessions".to_owned())),
     }
 }
 
-fn read_or_make(path: &Path) -> io::Result<(String, u32)> {
+fn read_or_create(path: &Path) -> io::Result<(String, u32)> {
     match read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make(path, &hex::encode(domain::random_bytes::<32>()))?;
+            create(path, &hex::encode(domain::random_bytes::<32>()))?;
             read(path)
         }
         result => result,
     }
 }
 
-/// The file's text and its permission bits, both of the same file.
+/// The text and the permission bits, both of the same open file.
 fn read(path: &Path) -> io::Result<(String, u32)> {
     let file = File::open(path)?;
     let mode = file.metadata()?.permissions().mode() & 0o7777;
     Ok((io::read_to_string(file)?, mode))
 }
 
-/// Puts a text under a name unless something is there already. It is written under another name first and then linked, so
-/// that nobody ever sees a part of it and the first of several wins.
-fn make(path: &Path, text: &str) -> io::Result<()> {
+/// Creates a file with a text unless the file exists. Writes the text under another name and links it, so that no process
+/// reads a part of it and the first of several processes wins.
+fn create(path: &Path, text: &str) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
     DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let draft = path.with_extension(hex::encode(domain::random_bytes::<8>()));
@@ -80,8 +80,8 @@ mod tests {
 
     const STARTERS: usize = 8;
 
-    /// How many different secrets processes have that start at the same time. (Threads stand for processes: all they share
-    /// is the file system.)
+    /// The number of different secrets of processes that start at the same time. (Threads stand for processes, since they
+    /// share nothing but the file system.)
     fn different_secrets(path: &Path, keep: impl Fn(&Path) -> String + Sync) -> usize {
         let start = Barrier::new(STARTERS);
         let start_one = || {
@@ -96,20 +96,20 @@ mod tests {
     }
 
     #[test]
-    fn who_starts_at_once_agrees_on_one_secret() {
+    fn processes_that_start_at_once_get_one_secret() {
         let place = tempfile::tempdir().unwrap();
         for round in 0..20 {
             let directory = place.path().join(round.to_string());
             let kept = |path: &Path| keep(path).unwrap().expose_secret().to_owned();
             assert_eq!(different_secrets(&directory.join("data/jwt_secret"), kept), 1);
-            let left: Vec<_> = fs::read_dir(directory.join("data")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-            assert_eq!(left, ["jwt_secret"]);
+            let files: Vec<_> = fs::read_dir(directory.join("data")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(files, ["jwt_secret"]);
         }
     }
 
-    /// The control of the test above: one who looks first and writes then is caught by it.
+    /// The control of the test above, which detects an implementation that checks before it writes.
     #[test]
-    fn who_looks_before_writing_does_not_agree() {
+    fn a_check_before_the_write_is_detected() {
         let place = tempfile::tempdir().unwrap();
         let looked = Barrier::new(STARTERS);
         let careless = |path: &Path| {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_can_read_it() {
+    fn only_the_owner_can_read_it() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("data/jwt_secret");
         keep(&path).unwrap();
@@ -131,21 +131,21 @@ mod tests {
 
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let line = keep(&path).unwrap_err().to_string();
-        assert!(line.contains("others can read (mode 0640)") && line.contains(&format!("chmod 600 {}", path.display())), "{line}");
+        assert!(line.contains("other users can read (mode 0640)") && line.contains(&format!("chmod 600 {}", path.display())), "{line}");
     }
 
     #[test]
-    fn what_is_no_secret_is_refused() {
+    fn an_invalid_secret_is_refused() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("jwt_secret");
         write(&path, "").unwrap();
         let line = keep(&path).unwrap_err().to_string();
         assert!(
-            line.ends_with("jwt_secret must be at least 32 bytes long; delete it: a new one is made, which ends all sessions"),
+            line.ends_with("jwt_secret must be at least 32 bytes long; delete it to create a new secret, which ends all sessions"),
             "{line}"
         );
 
         let line = keep(&path.join("below a file")).unwrap_err().to_string();
-        assert!(line.contains("can't be kept: ") && line.ends_with("or set JWT_SECRET_KEY"), "{line}");
+        assert!(line.contains("cannot be read or created: ") && line.ends_with("or set JWT_SECRET_KEY"), "{line}");
     }
 }

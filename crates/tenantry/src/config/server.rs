@@ -1,4 +1,4 @@
-//! How the API is reached, and from which web sites.
+//! The address of the API, its limits, and the web sites that may call it.
 
 use std::{
     fmt,
@@ -8,29 +8,29 @@ use std::{
 
 use super::{ConfigError, Environment, Settings, values, variables};
 
-/// How the API is reached.
+/// The address of the API, and its limits.
 #[derive(Clone, Debug)]
 pub struct Server {
     /// The address to listen on.
     pub host: IpAddr,
     /// The port to listen on; 0 for any free one.
     pub port: u16,
-    /// The URL at which clients reach the API, without a slash at its end. None: the address that is listened on.
+    /// The URL at which clients reach the API, without a trailing slash. None: the address listened on.
     pub public_url: Option<String>,
-    /// How many connections may be open at once.
+    /// The maximum number of open connections.
     pub max_connections: usize,
-    /// Whether there is a demonstration of the bus.
+    /// Whether to serve the demonstration of the event bus.
     pub demo_routes: bool,
-    /// The address of the page of metrics, when there is one.
+    /// The address of the metrics endpoint, if there is one.
     pub metrics_address: Option<SocketAddr>,
-    /// How long requests in flight have to finish after SIGTERM.
+    /// The time that requests in flight have to finish after SIGTERM.
     pub shutdown_grace: Duration,
 }
 
 impl Server {
-    pub(super) fn read(settings: &Settings, environment: Environment) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings, environment: Environment) -> Result<Self, ConfigError> {
         Ok(Self {
-            demo_routes: settings.find(&variables::DEMO_ROUTES, values::boolean)?.unwrap_or(environment != Environment::Production),
+            demo_routes: settings.get_or(&variables::DEMO_ROUTES, values::boolean, || environment != Environment::Production)?,
             host: settings.get(&variables::HOST, |text| text.parse().map_err(|_| "must be an IP address".to_owned()))?,
             port: settings.get(&variables::PORT, values::number(0..=u16::MAX))?,
             public_url: settings.find(&variables::PUBLIC_URL, values::base_url)?,
@@ -43,10 +43,10 @@ impl Server {
     }
 }
 
-/// Which other web sites' pages may call the API from a browser (Fetch standard, CORS protocol).
+/// The web sites whose pages may call the API from a browser (Fetch standard, CORS protocol).
 #[derive(Clone, Debug)]
 pub struct Cors {
-    /// The sites.
+    /// The origins of the sites.
     pub origins: Origins,
     /// Whether their pages may send cookies and HTTP authentication. Never together with [`Origins::Any`].
     pub allow_credentials: bool,
@@ -55,19 +55,19 @@ pub struct Cors {
 /// A set of origins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origins {
-    /// All there are.
+    /// Every origin.
     Any,
-    /// These, written as browsers send them; may be none.
+    /// These origins, as browsers send them; may be empty.
     These(Vec<String>),
 }
 
 impl Cors {
-    pub(super) fn read(settings: &Settings) -> Result<Self, ConfigError> {
-        let origins = settings.find(&variables::CORS_ORIGINS, Origins::parse)?.unwrap_or(Origins::These(Vec::new()));
+    pub(super) fn read(settings: &mut Settings) -> Result<Self, ConfigError> {
+        let origins = settings.get_or(&variables::CORS_ORIGINS, Origins::parse, || Origins::These(Vec::new()))?;
         let allow_credentials = settings.get(&variables::CORS_ALLOW_CREDENTIALS, values::boolean)?;
         if allow_credentials && origins == Origins::Any {
-            let problem = "must name the origins when CORS_ALLOW_CREDENTIALS is true: every site could act for its visitors, \
-                           and browsers refuse * then";
+            let problem = "must list the origins when CORS_ALLOW_CREDENTIALS is true: with *, every site could act on behalf of its \
+                           visitors, and browsers refuse it";
             return Err(ConfigError::of(&variables::CORS_ORIGINS, problem));
         }
         Ok(Self { origins, allow_credentials })
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn origins_are_written_as_browsers_send_them() {
+    fn origins_are_normalised_as_browsers_send_them() {
         let written = origins("https://App.Example.com:443/, http://localhost:3000,http://[::1]:80");
         assert_eq!(written.to_string(), "https://app.example.com,http://localhost:3000,http://[::1]");
         assert_eq!(origins("*"), Origins::Any);
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_is_refused() {
+    fn an_invalid_origin_is_refused() {
         for text in ["app.example.com", "https://a.example/path", "https://u:p@a.example", "*,https://a.example", "null", "ftp://a.example"]
         {
             assert!(problem(&[("CORS_ORIGINS", text)]).starts_with("CORS_ORIGINS must be origins like"), "{text}");
@@ -118,10 +118,10 @@ mod tests {
     }
 
     #[test]
-    fn every_origin_with_credentials_is_refused() {
+    fn any_origin_with_credentials_is_refused() {
         for environment in ["development", "production"] {
             let line = problem(&[("CORS_ORIGINS", "*"), ("CORS_ALLOW_CREDENTIALS", "true"), ("TENANTRY_ENV", environment)]);
-            assert!(line.starts_with("CORS_ORIGINS must name the origins when CORS_ALLOW_CREDENTIALS is true"), "{line}");
+            assert!(line.starts_with("CORS_ORIGINS must list the origins when CORS_ALLOW_CREDENTIALS is true"), "{line}");
         }
     }
 

@@ -1,12 +1,12 @@
 use super::*;
 
-/// A secret that is good enough.
+/// A valid secret.
 pub(super) const SECRET: &str = "c4b1f7a09d3e5268c4b1f7a09d3e5268";
 
-/// The least that production wants.
+/// The settings that production requires.
 pub(super) const PRODUCTION: &[(&str, &str)] = &[("TENANTRY_ENV", "production"), ("JWT_SECRET_KEY", SECRET)];
 
-/// A working directory of its own.
+/// A temporary working directory.
 pub(super) struct Workplace(tempfile::TempDir);
 
 impl Workplace {
@@ -27,7 +27,7 @@ impl Workplace {
         Config::load(variables, self.0.path())
     }
 
-    /// The one line that stops the start.
+    /// The one line of the error.
     pub(super) fn problem(&self, variables: &[(&str, &str)]) -> String {
         let line = self.load(variables).unwrap_err().to_string();
         assert_eq!(line.lines().count(), 1, "{line}");
@@ -40,7 +40,7 @@ pub(super) fn problem(variables: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn nothing_needs_to_be_set() {
+fn every_setting_has_a_default() {
     let config = Workplace::new().load(&[]).unwrap();
     assert_eq!(config.environment, Environment::Development);
     assert_eq!(config.server.host.to_string(), "127.0.0.1");
@@ -52,29 +52,37 @@ fn nothing_needs_to_be_set() {
 }
 
 #[test]
-fn every_default_and_example_is_a_value() {
+fn every_default_and_example_is_valid() {
     let is_example_secret = |variable: &Variable| variable.name.contains("SECRET_KEY");
     let examples: Vec<_> = VARIABLES.iter().filter(|v| !is_example_secret(v)).map(|v| (v.name, v.example())).collect();
-    Workplace::new().load(&examples).unwrap();
+    let config = Workplace::new().load(&examples).unwrap();
+    for setting in config.describe() {
+        assert!(!setting.value.is_empty(), "{} is never read", setting.name);
+    }
     for variable in VARIABLES.iter().filter(|variable| is_example_secret(variable)) {
-        assert!(problem(&[(variable.name, variable.example())]).starts_with(variable.name), "a secret that stands in a manual is none");
+        assert!(problem(&[(variable.name, variable.example())]).starts_with(variable.name), "a published secret is refused");
     }
 }
 
 #[test]
-fn what_does_not_parse_is_named_with_an_example() {
+fn an_invalid_value_is_refused_with_an_example() {
     assert_eq!(
         problem(&[("TENANTRY_ENV", "prod")]),
         "TENANTRY_ENV must be development, production or testing, not \"prod\"; for example TENANTRY_ENV=development"
     );
     for variable in VARIABLES.iter().filter(|variable| variable.name != "DATA_DIR") {
         let line = problem(&[(variable.name, "\u{fffd}")]);
-        assert_eq!(line, format!("{0} must be UTF-8; for example {0}={1}", variable.name, variable.example()), "it is read");
+        assert_eq!(
+            line,
+            format!("{0} must be UTF-8; for example {0}={1}", variable.name, variable.example()),
+            "{} is never read",
+            variable.name
+        );
     }
 }
 
 #[test]
-fn the_description_has_every_variable_and_no_secret() {
+fn the_description_lists_every_variable_and_no_secret() {
     let urls = "a=postgres://u:hush@h1/d,b=postgres://u:hush@h2/d?password=hush";
     let previous = "hush-c4b1f7a09d3e5268c4b1f7a09d3e5268";
     let variables =

@@ -1,4 +1,4 @@
-//! How sessions are signed and how long they last.
+//! The signing keys and lifetimes of tokens.
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
@@ -8,16 +8,16 @@ use super::{ConfigError, Environment, Settings, secret_file, values, variables};
 
 const YEAR: u64 = 365 * 24 * 60 * 60;
 
-/// How sessions are signed and how long they last.
+/// The signing keys and lifetimes of tokens.
 #[derive(Clone, Debug)]
 pub struct Tokens {
     /// The secret that signs and verifies; at least 32 bytes.
     pub secret: SecretString,
     /// Secrets that only verify.
     pub previous_secrets: Vec<SecretString>,
-    /// How long an access token is valid.
+    /// The lifetime of an access token.
     pub access_expires: Duration,
-    /// How long a refresh token is valid.
+    /// The lifetime of a refresh token.
     pub refresh_expires: Duration,
     /// The claim `iss`.
     pub issuer: String,
@@ -26,14 +26,14 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    pub(super) fn read(settings: &Settings, environment: Environment, data_dir: &Path) -> Result<Self, ConfigError> {
+    pub(super) fn read(settings: &mut Settings, environment: Environment, data_dir: &Path) -> Result<Self, ConfigError> {
         let parse_list = |text: &str| values::list(text).map(parse_secret).collect::<Result<Vec<_>, _>>();
         let access_expires = settings.get(&variables::JWT_ACCESS_TOKEN_EXPIRES, values::seconds(YEAR))?;
         let refresh_expires = settings.get(&variables::JWT_REFRESH_TOKEN_EXPIRES, values::seconds(YEAR))?;
         let issuer = settings.get(&variables::JWT_ISSUER, values::text)?;
         let audience = settings.get(&variables::JWT_AUDIENCE, values::text)?;
-        let previous_secrets = settings.find(&variables::JWT_PREVIOUS_SECRET_KEYS, parse_list)?.unwrap_or_default();
-        // Last, since it may make a file, which a start that is refused should not leave behind.
+        let previous_secrets = settings.get_or(&variables::JWT_PREVIOUS_SECRET_KEYS, parse_list, Vec::new)?;
+        // Last, since it may create a file, which a refused start must not leave behind.
         let secret = match settings.find(&variables::JWT_SECRET_KEY, parse_secret)? {
             Some(secret) => secret,
             None if environment == Environment::Production => {
@@ -41,11 +41,12 @@ impl Tokens {
             }
             None => secret_file::keep(&data_dir.join("jwt_secret"))?,
         };
+        settings.record(&variables::JWT_SECRET_KEY, &secret);
         Ok(Self { secret, previous_secrets, access_expires, refresh_expires, issuer, audience })
     }
 }
 
-/// Words that stand in manuals and templates, without what separates them.
+/// Words in the placeholders of manuals and templates, without separators.
 const PLACEHOLDERS: &[&str] = &[
     "changeme",
     "changethis",
@@ -67,7 +68,7 @@ const PLACEHOLDERS: &[&str] = &[
     "abcdefgh",
 ];
 
-/// Parses a secret that others can't guess, as far as one can tell by looking at it.
+/// Parses a signing secret; refuses short ones and obvious placeholders.
 pub(super) fn parse_secret(text: &str) -> Result<SecretString, String> {
     if text.len() < 32 {
         return Err("must be at least 32 bytes long".to_owned());
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn production_makes_no_secret() {
+    fn production_requires_a_secret() {
         let place = Workplace::new();
         place.load(&[]).unwrap();
         let line = place.problem(&[("TENANTRY_ENV", "production")]);
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_rotated() {
+    fn previous_secrets_allow_rotation() {
         let old = SECRET.to_uppercase();
         let previous = format!("{old}, {old}x");
         let tokens = Workplace::new().load(&[PRODUCTION, &[("JWT_PREVIOUS_SECRET_KEYS", &previous)]].concat()).unwrap().tokens;
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_made_secret_is_kept() {
+    fn a_generated_secret_is_kept() {
         for environment in ["development", "testing"] {
             let place = Workplace::new();
             let secret = || place.load(&[("TENANTRY_ENV", environment)]).unwrap().tokens.secret.expose_secret().to_owned();
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_start_leaves_nothing_behind() {
+    fn a_refused_start_creates_no_files() {
         let place = Workplace::new();
         place.problem(&[("JWT_ISSUER", "")]);
         place.problem(&[("LOG_LEVEL", "loud")]);

@@ -1,10 +1,11 @@
-//! How values are written: what several variables have in common.
+//! Parsers that several variables share.
 
 use std::{fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
 
+use secrecy::SecretString;
 use url::Url;
 
-/// A parser of whole numbers within bounds.
+/// A parser of whole numbers in a range.
 pub(super) fn number<T: FromStr + PartialOrd + Display>(bounds: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> {
     move |text| match text.parse() {
         Ok(number) if bounds.contains(&number) => Ok(number),
@@ -12,28 +13,33 @@ pub(super) fn number<T: FromStr + PartialOrd + Display>(bounds: RangeInclusive<T
     }
 }
 
-/// A parser of a duration in whole seconds, at least one.
-pub(super) fn seconds(most: u64) -> impl Fn(&str) -> Result<Duration, String> {
+/// A parser of durations of one second up to `max` seconds.
+pub(super) fn seconds(max: u64) -> impl Fn(&str) -> Result<Duration, String> {
     move |text| {
-        let seconds = number(1..=most)(text).map_err(|problem| problem + " (seconds)")?;
+        let seconds = number(1..=max)(text).map_err(|problem| problem + " (seconds)")?;
         Ok(Duration::from_secs(seconds))
     }
 }
 
-/// Parses a yes or no.
+/// Parses a truth value.
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "must be true or false".to_owned())
 }
 
-/// Parses a text that says something.
+/// Parses a non-empty text.
 pub(super) fn text(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
-/// Parses a number of bytes, at least one, with or without a unit (IEC 80000-13: kB is 1000 bytes, KiB is 1024).
+/// Parses a non-empty secret.
+pub(super) fn secret(secret: &str) -> Result<SecretString, String> {
+    text(secret).map(SecretString::from)
+}
+
+/// Parses a positive number of bytes, with or without a unit (IEC 80000-13: kB is 1000 bytes, KiB is 1024).
 ///
 /// # Errors
-/// In words, when it is none.
+/// A message for the operator, when the text is not a number of bytes.
 pub fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -53,17 +59,17 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "must be a number of bytes like 104857600, 100MB or 100MiB".to_owned())
 }
 
-/// The parts of a list with commas; an empty list has none.
+/// The parts of a comma-separated list, without empty ones.
 pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
-/// A list as it is written.
+/// Joins a list with commas.
 pub(super) fn join(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// Parses an HTTP URL that others are appended to: no query, no fragment, no credentials. A slash at its end is dropped.
+/// Parses an HTTP URL to which paths are appended: without query, fragment or credentials. Removes a trailing slash.
 pub(super) fn base_url(text: &str) -> Result<String, String> {
     let problem = || "must be a URL like https://api.example.com".to_owned();
     let url = Url::parse(text).map_err(|_| problem())?;
@@ -72,7 +78,7 @@ pub(super) fn base_url(text: &str) -> Result<String, String> {
     if http && plain { Ok(url.as_str().trim_end_matches('/').to_owned()) } else { Err(problem()) }
 }
 
-/// Parses an origin and writes it as browsers do (RFC 6454, section 6.2): in lower case, without the scheme's own port.
+/// Parses an origin and serialises it as browsers do (RFC 6454, section 6.2): in lower case, without the default port.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     match base_url(text) {
         Ok(base) => match Url::parse(&base) {

@@ -7,33 +7,33 @@ use self::Fallback::{Otherwise, Value};
 pub struct Variable {
     /// Its name.
     pub name: &'static str,
-    /// What it is about, as a heading.
+    /// Its subject, as a heading.
     pub section: &'static str,
     /// What it means, with its unit.
     pub meaning: &'static str,
-    /// What holds when it is not set.
+    /// The default.
     pub default: Fallback,
-    /// Whether its value (or a part of it) must not be seen. It can then also be given as a file, by the variable of the
-    /// same name with `_FILE` added.
+    /// Whether its value (or a part of it) is secret. A secret can also be read from a file: the variable with `_FILE` added
+    /// to its name holds the path.
     pub secret: bool,
 }
 
-/// What holds when a variable is not set.
+/// The default of a variable.
 #[derive(Clone, Copy, Debug)]
 pub enum Fallback {
-    /// This value.
+    /// A fixed value.
     Value(&'static str),
-    /// Something that no constant can say.
+    /// A default that depends on other settings or on the machine.
     Otherwise {
-        /// What holds then, in words.
+        /// The default, in words.
         words: &'static str,
-        /// A value that would be right.
+        /// A valid value.
         example: &'static str,
     },
 }
 
 impl Variable {
-    /// A value that would be right (or for a signing secret, how to make one: a secret that stands in a manual is none).
+    /// A valid value; for a signing secret, how to create one, since a published secret is not secret.
     #[must_use]
     pub const fn example(&self) -> &'static str {
         match self.default {
@@ -42,14 +42,14 @@ impl Variable {
         }
     }
 
-    /// The variable that names a file with the value, for secrets.
+    /// The variable that holds the path of a file with the value, for secrets.
     #[must_use]
     pub fn file_name(&self) -> Option<String> {
         self.secret.then(|| format!("{}_FILE", self.name))
     }
 }
 
-/// Declares a constant for each variable, and the table of them. What is said about a variable is its doc comment.
+/// Declares a constant for each variable, and the table of all variables. The doc comment of a variable is its meaning.
 macro_rules! variables {
     ($($section:literal { $($(#[doc = $meaning:literal])+ $name:ident: $default:expr $(, $secret:ident)?;)+ })+) => {
         $($(
@@ -72,32 +72,32 @@ macro_rules! variables {
 
 variables! {
     "Process" {
-        /// What the process is used for: development, production (which refuses unsafe settings) or testing.
+        /// The environment: development, production (which refuses unsafe settings) or testing.
         TENANTRY_ENV: Value("development");
-        /// The directory of all that is kept on the local file system.
+        /// The directory for everything that is kept on the local file system.
         DATA_DIR: Value("./data");
     }
     "HTTP server" {
-        /// The IP address to listen on; 0.0.0.0 or :: for all of the machine's.
+        /// The IP address to listen on; 0.0.0.0 or :: for all interfaces.
         HOST: Value("127.0.0.1");
-        /// The port to listen on; 0 takes any free one.
+        /// The port to listen on; 0 picks a free one.
         PORT: Value("4999");
-        /// The URL at which clients reach the API, for the links that it gives out.
+        /// The URL at which clients reach the API, used in the links that it returns.
         PUBLIC_URL: Otherwise { words: "the address listened on", example: "https://api.example.com" };
-        /// How many connections may be open at once; more wait to be accepted.
+        /// Maximum number of open connections; further ones wait to be accepted.
         MAX_CONNECTIONS: Value("1024");
-        /// How many seconds requests in flight have to finish after SIGTERM.
+        /// Seconds that requests in flight have to finish after SIGTERM.
         SHUTDOWN_GRACE: Value("30");
-        /// The IP address and port of a page of metrics for Prometheus, /metrics, to whoever reaches it.
-        METRICS_ADDRESS: Otherwise { words: "none", example: "127.0.0.1:4998" };
+        /// The IP address and port for Prometheus metrics at /metrics, which need no authentication.
+        METRICS_ADDRESS: Otherwise { words: "no metrics", example: "127.0.0.1:4998" };
         /// The origins whose pages may call the API from a browser, separated by commas; * for all.
         CORS_ORIGINS: Otherwise { words: "none", example: "https://app.example.com,http://localhost:3000" };
-        /// Whether pages of those origins may send cookies and HTTP authentication; not together with *.
+        /// Whether pages of those origins may send cookies and HTTP authentication; not allowed with *.
         CORS_ALLOW_CREDENTIALS: Value("false");
     }
     "Demonstration" {
-        /// Whether there is a demonstration of the bus at /api/demo/kafka, where everybody with an account can send and see messages.
-        DEMO_ROUTES: Otherwise { words: "true, but in production false", example: "false" };
+        /// Whether to serve a demonstration of the event bus at /api/demo/kafka, where every user can send and read messages.
+        DEMO_ROUTES: Otherwise { words: "true; false in production", example: "false" };
     }
     "Databases" {
         /// The main database: sqlite:PATH or postgres://user:password@host:port/database.
@@ -105,137 +105,137 @@ variables! {
             words: "the SQLite file main.sqlite3 in DATA_DIR",
             example: "postgres://tenantry:password@localhost:5432/tenantry"
         }, secret;
-        /// How many connections to the main database may be open at once.
+        /// Maximum number of connections to the main database.
         DATABASE_POOL_SIZE: Value("10");
-        /// The servers of tenants' databases: name=url, separated by commas; for SQLite, sqlite:DIRECTORY. Keep a server's name.
+        /// The servers for tenant databases: name=url, separated by commas; for SQLite, sqlite:DIRECTORY. Never rename a server.
         TENANT_DATABASE_URLS: Otherwise {
-            words: "one server named main: the main database's, or the directory tenants in DATA_DIR",
+            words: "one server named main: that of the main database, or the directory tenants in DATA_DIR",
             example: "main=postgres://tenantry:password@db1:5432/postgres,second=postgres://tenantry:password@db2:5432/postgres"
         }, secret;
-        /// How many connections to tenants' databases may be open at once, for each server.
+        /// Maximum number of connections to tenant databases on each server.
         TENANT_CONNECTION_BUDGET: Value("100");
-        /// How many databases each PostgreSQL server keeps ready for tenants to come; 0 makes each when it is wanted.
+        /// Number of warm databases that each PostgreSQL server keeps for new tenants; 0 creates every database on demand.
         TENANT_WARM_POOL: Value("0");
     }
     "Object storage" {
-        /// The bucket of an S3 store that objects are kept in. It must exist.
+        /// The S3 bucket for objects. It must exist.
         S3_BUCKET: Otherwise { words: "objects are files in DATA_DIR, and no other S3_* may be set", example: "tenantry" };
-        /// The URL of the store; without https:// or http://, S3_USE_SSL says which.
-        S3_ENDPOINT_URL: Otherwise { words: "Amazon's for S3_REGION", example: "https://s3.example.com" };
-        /// The URL by which browsers reach the store, for the URLs that they are given.
+        /// The URL of the store; without https:// or http://, S3_USE_SSL decides.
+        S3_ENDPOINT_URL: Otherwise { words: "Amazon S3 in S3_REGION", example: "https://s3.example.com" };
+        /// The URL at which browsers reach the store, used in signed URLs.
         S3_PUBLIC_ENDPOINT_URL: Otherwise { words: "S3_ENDPOINT_URL", example: "https://files.example.com" };
-        /// The store's region.
+        /// The region of the store.
         S3_REGION: Value("us-east-1");
-        /// The id of the access key.
+        /// The access key id.
         S3_ACCESS_KEY_ID: Otherwise {
-            words: "what the environment has: AWS_ACCESS_KEY_ID and the like, a web identity, the role of the container or machine",
+            words: "AWS_ACCESS_KEY_ID and the like, a web identity, or the role of the container or machine",
             example: "tenantry"
         };
-        /// The access key's secret.
+        /// The secret access key.
         S3_SECRET_ACCESS_KEY: Otherwise { words: "as for S3_ACCESS_KEY_ID", example: "the-secret-of-the-access-key" }, secret;
-        /// Whether the store is spoken to by TLS, where S3_ENDPOINT_URL does not say it.
+        /// Whether to use TLS where S3_ENDPOINT_URL has neither https:// nor http://.
         S3_USE_SSL: Value("true");
-        /// Whether the bucket is named in the path of URLs (true) or in the host (false).
+        /// Whether URLs name the bucket in the path (true) or in the host name (false).
         S3_PATH_STYLE: Otherwise { words: "true with S3_ENDPOINT_URL, false with Amazon S3", example: "true" };
     }
     "Kafka" {
-        /// Kafka's brokers, host:port, separated by commas. Events are published there, and `tenantry worker` handles them.
+        /// The Kafka brokers as host:port, separated by commas. Events are published there, and `tenantry worker` handles them.
         KAFKA_BOOTSTRAP_SERVERS: Otherwise {
-            words: "none: `tenantry serve` handles events itself, and the other KAFKA_* mean nothing",
+            words: "none: `tenantry serve` handles events itself, and the other KAFKA_* have no effect",
             example: "kafka1:9092,kafka2:9092"
         };
-        /// How this program is called in the brokers' logs and quotas.
+        /// The client id in the brokers' logs and quotas.
         KAFKA_CLIENT_ID: Value("tenantry");
-        /// Which brokers have an event before it counts as published: all that are in sync.
+        /// Which brokers must acknowledge an event before it counts as published: all that are in sync.
         KAFKA_ACKS: Value("all");
-        /// How events are compressed: none, gzip, snappy or lz4.
+        /// Compression of events: none, gzip, snappy or lz4.
         KAFKA_COMPRESSION_TYPE: Value("lz4");
-        /// The group of workers that share the events among them.
+        /// The consumer group of the workers.
         KAFKA_CONSUMER_GROUP_ID: Value("tenantry-worker");
-        /// Where a group begins that never read: earliest or latest (which loses what was published before).
+        /// Where a new consumer group starts: earliest or latest (which skips what was published before).
         KAFKA_AUTO_OFFSET_RESET: Value("earliest");
-        /// How many seconds a worker may be silent until others take over its events; the brokers have bounds of their own.
+        /// Seconds without a heartbeat after which other workers take over a worker's events; the brokers set limits of their own.
         KAFKA_SESSION_TIMEOUT: Value("10");
         /// PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.
         KAFKA_SECURITY_PROTOCOL: Otherwise { words: "SASL_SSL with KAFKA_SASL_USERNAME, else PLAINTEXT", example: "SASL_SSL" };
         /// PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.
         KAFKA_SASL_MECHANISM: Value("PLAIN");
-        /// Who logs in to the brokers.
-        KAFKA_SASL_USERNAME: Otherwise { words: "nobody", example: "tenantry" };
-        /// The password for that.
+        /// The user name for logging in to the brokers.
+        KAFKA_SASL_USERNAME: Otherwise { words: "no login", example: "tenantry" };
+        /// The password of KAFKA_SASL_USERNAME.
         KAFKA_SASL_PASSWORD: Otherwise { words: "none", example: "the-password-of-kafka-sasl-username" }, secret;
-        /// A file with the certificates of who signed the brokers'.
-        KAFKA_SSL_CA_LOCATION: Otherwise { words: "the system's", example: "/etc/ssl/certs/ca-certificates.crt" };
-        /// Before the name of every topic, where others share the cluster.
-        KAFKA_TOPIC_PREFIX: Otherwise { words: "nothing", example: "staging." };
-        /// How many partitions a topic is made with: the most workers that can share one.
+        /// A file with the certificates of the authorities that signed the brokers' certificates.
+        KAFKA_SSL_CA_LOCATION: Otherwise { words: "the system's authorities", example: "/etc/ssl/certs/ca-certificates.crt" };
+        /// A prefix for the name of every topic, for clusters that are shared with others.
+        KAFKA_TOPIC_PREFIX: Otherwise { words: "no prefix", example: "staging." };
+        /// Number of partitions of a new topic: the maximum number of workers that can share it.
         KAFKA_TOPIC_PARTITIONS: Value("12");
-        /// How many brokers keep a topic that is made.
-        KAFKA_REPLICATION_FACTOR: Otherwise { words: "what the brokers think best", example: "3" };
+        /// Number of replicas of a new topic.
+        KAFKA_REPLICATION_FACTOR: Otherwise { words: "the brokers' default", example: "3" };
     }
     "Sessions" {
-        /// The secret that signs tokens: at least 32 random bytes. Whoever knows it can be anybody.
+        /// The secret that signs tokens: at least 32 random bytes. Anyone who knows it can impersonate any user.
         JWT_SECRET_KEY: Otherwise {
-            words: "made once and kept as jwt_secret in DATA_DIR, but in production the start is refused",
+            words: "created once and kept as jwt_secret in DATA_DIR; required in production",
             example: "the-output-of-openssl-rand-hex-32"
         }, secret;
-        /// Secrets that signed tokens earlier and still verify them, separated by commas.
+        /// Previous signing secrets, which still verify tokens, separated by commas.
         JWT_PREVIOUS_SECRET_KEYS: Otherwise { words: "none", example: "the-jwt-secret-key-before-this-one" }, secret;
-        /// How many seconds an access token is valid.
+        /// Lifetime of an access token in seconds.
         JWT_ACCESS_TOKEN_EXPIRES: Value("900");
-        /// How many seconds a refresh token is valid.
+        /// Lifetime of a refresh token in seconds.
         JWT_REFRESH_TOKEN_EXPIRES: Value("604800");
-        /// Who issues the tokens (their claim iss).
+        /// The issuer of tokens (claim iss).
         JWT_ISSUER: Value("tenantry");
-        /// Whom the tokens are meant for (their claim aud).
+        /// The audience of tokens (claim aud).
         JWT_AUDIENCE: Value("tenantry");
     }
     "Passwords" {
-        /// How many threads hash passwords.
-        PASSWORD_HASH_THREADS: Otherwise { words: "half of the processor's cores", example: "2" };
-        /// How many passwords may wait to be hashed; more are told to come back later.
+        /// Number of threads that hash passwords.
+        PASSWORD_HASH_THREADS: Otherwise { words: "half of the CPU cores", example: "2" };
+        /// Maximum number of passwords that wait to be hashed; further requests are asked to try again later.
         PASSWORD_HASH_QUEUE: Value("32");
     }
     "Documents" {
-        /// The largest upload in bytes; the units kB, MB, GB, KiB, MiB and GiB are understood.
+        /// Maximum size of an upload in bytes; the units kB, MB, GB, KiB, MiB and GiB are accepted.
         MAX_UPLOAD_BYTES: Value("104857600");
-        /// How many seconds a signed download URL is valid, at most 7 days.
+        /// Lifetime of a signed download URL in seconds, at most 7 days.
         DOWNLOAD_URL_EXPIRES: Value("3600");
-        /// How many seconds an upload in parts (direct or tus) is waited for after its last part.
+        /// Seconds after its last part at which an unfinished multipart upload (direct or tus) expires.
         UPLOAD_EXPIRES: Value("86400");
-        /// How many seconds a deleted document can be brought back from the trash; 0 for not at all.
+        /// Seconds during which a deleted document can be restored from the trash; 0 for never.
         TRASH_RETENTION: Value("2592000");
-        /// How many versions of a document are kept, the current one included.
+        /// Number of versions kept of each document, including the current one.
         DOCUMENT_VERSIONS_KEPT: Value("100");
-        /// How many bytes a tenant may store, with the units of MAX_UPLOAD_BYTES; `tenantry tenants set-quota` sets it for one.
+        /// Maximum bytes that a tenant may store, with the units of MAX_UPLOAD_BYTES; `tenantry tenants set-quota` overrides it.
         TENANT_MAX_BYTES: Otherwise { words: "no limit", example: "10GB" };
-        /// How many documents a tenant may have, those in the trash included.
+        /// Maximum number of documents of a tenant, including those in the trash.
         TENANT_MAX_DOCUMENTS: Otherwise { words: "no limit", example: "100000" };
-        /// How many seconds a file is kept that no document refers to any more.
+        /// Seconds to keep a file that no document refers to.
         GARBAGE_GRACE: Value("86400");
-        /// How many seconds lie between two collections of garbage by `tenantry serve`; 0 leaves it to `tenantry gc`.
+        /// Seconds between two garbage collections by `tenantry serve`; 0 leaves collection to `tenantry gc`.
         GARBAGE_INTERVAL: Value("3600");
     }
     "Events" {
-        /// How many seconds events are kept after they were published.
+        /// Seconds to keep events after they were published.
         EVENT_RETENTION: Value("86400");
     }
     "First user and tenant, for tenantry init" {
-        /// The e-mail address of the user that --create-admin makes.
-        ADMIN_EMAIL: Otherwise { words: "asked for", example: "ada@example.com" };
-        /// That user's password: 8 to 256 characters, with a letter and a digit.
-        ADMIN_PASSWORD: Otherwise { words: "asked for", example: "correct-horse-1" }, secret;
-        /// That user's first name.
-        ADMIN_FIRST_NAME: Otherwise { words: "asked for", example: "Ada" };
-        /// That user's last name.
-        ADMIN_LAST_NAME: Otherwise { words: "asked for", example: "Lovelace" };
-        /// The name of the tenant that --create-test-tenant makes.
-        TEST_TENANT_NAME: Otherwise { words: "asked for", example: "Acme" };
+        /// The e-mail address of the user that --create-admin creates.
+        ADMIN_EMAIL: Otherwise { words: "prompt for it", example: "ada@example.com" };
+        /// The password of that user: 8 to 256 characters, with a letter and a digit.
+        ADMIN_PASSWORD: Otherwise { words: "prompt for it", example: "correct-horse-1" }, secret;
+        /// The first name of that user.
+        ADMIN_FIRST_NAME: Otherwise { words: "prompt for it", example: "Ada" };
+        /// The last name of that user.
+        ADMIN_LAST_NAME: Otherwise { words: "prompt for it", example: "Lovelace" };
+        /// The name of the tenant that --create-test-tenant creates.
+        TEST_TENANT_NAME: Otherwise { words: "prompt for it", example: "Acme" };
     }
     "Log" {
-        /// What is logged: error, warn, info, debug, trace, or a filter such as info,tenantry=debug.
+        /// What to log: error, warn, info, debug, trace, or a filter such as info,tenantry=debug.
         LOG_LEVEL: Value("info");
-        /// How it is logged, on standard error: text for people or json for programs.
+        /// The format of the log on standard error: text or json.
         LOG_FORMAT: Value("text");
     }
 }
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_file_is_the_table() {
+    fn the_example_file_matches_the_table() {
         let expected = example_file();
         let actual = include_str!("../../../../.env.example");
         assert!(expected == actual, "write this to .env.example:\n{expected}");
@@ -255,9 +255,9 @@ mod tests {
 
     fn example_file() -> String {
         let mut file = String::from(
-            "# The environment variables of Tenantry, each with its meaning and its default. Copy this file to .env in the working\n\
-             # directory and set what should differ; variables of the environment win over those of the file. In .env, a value\n\
-             # with spaces or with $ # ' \" or \\ in it is written in single quotes.\n",
+            "# The environment variables of Tenantry with their meanings and defaults. Copy this file to .env in the working\n\
+             # directory and set what you need; environment variables take precedence over the file. In .env, write a value\n\
+             # that contains spaces or $ # ' \" or \\ in single quotes.\n",
         );
         let mut section = "";
         for variable in VARIABLES {
@@ -270,7 +270,7 @@ mod tests {
                 writeln!(file, "# Default: {words}.").unwrap();
             }
             if let Some(name) = variable.file_name() {
-                writeln!(file, "# Or {name}, the path of a file that holds it.").unwrap();
+                writeln!(file, "# Or set {name} to the path of a file that holds it.").unwrap();
             }
             writeln!(file, "# {}={}", variable.name, variable.example()).unwrap();
         }

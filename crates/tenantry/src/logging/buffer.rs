@@ -1,4 +1,4 @@
-//! Lines of the log that are written together: a write for each would cost a small request a third of its time.
+//! A buffer for lines of the log: a write per line would cost a small request a third of its time.
 
 use std::{
     io::{self, Write},
@@ -10,54 +10,54 @@ use std::{
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How long a line waits for others at most.
-const DELAY: Duration = Duration::from_millis(50);
-/// After how many bytes lines wait no longer.
-const ENOUGH: usize = 64 * 1024;
+/// The maximum time that a line is buffered.
+const MAX_DELAY: Duration = Duration::from_millis(50);
+/// The number of buffered bytes at which they are written at once.
+const FLUSH_SIZE: usize = 64 * 1024;
 
-/// A writer of lines. What is a warning or worse is written at once, and all lines before it; so is everything when the buffer
-/// is full, so that what reads the log can hold up what writes it, and memory stays bounded. Clones share the buffer.
+/// A buffered writer of lines. A warning or error is written at once, after the lines before it. A full buffer is written at
+/// once, too: a slow reader of the log slows down its writers, and memory stays bounded. Clones share the buffer.
 ///
-/// A process that is killed loses the lines of the last 50 ms; one that ends must [`flush`](LineBuffer::flush).
+/// A process that is killed loses the lines of the last 50 ms; one that exits must call [`flush`](LineBuffer::flush).
 #[derive(Clone)]
 pub(super) struct LineBuffer(Arc<Shared>);
 
 struct Shared {
     lines: Mutex<Vec<u8>>,
-    begun: Condvar,
+    not_empty: Condvar,
     out: Mutex<Out>,
 }
 
-/// Locked before `lines`, so that what was taken first is written first.
+/// Locked before `lines`, so that lines are written in the order in which they were taken.
 struct Out {
     writer: Box<dyn Write + Send>,
-    /// An empty buffer, to be filled next.
+    /// The empty buffer that `lines` is swapped with.
     spare: Vec<u8>,
 }
 
 impl LineBuffer {
-    /// Starts the thread that writes what has waited long enough.
+    /// Starts the thread that writes the buffered lines.
     pub(super) fn new(writer: impl Write + Send + 'static) -> io::Result<Self> {
         let out = Mutex::new(Out { writer: Box::new(writer), spare: Vec::new() });
-        let buffer = Self(Arc::new(Shared { lines: Mutex::default(), begun: Condvar::new(), out }));
+        let buffer = Self(Arc::new(Shared { lines: Mutex::default(), not_empty: Condvar::new(), out }));
         let background = buffer.clone();
         thread::Builder::new().name("log".to_owned()).spawn(move || {
             loop {
                 let lines = background.lines();
-                drop(background.0.begun.wait_while(lines, |lines| lines.is_empty()));
-                thread::sleep(DELAY);
+                drop(background.0.not_empty.wait_while(lines, |lines| lines.is_empty()));
+                thread::sleep(MAX_DELAY);
                 background.flush();
             }
         })?;
         Ok(buffer)
     }
 
-    /// Writes what was gathered.
+    /// Writes the buffered lines.
     pub(super) fn flush(&self) {
         let mut out = lock(&self.0.out);
         let Out { writer, spare } = &mut *out;
         std::mem::swap(spare, &mut self.lines());
-        // There is nobody to tell when the log can't be written.
+        // A failure to write the log cannot be reported anywhere.
         drop(writer.write_all(spare).and_then(|()| writer.flush()));
         spare.clear();
     }
@@ -79,12 +79,12 @@ impl<'a> MakeWriter<'a> for LineBuffer {
     }
 
     fn make_writer_for(&'a self, event: &Metadata<'_>) -> Line {
-        // Levels are ordered by how much they let through.
+        // Levels are ordered by verbosity: ERROR < WARN < INFO.
         Line { buffer: self.clone(), at_once: *event.level() <= Level::WARN }
     }
 }
 
-/// Where one line goes.
+/// The writer of one line.
 pub(super) struct Line {
     buffer: LineBuffer,
     at_once: bool,
@@ -95,12 +95,12 @@ impl Write for Line {
         let mut lines = self.buffer.lines();
         let is_first = lines.is_empty();
         lines.extend_from_slice(line);
-        let full = lines.len() >= ENOUGH;
+        let full = lines.len() >= FLUSH_SIZE;
         drop(lines);
         if self.at_once || full {
             self.buffer.flush();
         } else if is_first {
-            self.buffer.0.begun.notify_one();
+            self.buffer.0.not_empty.notify_one();
         }
         Ok(line.len())
     }
@@ -116,11 +116,11 @@ mod tests {
 
     use super::*;
 
-    /// What was written, and how often.
+    /// The written bytes, and the number of writes.
     #[derive(Clone, Default)]
-    struct Page(Arc<Mutex<Vec<u8>>>, Arc<AtomicUsize>);
+    struct Output(Arc<Mutex<Vec<u8>>>, Arc<AtomicUsize>);
 
-    impl Write for Page {
+    impl Write for Output {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.1.fetch_add(1, Ordering::SeqCst);
             self.0.lock().unwrap().extend_from_slice(bytes);
@@ -132,7 +132,7 @@ mod tests {
         }
     }
 
-    impl Page {
+    impl Output {
         fn text(&self) -> String {
             String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
         }
@@ -143,34 +143,34 @@ mod tests {
     }
 
     #[test]
-    fn lines_wait_for_others_but_not_for_long() {
-        let page = Page::default();
-        let buffer = LineBuffer::new(page.clone()).unwrap();
+    fn lines_are_written_together_after_a_short_delay() {
+        let output = Output::default();
+        let buffer = LineBuffer::new(output.clone()).unwrap();
         for _ in 0..100 {
             write(&buffer, false, "line\n");
         }
         let began = Instant::now();
-        while page.text().lines().count() < 100 {
+        while output.text().lines().count() < 100 {
             assert!(began.elapsed() < Duration::from_secs(10), "the lines were never written");
             thread::sleep(Duration::from_millis(1));
         }
-        let writes = page.1.load(Ordering::SeqCst);
+        let writes = output.1.load(Ordering::SeqCst);
         assert!(writes < 10, "{writes}");
     }
 
     #[test]
-    fn warnings_do_not_wait_and_overtake_nothing() {
-        let page = Page::default();
-        let buffer = LineBuffer::new(page.clone()).unwrap();
+    fn warnings_are_written_at_once_and_in_order() {
+        let output = Output::default();
+        let buffer = LineBuffer::new(output.clone()).unwrap();
         write(&buffer, false, "first\n");
         write(&buffer, true, "warning\n");
-        assert_eq!(page.text(), "first\nwarning\n");
+        assert_eq!(output.text(), "first\nwarning\n");
     }
 
     #[test]
-    fn what_is_gathered_is_bounded_and_whole() {
-        let page = Page::default();
-        let buffer = LineBuffer::new(page.clone()).unwrap();
+    fn the_buffer_is_bounded_and_loses_nothing() {
+        let output = Output::default();
+        let buffer = LineBuffer::new(output.clone()).unwrap();
         thread::scope(|scope| {
             for writer in 0..4 {
                 let buffer = buffer.clone();
@@ -178,12 +178,12 @@ mod tests {
             }
         });
         buffer.flush();
-        let text = page.text();
+        let text = output.text();
         for writer in 0..4 {
-            let mine: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(&format!("{writer} "))).collect();
-            assert!(mine.iter().enumerate().all(|(n, line)| *line == format!("{n} and some more")), "in order, none lost");
-            assert_eq!(mine.len(), 10_000);
+            let lines: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(&format!("{writer} "))).collect();
+            assert!(lines.iter().enumerate().all(|(n, line)| *line == format!("{n} and some more")), "in order, none lost");
+            assert_eq!(lines.len(), 10_000);
         }
-        assert!(buffer.0.lines.lock().unwrap().capacity() < 4 * ENOUGH);
+        assert!(buffer.0.lines.lock().unwrap().capacity() < 4 * FLUSH_SIZE);
     }
 }

@@ -1,4 +1,4 @@
-//! The subcommands: what they say, what they do, and how they end.
+//! The subcommands: their output, their effects and their exit codes.
 
 use std::{
     fs,
@@ -10,27 +10,27 @@ use std::{
 use models::tenants;
 use serde_json::{Value, json};
 
-use crate::process::{Home, Ran};
+use crate::process::{CommandOutput, Home};
 
 const ADMIN: &str = "ADMIN_EMAIL=ada@example.com\nADMIN_PASSWORD='correct horse 1'\nADMIN_FIRST_NAME=Ada\nADMIN_LAST_NAME=Lovelace\n";
 const TENANT: &str = "TEST_TENANT_NAME='Analytical Engines'\n";
 const EVERYTHING: &[&str] = &["init", "--create-admin", "--create-test-tenant", "--non-interactive"];
 
-/// Drops what `init` made, by its own means.
+/// Drops everything that `init` created.
 fn clean_up(home: &Home) {
     home.run(["init", "--drop-all", "--confirm", "DELETE EVERYTHING"]).expect(0);
 }
 
 #[tokio::test]
-async fn init_makes_a_user_and_a_tenant_from_dotenv_once() {
+async fn init_creates_a_user_and_a_tenant_from_dotenv_once() {
     let home = Home::new();
     fs::write(home.path().join(".env"), format!("{ADMIN}{TENANT}")).unwrap();
     let first = home.run(EVERYTHING).expect(0).out;
-    assert!(first.contains("User ada@example.com made.") && first.contains("Tenant Analytical Engines made"), "{first}");
+    assert!(first.contains("Created user ada@example.com.") && first.contains("Created tenant Analytical Engines"), "{first}");
     assert!(!first.contains("correct horse"), "{first}");
     let second = home.run(EVERYTHING).expect(0).out;
-    assert!(second.contains("User ada@example.com is there already."), "{second}");
-    assert!(second.contains("Tenant Analytical Engines is there already."), "{second}");
+    assert!(second.contains("User ada@example.com already exists."), "{second}");
+    assert!(second.contains("Tenant Analytical Engines already exists."), "{second}");
 
     let server = home.serve().await;
     let credentials = json!({ "email": "ada@example.com", "password": "correct horse 1" });
@@ -41,21 +41,20 @@ async fn init_makes_a_user_and_a_tenant_from_dotenv_once() {
     let tenant = ada.get("/api/tenants").await.expect(200).items()[0]["id"].as_str().unwrap().to_owned();
     ada.uploads(&tenant, "notes.txt", "notes").await.expect(201);
     server.stop().await;
-    // The environment wins.
+    // The environment takes precedence over the file.
     let mut other = home.command(["init", "--create-admin"]);
-    let other = Ran::of(other.env("ADMIN_EMAIL", "charles@example.com")).expect(0).out;
-    assert!(other.contains("User charles@example.com made."), "{other}");
+    let other = CommandOutput::of(other.env("ADMIN_EMAIL", "charles@example.com")).expect(0).out;
+    assert!(other.contains("Created user charles@example.com."), "{other}");
 }
 
 #[test]
-fn init_names_what_is_missing_or_wrong() {
+fn init_names_missing_and_invalid_values() {
     let home = Home::new();
     let mut given = String::new();
     for line in ADMIN.lines().filter(|line| !line.contains("PASSWORD")).chain(["ADMIN_PASSWORD=correct-horse-1", TENANT]) {
         let name = line.split('=').next().unwrap();
-        let complaint = home.run(EVERYTHING);
-        let expected = format!("tenantry: {name} is not set, and there is nobody to ask");
-        assert_eq!(complaint.complaint(1), expected);
+        let refused = home.run(EVERYTHING);
+        assert_eq!(refused.error_line(1), format!("tenantry: {name} is not set, and prompting is not possible"));
         given += &format!("{line}\n");
         fs::write(home.path().join(".env"), &given).unwrap();
     }
@@ -63,15 +62,15 @@ fn init_names_what_is_missing_or_wrong() {
     for (name, value) in
         [("ADMIN_EMAIL", "nobody"), ("ADMIN_PASSWORD", "short1"), ("ADMIN_FIRST_NAME", "a\tb"), ("TEST_TENANT_NAME", "\u{7}x")]
     {
-        let refused = Ran::of(home.command(EVERYTHING).env(name, value));
-        let complaint = refused.complaint(1);
-        assert!(complaint.starts_with(&format!("tenantry: {name} must ")) && !complaint.contains("short1"), "{complaint}");
+        let refused = CommandOutput::of(home.command(EVERYTHING).env(name, value));
+        let line = refused.error_line(1);
+        assert!(line.starts_with(&format!("tenantry: {name} must ")) && !line.contains("short1"), "{line}");
     }
     clean_up(&home);
 }
 
 #[tokio::test]
-async fn nothing_is_dropped_without_the_words() {
+async fn nothing_is_dropped_without_confirmation() {
     let home = Home::new();
     fs::write(home.path().join(".env"), format!("{ADMIN}{TENANT}")).unwrap();
     home.run(EVERYTHING).expect(0);
@@ -81,11 +80,11 @@ async fn nothing_is_dropped_without_the_words() {
     };
     for words in [&["--confirm", "delete everything"][..], &["--confirm", ""], &[]] {
         let refused = home.run([&["init", "--drop-all", "--non-interactive"], words].concat());
-        assert!(refused.complaint(1).contains("--confirm is not set") || refused.err.contains("nothing was dropped"), "{refused:?}");
+        assert!(refused.error_line(1).contains("--confirm is not set") || refused.err.contains("nothing was dropped"), "{refused:?}");
         assert_eq!(count().await, 1);
     }
     home.run(["init", "--confirm", "DELETE EVERYTHING"]).expect(2);
-    // One object is the tenant's, the other one somebody else's, whose objects are in the same bucket.
+    // One object belongs to the tenant, the other one to another installation in the same bucket.
     let ours = tenants::list(&mut home.databases().open().0.read().await.unwrap()).await.unwrap()[0].id;
     let theirs = domain::TenantId::generate(&domain::SystemClock);
     let [ours, theirs] = [ours, theirs].map(|tenant| format!("tenants/{tenant}/files/00/00/object"));
@@ -104,15 +103,15 @@ async fn nothing_is_dropped_without_the_words() {
 }
 
 #[test]
-fn init_asks_on_a_terminal() {
+fn init_prompts_on_a_terminal() {
     let home = Home::new();
     let program = home.command(["init"]);
     let command = format!("'{}' init --create-admin --create-test-tenant", program.get_program().display());
-    // Killed when it waits for an answer to a question that this test does not expect.
+    // `timeout` kills it if it prompts for something that this test does not expect.
     let mut terminal = Command::new("timeout");
     terminal.args(["30", "script", "-qec", &command, "/dev/null"]).current_dir(home.path()).env_clear();
     terminal.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("PATH", "/usr/bin:/bin").env("TERM", "xterm");
-    // Not typed: turning the echo off throws away what was typed in that moment.
+    // Not typed, since turning off the echo discards what was typed before.
     terminal.env("ADMIN_PASSWORD", "correct horse 1");
     let mut child = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (mut keyboard, mut screen, mut seen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap(), String::new());
@@ -122,7 +121,7 @@ fn init_asks_on_a_terminal() {
         while !seen.contains(question) {
             let mut bytes = [0; 4096];
             let length = screen.read(&mut bytes).unwrap();
-            assert!(length > 0, "{question:?} was not asked: {seen}");
+            assert!(length > 0, "there was no prompt {question:?}: {seen}");
             seen += &String::from_utf8_lossy(&bytes[..length]);
         }
         keyboard.write_all(answer.as_bytes()).unwrap();
@@ -130,13 +129,13 @@ fn init_asks_on_a_terminal() {
     }
     screen.read_to_string(&mut seen).unwrap();
     assert!(child.wait().unwrap().success(), "{seen}");
-    assert!(seen.contains("User ada@example.com made.") && seen.contains("Tenant Acme made"), "{seen}");
+    assert!(seen.contains("Created user ada@example.com.") && seen.contains("Created tenant Acme"), "{seen}");
     assert!(!seen.contains("correct horse"), "{seen}");
     clean_up(&home);
 }
 
 #[tokio::test]
-async fn migrate_says_what_it_would_do_and_does_it() {
+async fn a_dry_run_of_migrate_shows_what_migrate_does() {
     let home = Home::new();
     let fresh = home.run(["migrate", "--dry-run"]);
     assert_eq!(fresh.code, Some(1), "there is no main database yet: {fresh:?}");
@@ -149,7 +148,7 @@ async fn migrate_says_what_it_would_do_and_does_it() {
         json!({ "schema_version": version, "tenants": 1, "outdated": [], "waves_reach": [0] })
     );
 
-    // As after a program with a newer schema was installed: the version that was noted is an older one.
+    // As after an update of the program: the recorded version is an older one.
     let (main, _) = home.databases().open();
     let tenant = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0);
     let mut tx = main.begin().await.unwrap();
@@ -161,7 +160,7 @@ async fn migrate_says_what_it_would_do_and_does_it() {
         assert_eq!(json(&["migrate", "--dry-run", "--json"])["outdated"], json!([name]), "a dry run changes nothing");
     }
     let words = home.run(["migrate", "--dry-run"]).expect(0).out;
-    assert!(words.contains("1 of 1 tenants") && words.contains(name), "{words}");
+    assert!(words.contains("1 of 1 tenant databases") && words.contains(name), "{words}");
     let migrated = json!({ "schema_version": version, "tenants": 1, "up_to_date": 0, "migrated": 1, "failed": [], "postponed": [], "deleted": 0, "left": 0, "halted": false });
     assert_eq!(json(&["migrate", "--json"]), migrated);
     let words = home.run(["migrate"]).expect(0).out;
@@ -169,7 +168,7 @@ async fn migrate_says_what_it_would_do_and_does_it() {
 }
 
 #[test]
-fn check_tells_what_is_up() {
+fn check_reports_every_dependency() {
     let home = Home::new();
     home.run(["init"]).expect(0);
     let up = home.run(["check"]).expect(0).out;
@@ -180,7 +179,7 @@ fn check_tells_what_is_up() {
     // Nothing listens on port 1.
     let down = |arguments: &[&str]| {
         let mut command = home.command(arguments.iter().copied());
-        Ran::of(command.env("DATABASE_URL", "postgres://u:hush@127.0.0.1:1/d")).expect(1).out
+        CommandOutput::of(command.env("DATABASE_URL", "postgres://u:hush@127.0.0.1:1/d")).expect(1).out
     };
     let text = down(&["check"]);
     assert!(text.contains("database: DOWN: ") && text.contains("refused") && !text.contains("hush"), "{text}");
@@ -190,7 +189,7 @@ fn check_tells_what_is_up() {
 }
 
 #[tokio::test]
-async fn openapi_prints_what_the_server_serves() {
+async fn openapi_prints_the_served_specification() {
     let home = Home::new();
     let printed = home.run(["openapi"]).expect(0).out;
     let server = home.serve().await;
@@ -199,13 +198,13 @@ async fn openapi_prints_what_the_server_serves() {
 }
 
 #[tokio::test]
-async fn deactivating_a_user_ends_the_sessions_of_a_running_server() {
+async fn deactivating_a_user_revokes_sessions_at_a_running_server() {
     let home = Home::new();
     let server = home.serve().await;
     let alice = server.user("alice").await;
     let bob = server.user("bob").await;
     alice.get("/api/users/me").await.expect(200);
-    assert!(home.run(["users", "deactivate", "alice@example.com"]).expect(0).out.contains("all sessions have ended"));
+    assert!(home.run(["users", "deactivate", "alice@example.com"]).expect(0).out.contains("all sessions are revoked"));
     tokio::time::sleep(Duration::from_secs(1)).await;
     alice.get("/api/users/me").await.expect_error(401, "token_revoked");
     bob.get("/api/users/me").await.expect(200);
@@ -215,7 +214,7 @@ async fn deactivating_a_user_ends_the_sessions_of_a_running_server() {
     home.run(["users", "activate", "alice@example.com"]).expect(0);
     alice.get("/api/users/me").await.expect_error(401, "token_revoked");
     alice.logged_in().await.get("/api/users/me").await.expect(200);
-    assert_eq!(home.run(["users", "deactivate", "carol@example.com"]).complaint(1), "tenantry: nobody has the address carol@example.com");
+    assert_eq!(home.run(["users", "deactivate", "carol@example.com"]).error_line(1), "tenantry: no user has the address carol@example.com");
     server.stop().await;
 }
 

@@ -1,33 +1,31 @@
-//! Events: what was acknowledged is told, whatever dies; and what the operator sees of them.
+//! Events: every acknowledged change has its event, whatever crashes; and the operator's view of events.
 
 use std::{
     collections::{BTreeMap, HashSet},
-    os::unix::process::ExitStatusExt,
     time::{Duration, Instant},
 };
 
-use domain::{AuditFilter, EventId, EventKind, PageRequest, TenantId};
+use domain::{AuditFilter, Event, EventId, EventKind, PageRequest, TenantId};
 use models::{audit, dead_letters, outbox, tenants};
-use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::Persona;
 
 use crate::{
-    failpoints::doomed,
-    process::{Home, PATIENCE, Server, repeatedly},
+    process::{Home, WAIT_TIMEOUT},
+    scene::{FAILPOINT, Scene, repeatedly},
 };
 
-/// From the outbox to what follows of an event.
-pub(crate) const EVENTS: &[&str] = &["outbox.noting", "outbox.noted", "document.processing_requesting", "file.processing"];
-/// What a tenant that is deleted had to tell goes to the main database.
-pub(crate) const TAKE_OVER: &[&str] = &["tenant.events_taken_over"];
+/// From the outbox to the handlers.
+pub(crate) const PUBLISH: &[&str] = &["outbox.noting", "outbox.noted", "document.processing_requesting", "file.processing"];
+/// The draining of a deleted tenant's outbox into that of the main database.
+pub(crate) const DRAIN: &[&str] = &["tenant.events_taken_over"];
 
-/// What waits to be published, as the operator sees it.
+/// The unpublished events, as `events status` shows them.
 pub(crate) fn status(home: &Home) -> Value {
     home.run(["events", "status", "--json"]).expect(0).json()
 }
 
-/// Waits until all is published.
+/// Waits until all events are published.
 pub(crate) async fn drained(home: &Home) {
     let began = Instant::now();
     loop {
@@ -36,31 +34,32 @@ pub(crate) async fn drained(home: &Home) {
             assert_eq!(status["dead_letters"], 0, "{}", home.run(["events", "dlq", "list"]).out);
             return;
         }
-        assert!(began.elapsed() < PATIENCE, "{status:#}");
+        assert!(began.elapsed() < WAIT_TIMEOUT, "{status:#}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// What is missing of what follows of all events.
+/// The effects of events that are missing, or that happened twice.
 pub(crate) async fn find_unhandled(home: &Home) -> Vec<String> {
     let (main, directory) = home.databases().open();
     let mut missing = Vec::new();
-    let everything = tenants::list(&mut main.read().await.unwrap()).await.unwrap();
-    for tenant in everything {
+    let all = tenants::list(&mut main.read().await.unwrap()).await.unwrap();
+    for tenant in all {
         let mut connection = directory.open(&tenant.place).unwrap().read().await.unwrap();
         let unprocessed = connection.query("SELECT id FROM files WHERE processed_at IS NULL", Vec::new()).await.unwrap().len();
         if unprocessed > 0 {
             missing.push(format!("{unprocessed} files of {} were not processed", tenant.name));
         }
         let audited = all_audited(&mut connection).await;
-        let told = outbox::list(&mut connection, 1_000_000).await.unwrap();
-        let (told, of_main) = (told, outbox::list(&mut main.read().await.unwrap(), 1_000_000).await.unwrap());
-        let told = told.iter().chain(of_main.iter().filter(|event| event.tenant_id == Some(tenant.id)));
-        let told: Vec<_> = told.filter(|event| event.kind == EventKind::AuditLog).map(|event| event.id).collect();
-        let known: HashSet<_> = audited.iter().copied().collect();
-        let lost = told.iter().filter(|id| !known.contains(id)).count();
-        if lost > 0 || known.len() != audited.len() || known.len() != told.len() {
-            missing.push(format!("{}: {} audit events, {lost} of them not in the log of {}", tenant.name, told.len(), audited.len()));
+        let mut events = outbox::list(&mut connection, 1_000_000).await.unwrap();
+        let of_main = outbox::list(&mut main.read().await.unwrap(), 1_000_000).await.unwrap();
+        events.extend(of_main.into_iter().filter(|event| event.tenant_id == Some(tenant.id)));
+        events.retain(|event| event.kind == EventKind::AuditLog);
+        let unique: HashSet<_> = audited.iter().copied().collect();
+        let lost = events.iter().filter(|event| !unique.contains(&event.id)).count();
+        if lost > 0 || unique.len() != audited.len() || unique.len() != events.len() {
+            let (events, entries) = (events.len(), audited.len());
+            missing.push(format!("{}: {events} audit events, {lost} of them missing in the log of {entries} entries", tenant.name));
         }
     }
     missing
@@ -79,13 +78,13 @@ async fn all_audited(connection: &mut models::Connection<models::Tenant>) -> Vec
     ids
 }
 
-/// Uploads, downloads, and deletes every fourth. Answers whether all of it was answered.
+/// Uploads and downloads a document, and deletes every fourth one. Returns whether every request got a response.
 pub(crate) async fn act(alice: &Persona, tenant: &str, n: usize) -> bool {
     let path = format!("/api/tenants/{tenant}/documents");
     let form = reqwest::multipart::Form::new()
         .part("file", reqwest::multipart::Part::bytes(format!("{tenant} {n}").into_bytes()).file_name(format!("{n}.txt")));
-    let Ok(answer) = alice.request(reqwest::Method::POST, &path).multipart(form).send().await else { return false };
-    let Ok(uploaded) = answer.json::<Value>().await else { return false };
+    let Ok(response) = alice.request(reqwest::Method::POST, &path).multipart(form).send().await else { return false };
+    let Ok(uploaded) = response.json::<Value>().await else { return false };
     let Some(id) = uploaded["data"]["id"].as_str() else { return false };
     let download = alice.request(reqwest::Method::GET, &format!("{path}/{id}/download?redirect=false")).send().await;
     let deleted =
@@ -93,55 +92,45 @@ pub(crate) async fn act(alice: &Persona, tenant: &str, n: usize) -> bool {
     download.is_ok() && deleted
 }
 
-pub(crate) async fn assert_crashed(server: &mut Server, failpoint: &str) {
-    let status = server.ended().await;
-    assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{failpoint}: {}", server.log());
-    println!("{failpoint}: hit once");
-}
-
-/// Planted once, and caught: `published_at` noted before the bus had the events ("1 files of Acme were not processed").
+/// Seeded fault, detected: `published_at` set before the bus had the events ("1 files of Acme were not processed").
 #[test]
 fn a_crash_on_the_way_of_an_event_loses_none() {
     repeatedly(async || {
-        let home = Home::new();
-        let mut server = home.serve().await;
-        let alice = server.user("alice").await;
-        let tenant = alice.creates_tenant("Acme").await;
-        for (n, failpoint) in EVENTS.iter().enumerate() {
-            drained(&home).await;
-            server.stop().await;
-            let asks = match *failpoint {
+        let mut scene = Scene::new().await;
+        for (n, failpoint) in PUBLISH.iter().enumerate() {
+            drained(&scene.home).await;
+            let requests_processing = match *failpoint {
                 "document.processing_requesting" => Some(EventKind::DocumentUploaded),
                 "file.processing" => Some(EventKind::FileProcess),
                 _ => None,
             };
-            if let Some(kind) = asks {
-                // As a direct upload leaves it, into which nobody has looked.
-                leave_unprocessed(&home, kind).await;
-                server = home.serve_doomed(&[("FAILPOINT", failpoint)]);
+            if let Some(kind) = requests_processing {
+                scene.stop().await;
+                leave_unprocessed(&scene.home, kind).await;
+                scene.home.spawn(&[(FAILPOINT, failpoint)]).assert_aborted(failpoint).await;
             } else {
-                server = doomed(&home, failpoint).await;
-                act(&server.known(&alice), &tenant, 4 * n + 1).await;
+                scene.restart_at(failpoint).await;
+                act(&scene.alice, &scene.tenant, 4 * n + 1).await;
+                scene.assert_aborted(failpoint).await;
             }
-            assert_crashed(&mut server, failpoint).await;
-            home.forget_leases().await;
-            server = home.serve().await;
-            act(&server.known(&alice), &tenant, 4 * n + 2).await;
-            drained(&home).await;
-            assert_eq!(find_unhandled(&home).await, Vec::<String>::new(), "{failpoint}");
+            scene.home.expire_leases().await;
+            scene.start().await;
+            act(&scene.alice, &scene.tenant, 4 * n + 2).await;
+            drained(&scene.home).await;
+            assert_eq!(find_unhandled(&scene.home).await, Vec::<String>::new(), "{failpoint}");
         }
-        home.settle(server).await;
+        scene.stop_and_check().await;
     });
 }
 
-/// One file that was not looked into, and an event that asks for that.
+/// Makes a file unprocessed, and records an event that requests its processing: what a direct upload leaves.
 pub(crate) async fn leave_unprocessed(home: &Home, kind: EventKind) {
     let (main, directory) = home.databases().open();
     let tenant = tenants::list(&mut main.read().await.unwrap()).await.unwrap().remove(0);
     let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
     let sql = "UPDATE files SET processed_at = NULL, detected_mime_type = NULL WHERE id = (SELECT id FROM files LIMIT 1) RETURNING id";
     let file: domain::FileId = tx.query_one(sql, Vec::new()).await.unwrap().take().unwrap();
-    let event = domain::Event {
+    let event = Event {
         id: EventId::generate(&domain::SystemClock),
         kind,
         tenant_id: Some(tenant.id),
@@ -155,43 +144,38 @@ pub(crate) async fn leave_unprocessed(home: &Home, kind: EventKind) {
 }
 
 #[test]
-fn a_crash_while_a_deleted_tenants_events_are_taken_over_loses_none() {
+fn a_crash_while_the_outbox_of_a_deleted_tenant_is_drained_loses_no_event() {
     repeatedly(async || {
-        let home = Home::new();
-        let mut server = home.serve().await;
-        let alice = server.user("alice").await;
-        for failpoint in TAKE_OVER {
-            let tenant = alice.creates_tenant("Acme").await;
-            drained(&home).await;
-            // Nobody publishes, once the server has given up its lease: as with a bus that is down.
+        let mut scene = Scene::new().await;
+        for failpoint in DRAIN {
+            let tenant = scene.alice.creates_tenant("Deleted").await;
+            drained(&scene.home).await;
+            // Wait until the server has released its lease, then keep it from publishing, as an unavailable bus would.
             tokio::time::sleep(Duration::from_secs(1)).await;
             let id: TenantId = tenant.parse().unwrap();
-            hold_outbox(&home, id).await;
-            let alice = server.known(&alice);
+            hold_outbox(&scene.home, id).await;
             for n in 0..3 {
-                assert!(act(&alice, &tenant, n).await);
+                assert!(act(&scene.alice, &tenant, n).await);
             }
-            server.stop().await;
-            let mut command = home.command(["tenants", "delete", &tenant, "--hard", "--confirm", "Acme"]);
-            let status = command.env("FAILPOINT", failpoint).output().unwrap().status;
-            assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{failpoint} was not hit");
-            println!("{failpoint}: hit once");
-            home.run(["tenants", "delete", &tenant, "--hard", "--confirm", "Acme"]).expect(0);
-            home.forget_leases().await;
-            server = home.serve().await;
-            drained(&home).await;
-            let (main, _) = home.databases().open();
+            scene.stop().await;
+            let delete = ["tenants", "delete", &tenant, "--hard", "--confirm", "Deleted"];
+            scene.home.crash(&delete, failpoint);
+            scene.home.run(delete).expect(0);
+            scene.home.expire_leases().await;
+            scene.start().await;
+            drained(&scene.home).await;
+            let (main, _) = scene.home.databases().open();
             let filter = AuditFilter { action: Some("document.downloaded".to_owned()), ..AuditFilter::default() };
             let mut connection = main.read().await.unwrap();
-            let told = audit::list_platform(&mut connection, Some(id), &filter, PageRequest::default()).await.unwrap();
-            assert_eq!(told.total, 3, "of a tenant that is no more, the platform knows");
+            let entries = audit::list_platform(&mut connection, Some(id), &filter, PageRequest::default()).await.unwrap();
+            assert_eq!(entries.total, 3, "the platform's audit log has the entries of a deleted tenant");
             assert_eq!(dead_letters::list(&mut connection, PageRequest::default()).await.unwrap().total, 0);
         }
-        home.settle(server).await;
+        scene.stop_and_check().await;
     });
 }
 
-/// Keeps everybody from publishing a tenant's events.
+/// Takes the lease of a tenant's outbox, so that no relay publishes its events.
 async fn hold_outbox(home: &Home, tenant_id: TenantId) {
     let mut tx = home.databases().open().0.begin().await.unwrap();
     let name = format!("outbox of {tenant_id}");
@@ -202,10 +186,10 @@ async fn hold_outbox(home: &Home, tenant_id: TenantId) {
     tx.commit().await.unwrap();
 }
 
-/// Planted once, and caught: the mark made after the tenant's transaction.
+/// Seeded fault, detected: the dirty flag set after the tenant's transaction.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_told_survives_a_sigkill() {
-    #[expect(clippy::disallowed_methods, reason = "how long to look is the environment's to say")]
+async fn recorded_events_survive_a_sigkill() {
+    #[expect(clippy::disallowed_methods, reason = "the environment of a test run decides how long")]
     let rounds: u64 = std::env::var("KILL_ROUNDS").map_or(6, |rounds| rounds.parse().unwrap());
     let home = Home::new();
     let mut server = home.serve().await;
@@ -235,36 +219,33 @@ async fn what_was_told_survives_a_sigkill() {
         for worker in workers {
             *acts.entry(round).or_default() += worker.await.unwrap();
         }
-        // What the dead one held.
-        home.forget_leases().await;
+        home.expire_leases().await;
         server = home.serve().await;
     }
     println!("{acts:?}");
     drained(&home).await;
     assert_eq!(find_unhandled(&home).await, Vec::<String>::new());
-    home.settle(server).await;
+    home.stop_and_check(server).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_looks_at_events() {
-    let home = Home::new();
-    let server = home.serve().await;
-    let alice = server.user("alice").await;
-    let tenant = alice.creates_tenant("Acme").await;
-    assert!(act(&alice, &tenant, 1).await);
-    drained(&home).await;
+async fn an_operator_inspects_events() {
+    let scene = Scene::new().await;
+    let Scene { home, alice, tenant, .. } = &scene;
+    assert!(act(alice, tenant, 1).await);
+    drained(home).await;
     let quiet = home.run(["events", "status"]).expect(0).out;
     assert_eq!(quiet, "waiting to be published  0\ndead letters             0\n");
-    let told = home.run(["events", "tail", "--tenant", "Acme"]).expect(0).out;
-    let told: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let kinds: Vec<_> = told.iter().map(|event| event["event_type"].as_str().unwrap()).collect();
-    assert_eq!(kinds[0], "document.uploaded", "{told:?}");
-    assert!(told.iter().all(|event| event["tenant_id"] == tenant.as_str() && event["data"].is_object()), "{told:?}");
+    let shown = home.run(["events", "tail", "--tenant", "Acme"]).expect(0).out;
+    let shown: Vec<Value> = shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kinds: Vec<_> = shown.iter().map(|event| event["event_type"].as_str().unwrap()).collect();
+    assert_eq!(kinds[0], "document.uploaded", "{shown:?}");
+    assert!(shown.iter().all(|event| event["tenant_id"] == tenant.as_str() && event["data"].is_object()), "{shown:?}");
     assert_eq!(home.run(["events", "tail", "--lines", "1"]).expect(0).out.lines().count(), 1);
-    assert!(home.run(["events", "tail", "--tenant", "Nobody"]).complaint(1).contains("Nobody"));
+    assert!(home.run(["events", "tail", "--tenant", "Unknown"]).error_line(1).contains("Unknown"));
 
     assert_eq!(home.run(["events", "dlq", "list"]).expect(0).out, "There are no dead letters.\n");
-    let poison = domain::Event {
+    let poison = Event {
         id: "01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a".parse().unwrap(),
         kind: EventKind::AuditLog,
         tenant_id: Some(tenant.parse().unwrap()),
@@ -277,8 +258,8 @@ async fn an_operator_looks_at_events() {
     outbox::push(&mut tx, &poison);
     tx.commit().await.unwrap();
     let began = Instant::now();
-    while status(&home)["dead_letters"] == 0 {
-        assert!(began.elapsed() < PATIENCE);
+    while status(home)["dead_letters"] == 0 {
+        assert!(began.elapsed() < WAIT_TIMEOUT);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let id = poison.id.to_string();
@@ -290,14 +271,14 @@ async fn an_operator_looks_at_events() {
     assert_eq!((&shown["attempts"], &shown["event"]["data"]["no"]), (&json!(5), &json!("action")));
     let unknown = "00000000-0000-7000-8000-000000000000";
     for command in ["show", "replay", "drop"] {
-        let complaint = home.run(["events", "dlq", command, unknown]);
-        assert!(complaint.complaint(1).ends_with(&format!("no dead letter is of the event {unknown}")), "{complaint:?}");
+        let refused = home.run(["events", "dlq", command, unknown]);
+        assert!(refused.error_line(1).ends_with(&format!("no dead letter has the event id {unknown}")), "{refused:?}");
         home.run(["events", "dlq", command, "not-an-id"]).expect(2);
     }
     home.run(["events", "dlq", "drop"]).expect(2);
     home.run(["events", "dlq", "drop", &id, "--all"]).expect(2);
-    assert_eq!(home.run(["events", "dlq", "drop", "--all"]).expect(0).out, "Gave 1 event up.\n");
-    assert_eq!(home.run(["events", "dlq", "replay", "--all"]).expect(0).out, "To be published once more: 0 events.\n");
+    assert_eq!(home.run(["events", "dlq", "drop", "--all"]).expect(0).out, "Discarded 1 event.\n");
+    assert_eq!(home.run(["events", "dlq", "replay", "--all"]).expect(0).out, "Queued 0 events for publishing.\n");
     assert_eq!(home.run(["events", "dlq", "list"]).expect(0).out, "There are no dead letters.\n");
-    home.settle(server).await;
+    scene.stop_and_check().await;
 }

@@ -1,4 +1,4 @@
-//! Load: uploads in bounded memory, and reads that a flood of logins does not hold up.
+//! Load: uploads in bounded memory, and reads during a flood of logins.
 
 use std::{
     fs,
@@ -26,12 +26,12 @@ const UPLOAD_SIZE: u64 = 96 * MIB;
 const PIECE: u64 = 64 * 1024;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn six_large_uploads_at_once_take_little_memory() {
+async fn six_concurrent_large_uploads_use_little_memory() {
     let home = Home::new();
     let server = home.serve().await;
     let alice = server.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
-    alice.uploads(&tenant, "first.txt", "what is made once is made now").await.expect(201);
+    alice.uploads(&tenant, "first.txt", "warms up what is created once").await.expect(201);
     let before = peak_memory(&server);
     let ids = join_all((0..UPLOADS).map(|seed| {
         let body = Body::wrap_stream(stream::iter((0..UPLOAD_SIZE / PIECE).map(move |n| Ok::<_, std::io::Error>(piece(seed, n)))));
@@ -42,23 +42,23 @@ async fn six_large_uploads_at_once_take_little_memory() {
     .await;
     let growth = peak_memory(&server) - before;
     println!("{UPLOADS} uploads of {} MiB: memory peaked {} KiB above {} KiB", UPLOAD_SIZE / MIB, growth / 1024, before / 1024);
-    // What is on its way to S3 has 32 MiB of its own, of which the allocator keeps as much again for a while.
-    let most = if home.objects().is_s3() { 128 * MIB } else { 64 * MIB };
-    assert!(growth < most, "the server grew by {growth} bytes");
+    // Uploads to S3 have another 32 MiB of buffers, and the allocator keeps as much again for a while.
+    let max = if home.objects().is_s3() { 128 * MIB } else { 64 * MIB };
+    assert!(growth < max, "the server grew by {growth} bytes");
     for (seed, id) in (0..).zip(ids) {
         assert_content(&alice, &tenant, &id, seed).await;
     }
     server.stop().await;
 }
 
-/// The most memory that the server ever had, in bytes (proc(5), VmHWM).
+/// The peak memory of the server in bytes (proc(5), VmHWM).
 fn peak_memory(server: &Server) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// The `n`th piece of a content that is generated and never held: each piece says what it is.
+/// The `n`th piece of a generated content, which identifies itself.
 fn piece(seed: u64, n: u64) -> Bytes {
     let mut piece = vec![0xa5; usize::try_from(PIECE).unwrap()];
     piece[..8].copy_from_slice(&seed.to_be_bytes());
@@ -87,7 +87,7 @@ async fn assert_content(alice: &Persona, tenant: &str, id: &str, seed: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_logins_does_not_hold_up_reads() {
+async fn a_flood_of_logins_does_not_block_reads() {
     let home = Home::new();
     let server = home.serve_with(&[("PASSWORD_HASH_THREADS", "1"), ("PASSWORD_HASH_QUEUE", "4")]).await;
     let alice = server.user("alice").await;
@@ -107,7 +107,7 @@ async fn a_flood_of_logins_does_not_hold_up_reads() {
     }
     let ratio = p99(&loaded).as_secs_f64() / p99(&unloaded).as_secs_f64();
     println!(
-        "{} reads with p99 {:?}; beside {} logins hashed and {} turned away {} reads with p99 {:?}: {ratio:.1} times",
+        "{} reads with p99 {:?}; during {} hashed and {} refused logins {} reads with p99 {:?}: {ratio:.1} times",
         unloaded.len(),
         p99(&unloaded),
         logins[0],
@@ -115,21 +115,21 @@ async fn a_flood_of_logins_does_not_hold_up_reads() {
         loaded.len(),
         p99(&loaded)
     );
-    // With hashing done where requests are served, 3 reads came through in these two seconds, the slowest after 1.6 s: 130
-    // times what it took without logins.
+    // With hashing on the threads of requests, 3 reads succeeded in these two seconds, the slowest after 1.6 s: 130 times as
+    // long as without logins.
     assert!(ratio < 60.0, "reads wait for logins");
     assert!(logins[0] > 3 && logins[1] > 10, "there was no flood: {logins:?}");
     server.stop().await;
 }
 
-/// Reads one after the other for two seconds; how long each took.
+/// Reads sequentially for two seconds. Returns the sorted durations.
 async fn reads(alice: &Persona, document: &str) -> Vec<Duration> {
     let started = Instant::now();
     let mut took = Vec::new();
     while started.elapsed() < Duration::from_secs(2) {
-        let asked = Instant::now();
+        let sent = Instant::now();
         alice.get(document).await.expect(200);
-        took.push(asked.elapsed());
+        took.push(sent.elapsed());
     }
     took.sort();
     took
@@ -139,29 +139,29 @@ fn p99(sorted: &[Duration]) -> Duration {
     sorted[(sorted.len() * 99 / 100).min(sorted.len() - 1)]
 }
 
-/// Logs in with a wrong password, again and again. How many were refused after hashing, and how many without.
+/// Logs in repeatedly with a wrong password. Returns how many logins were refused after hashing, and how many before.
 async fn log_in_until(stranger: Persona, email: String, over: Arc<AtomicBool>) -> [u32; 2] {
-    let mut answers = [0, 0];
+    let mut refused = [0, 0];
     while !over.load(Ordering::Relaxed) {
         let credentials = json!({ "email": email, "password": "wrong horse 1" });
-        let answer = Reply::to(stranger.request(Method::POST, "/api/auth/login").json(&credentials)).await;
-        if answer.status == 401 {
-            answer.expect_error(401, "invalid_credentials");
-            answers[0] += 1;
+        let reply = Reply::to(stranger.request(Method::POST, "/api/auth/login").json(&credentials)).await;
+        if reply.status == 401 {
+            reply.expect_error(401, "invalid_credentials");
+            refused[0] += 1;
         } else {
-            let answer = answer.expect_error(503, "overloaded");
-            assert!(answer.header("retry-after").parse::<u32>().unwrap() > 0);
-            answers[1] += 1;
-            // A client that turns as fast as it can would only show how slow a build for tests is.
+            let reply = reply.expect_error(503, "overloaded");
+            assert!(reply.header("retry-after").parse::<u32>().unwrap() > 0);
+            refused[1] += 1;
+            // A client without a pause would only measure the speed of a debug build.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    answers
+    refused
 }
 
 #[tokio::test]
 async fn more_tenants_than_descriptors_are_served() {
-    // Planted once: the cache of open files kept 1,000 whatever the limit. An upload was answered 503.
+    // Seeded fault, detected: the cache of open files kept 1,000 files whatever the limit. An upload got 503.
     let home = Home::new();
     let command = home.command(["serve"]);
     let program = command.get_program().to_owned();

@@ -1,4 +1,4 @@
-//! What is in the log, and what must not be.
+//! The content of the log, and what it must not contain.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use testkit::Reply;
 
 use crate::process::Home;
 
-/// A walk that handles every kind of secret, with everything logged that can be.
+/// Handles every kind of secret at the most verbose level.
 #[tokio::test]
 async fn no_secret_is_ever_logged() {
     let home = Home::new();
@@ -41,7 +41,7 @@ async fn no_secret_is_ever_logged() {
         ("a password's hash", "$argon2id$".to_owned()),
         ("a document's content", "the content of a document".to_owned()),
     ] {
-        assert!(!secret.is_empty() && !log.contains(&secret), "the log holds {what}");
+        assert!(!secret.is_empty() && !log.contains(&secret), "the log contains {what}");
     }
 
     let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -1,4 +1,4 @@
-//! The page of metrics.
+//! The metrics endpoint.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,12 @@ use reqwest::StatusCode;
 
 use crate::process::{Home, Server, client};
 
-/// The samples of the page, by name and labels.
+/// The samples, by name and labels.
 async fn samples(address: &str) -> BTreeMap<String, u64> {
-    let answer = client().get(format!("http://{address}/metrics")).send().await.unwrap();
-    assert_eq!(answer.status(), StatusCode::OK);
-    assert_eq!(answer.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    let text = answer.text().await.unwrap();
+    let response = client().get(format!("http://{address}/metrics")).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    let text = response.text().await.unwrap();
     let samples = text.lines().filter(|line| !line.starts_with('#')).map(|line| line.rsplit_once(' ').unwrap());
     samples.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
 }
@@ -22,7 +22,7 @@ async fn address_in(server: &mut Server) -> String {
 }
 
 #[tokio::test]
-async fn metrics_tell_what_connections_do_on_an_address_of_their_own() {
+async fn metrics_of_connections_are_served_on_a_separate_address() {
     let home = Home::new();
     let mut server = home.serve_with(&[("METRICS_ADDRESS", "127.0.0.1:0"), ("TENANT_CONNECTION_BUDGET", "3")]).await;
     let address = address_in(&mut server).await;
@@ -44,13 +44,13 @@ async fn metrics_tell_what_connections_do_on_an_address_of_their_own() {
         assert!(of("tenant_connections_opened_total{server=\"main\"}") >= 5, "{found:?}");
         assert!(of("tenant_connection_evictions_total{server=\"main\"}") >= 2, "{found:?}");
     }
-    // Neither is the other: the API has no metrics, and metrics no API.
+    // The API's address has no metrics, and the metrics' address has no API.
     server.stranger().get("/metrics").await.expect_error(404, "not_found");
     for path in ["/", "/health", "/api/tenants"] {
         assert_eq!(client().get(format!("http://{address}{path}")).send().await.unwrap().status(), StatusCode::NOT_FOUND);
     }
     let taken = home.command(["serve"]).env("METRICS_ADDRESS", &address).output().unwrap();
-    let complaint = String::from_utf8(taken.stderr).unwrap();
-    assert!(!taken.status.success() && complaint.contains(&format!("listen on {address} (METRICS_ADDRESS)")), "{complaint}");
+    let error = String::from_utf8(taken.stderr).unwrap();
+    assert!(!taken.status.success() && error.contains(&format!("listen on {address} (METRICS_ADDRESS)")), "{error}");
     server.stop().await;
 }

@@ -1,4 +1,4 @@
-//! SIGTERM: what is under way finishes, nothing new begins, and it ends in time.
+//! SIGTERM: requests in flight finish, no new ones are accepted, and the server exits in time.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::process::{Home, PATIENCE, Server};
+use crate::process::{Home, Server, WAIT_TIMEOUT};
 
-/// An upload that stops in the middle.
+/// An upload that pauses in the middle.
 struct Upload {
     stream: TcpStream,
     rest: String,
@@ -32,21 +32,21 @@ impl Upload {
         let mut stream = TcpStream::connect(host).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(half.as_bytes()).await.unwrap();
-        // Answered by now: the server has seen what was sent before.
+        // A response to a later request shows that the server has received the first half.
         server.stranger().get("/health").await.expect(200);
         Self { stream, rest: rest.to_owned() }
     }
 
     async fn finish(mut self) -> String {
         self.stream.write_all(self.rest.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        tokio::time::timeout(PATIENCE, self.stream.read_to_string(&mut answer)).await.unwrap().unwrap();
-        answer
+        let mut response = String::new();
+        tokio::time::timeout(WAIT_TIMEOUT, self.stream.read_to_string(&mut response)).await.unwrap().unwrap();
+        response
     }
 }
 
 #[tokio::test]
-async fn what_is_under_way_finishes_and_nothing_new_begins() {
+async fn requests_in_flight_finish_and_new_ones_are_refused() {
     let home = Home::new();
     let mut server = home.serve().await;
     let alice = server.user("alice").await;
@@ -60,13 +60,13 @@ async fn what_is_under_way_finishes_and_nothing_new_begins() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, refused).await.expect("new connections are still taken");
+    tokio::time::timeout(WAIT_TIMEOUT, refused).await.expect("new connections are still accepted");
 
-    let answer = upload.finish().await;
-    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
-    assert_eq!(server.ended().await.code(), Some(0), "{}", server.log());
+    let response = upload.finish().await;
+    assert!(response.starts_with("HTTP/1.1 201 "), "{response}");
+    assert_eq!(server.exited().await.code(), Some(0), "{}", server.log());
 
-    // Another takes its place, on the very same port, and has what was uploaded at the last moment.
+    // Another server takes its place on the same port, and has the last upload.
     let port = address.rsplit(':').next().unwrap();
     let next = home.serve_with(&[("PORT", port)]).await;
     assert_eq!(next.base, server.base);
@@ -76,24 +76,24 @@ async fn what_is_under_way_finishes_and_nothing_new_begins() {
 }
 
 #[tokio::test]
-async fn what_does_not_finish_is_cut_off() {
+async fn requests_that_do_not_finish_are_cut_off() {
     let home = Home::new();
     let mut server = home.serve_with(&[("SHUTDOWN_GRACE", "1")]).await;
     let alice = server.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
     let mut upload = Upload::begin(&server, &alice, &tenant).await;
-    let asked = Instant::now();
+    let signalled = Instant::now();
     server.signal(Signal::TERM);
-    assert_eq!(server.ended().await.code(), Some(0), "{}", server.log());
-    let took = asked.elapsed();
-    assert!(took >= Duration::from_secs(1), "it was given no time: {took:?}");
-    assert!(took < Duration::from_secs(8), "it was given too much time: {took:?}");
-    let mut answer = Vec::new();
-    // Closed or reset.
-    drop(upload.stream.read_to_end(&mut answer).await);
-    assert!(!answer.starts_with(b"HTTP/1.1 201"));
+    assert_eq!(server.exited().await.code(), Some(0), "{}", server.log());
+    let took = signalled.elapsed();
+    assert!(took >= Duration::from_secs(1), "there was no grace period: {took:?}");
+    assert!(took < Duration::from_secs(8), "the grace period was too long: {took:?}");
+    let mut response = Vec::new();
+    // The connection is closed or reset.
+    drop(upload.stream.read_to_end(&mut response).await);
+    assert!(!response.starts_with(b"HTTP/1.1 201"));
     let next = home.serve().await;
     assert_eq!(next.known(&alice).get(&format!("/api/tenants/{tenant}/documents")).await.expect(200).items().len(), 0);
     next.stop().await;
-    assert_eq!(home.broken().await, Vec::<String>::new());
+    home.assert_consistent().await;
 }

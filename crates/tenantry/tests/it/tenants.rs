@@ -1,55 +1,41 @@
-//! `tenantry tenants`: what an operator sees of tenants and does to them.
+//! `tenantry tenants`: an operator inspects and changes tenants.
 
-use std::{
-    io::{Read, Write},
-    process::{Command, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+mod deletion;
 
-use database::params;
-use domain::{Provisioning, TenantId, Timestamp};
-use futures_util::{StreamExt, stream};
-use models::{outbox, tenants, tombstones};
-use reqwest::{
-    Body, Method,
-    multipart::{Form, Part},
-};
+use std::{process::Stdio, time::Duration};
+
+use models::outbox;
 use serde_json::{Value, json};
-use testkit::{Persona, Reply};
-use tokio::sync::Notify;
 
-use crate::process::{Home, Ran};
+use crate::{
+    process::{CommandOutput, Home},
+    scene::Scene,
+};
 
-/// A server that nobody runs, in the place of the one that holds the tenants' databases.
-const DOWN: (&str, &str) = ("TENANT_DATABASE_URLS", "main=postgres://u:hush@127.0.0.1:1/d");
+/// An unreachable server in place of the one for tenant databases.
+const UNREACHABLE: (&str, &str) = ("TENANT_DATABASE_URLS", "main=postgres://u:hush@127.0.0.1:1/d");
 
-/// Answers what `tenants` with these arguments and `--json` says.
-fn told(home: &Home, arguments: &[&str], code: i32) -> Value {
+/// The output of `tenants` with these arguments and `--json`.
+fn json_of(home: &Home, arguments: &[&str], code: i32) -> Value {
     home.run([&["tenants"], arguments, &["--json"]].concat()).expect(code).json()
 }
 
 fn states(home: &Home) -> Vec<Value> {
-    told(home, &["list"], 0)["tenants"].as_array().unwrap().iter().map(|tenant| tenant["state"].clone()).collect()
-}
-
-async fn objects_of(home: &Home, tenant: &str) -> bool {
-    let keys = home.objects().list(&[tenant.parse().unwrap()]).await;
-    keys.iter().any(|key| key.starts_with(&format!("tenants/{tenant}/")))
+    json_of(home, &["list"], 0)["tenants"].as_array().unwrap().iter().map(|tenant| tenant["state"].clone()).collect()
 }
 
 #[tokio::test]
-async fn tenants_are_made_listed_and_shown() {
+async fn tenants_are_created_listed_and_shown() {
     let home = Home::new();
     let server = home.serve().await;
     assert_eq!(home.run(["tenants", "list"]).expect(0).out, "There are no tenants yet.\n");
-    assert_eq!(told(&home, &["list"], 0), json!({ "tenants": [] }));
+    assert_eq!(json_of(&home, &["list"], 0), json!({ "tenants": [] }));
 
     let (alice, bob) = (server.user("alice").await, server.user("bob").await);
-    let made = home.run(["tenants", "create", "  Acme Corp. ", "--admin", "Alice@Example.com"]).expect(0).out;
-    assert!(made.starts_with("Tenant Acme Corp. made for alice@example.com: id "), "{made}");
-    let made = told(&home, &["create", "Ümläut 株式会社", "--admin", "bob@example.com"], 0);
-    assert_eq!((&made["state"], &made["is_active"], &made["created_by"]), (&json!("active"), &json!(true), &json!(bob.id)));
+    let output = home.run(["tenants", "create", "  Acme Corp. ", "--admin", "Alice@Example.com"]).expect(0).out;
+    assert!(output.starts_with("Created tenant Acme Corp. for alice@example.com: id "), "{output}");
+    let created = json_of(&home, &["create", "Ümläut 株式会社", "--admin", "bob@example.com"], 0);
+    assert_eq!((&created["state"], &created["is_active"], &created["created_by"]), (&json!("active"), &json!(true), &json!(bob.id)));
 
     let acme = alice.get("/api/tenants").await.expect(200).items()[0]["id"].as_str().unwrap().to_owned();
     alice.invites(&bob, &acme, "viewer").await;
@@ -58,10 +44,10 @@ async fn tenants_are_made_listed_and_shown() {
     }
     alice.uploads(&acme, "c.txt", "another").await.expect(201);
 
-    let listed = told(&home, &["list"], 0);
+    let listed = json_of(&home, &["list"], 0);
     let [first, second] = &listed["tenants"].as_array().unwrap()[..] else { panic!("{listed}") };
     assert_eq!((&first["id"], &first["name"], &first["member_count"]), (&json!(acme), &json!("Acme Corp."), &json!(2)));
-    assert_eq!((&second["id"], &second["member_count"]), (&made["id"], &json!(1)));
+    assert_eq!((&second["id"], &second["member_count"]), (&created["id"], &json!(1)));
     assert_eq!((&first["server"], &first["schema_version"]), (&json!("main"), &json!(database::tenant_schema_version())));
     let table = home.run(["tenants", "list"]).expect(0).out;
     let row = table.lines().find(|line| line.contains(&acme)).unwrap();
@@ -74,9 +60,9 @@ async fn tenants_are_made_listed_and_shown() {
     let mut piped = piped.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(piped.stdout.take());
     let ended = piped.wait_with_output().unwrap();
-    assert_eq!((ended.status.code(), ended.stderr), (Some(0), Vec::new()), "a reader who has seen enough is no failure");
+    assert_eq!((ended.status.code(), ended.stderr), (Some(0), Vec::new()), "a reader may close the pipe");
 
-    let shown = told(&home, &["show", &acme], 0);
+    let shown = json_of(&home, &["show", &acme], 0);
     let contents = json!({
         "documents": 3,
         "trashed_documents": 0,
@@ -91,51 +77,51 @@ async fn tenants_are_made_listed_and_shown() {
     let (alices, bobs) = (json!("alice@example.com"), json!("bob@example.com"));
     assert_eq!(roles, [(&alices, &json!("admin")), (&bobs, &json!("viewer"))]);
     for named in [first["database"].as_str().unwrap(), "Acme Corp."] {
-        assert_eq!(told(&home, &["show", named], 0), shown, "{named}");
+        assert_eq!(json_of(&home, &["show", named], 0), shown, "{named}");
     }
     let text = home.run(["tenants", "show", &acme]).expect(0).out;
     assert!(
         text.contains("Contents: 3 documents and 0 in the trash\nStorage:  2 files, 15 bytes\n") && text.contains("alice@example.com"),
         "{text}"
     );
-    home.settle(server).await;
+    home.stop_and_check(server).await;
 }
 
 #[tokio::test]
-async fn a_tenant_is_shown_when_its_database_is_down() {
+async fn a_tenant_is_shown_when_its_database_is_unavailable() {
     let home = Home::new();
     let server = home.serve().await;
     let alice = server.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
-    let show = |more: &[&str]| Ran::of(home.command([&["tenants", "show", "Acme"], more].concat()).envs([DOWN])).expect(1);
+    let show = |more: &[&str]| CommandOutput::of(home.command([&["tenants", "show", "Acme"], more].concat()).envs([UNREACHABLE])).expect(1);
     let text = show(&[]).out;
     assert!(text.contains("alice@example.com") && text.contains("its database is DOWN: ") && !text.contains("hush"), "{text}");
     let json = show(&["--json"]).json();
     assert_eq!((&json["id"], &json["contents"], &json["members"][0]["role"]), (&json!(tenant), &Value::Null, &json!("admin")));
     assert!(json["problem"].as_str().unwrap().contains("unavailable"), "{json}");
-    home.settle(server).await;
+    home.stop_and_check(server).await;
 }
 
 #[tokio::test]
-async fn bad_input_is_named_and_changes_nothing() {
+async fn invalid_input_is_reported_and_changes_nothing() {
     let home = Home::new();
     let server = home.serve().await;
     let alice = server.user("alice").await;
     server.user("bob").await;
     home.run(["users", "deactivate", "bob@example.com"]).expect(0);
-    let refused = |arguments: &[&str]| home.run([&["tenants"], arguments].concat()).complaint(1).to_owned();
-    for (name, admin, complaint) in [
-        ("Acme", "carol@example.com", "nobody who may log in has the address carol@example.com"),
-        ("Acme", "bob@example.com", "nobody who may log in has the address bob@example.com"),
+    let refused = |arguments: &[&str]| home.run([&["tenants"], arguments].concat()).error_line(1).to_owned();
+    for (name, admin, problem) in [
+        ("Acme", "carol@example.com", "no active user has the address carol@example.com"),
+        ("Acme", "bob@example.com", "no active user has the address bob@example.com"),
         ("Acme", "carol", "the address must "),
         (" ", "alice@example.com", "the name must "),
         ("a\u{7}b", "alice@example.com", "the name must "),
     ] {
-        let said = refused(&["create", name, "--admin", admin]);
-        assert!(said.starts_with(&format!("tenantry: {complaint}")), "{said}");
+        let line = refused(&["create", name, "--admin", admin]);
+        assert!(line.starts_with(&format!("tenantry: {problem}")), "{line}");
     }
     home.run(["tenants", "create", "Acme"]).expect(2);
-    assert_eq!(told(&home, &["list"], 0), json!({ "tenants": [] }));
+    assert_eq!(json_of(&home, &["list"], 0), json!({ "tenants": [] }));
 
     let mut twins = Vec::new();
     for _ in 0..2 {
@@ -144,40 +130,38 @@ async fn bad_input_is_named_and_changes_nothing() {
     let unknown = "tenantry: no tenant has the id, database or name ";
     for command in ["show", "activate", "deactivate", "delete"] {
         let hard: &[&str] = if command == "delete" { &["--hard", "--confirm", "Acme"] } else { &[] };
-        for nobody in ["Acm", "", "'; DROP TABLE tenants; --", "00000000-0000-7000-8000-000000000000"] {
-            let said = refused(&[&[command, nobody], hard].concat());
-            assert_eq!(said, format!("{unknown}{nobody:?}"));
+        for name in ["Acm", "", "'; DROP TABLE tenants; --", "00000000-0000-7000-8000-000000000000"] {
+            let line = refused(&[&[command, name], hard].concat());
+            assert_eq!(line, format!("{unknown}{name:?}"));
         }
-        let said = refused(&[&[command, "Acme"], hard].concat());
-        assert!(said.starts_with("tenantry: 2 tenants are called \"Acme\"; say which one by its id: "), "{said}");
-        assert!(twins.iter().all(|id| said.contains(id)), "{said}");
+        let line = refused(&[&[command, "Acme"], hard].concat());
+        assert!(line.starts_with("tenantry: 2 tenants have the name \"Acme\"; use an id instead: "), "{line}");
+        assert!(twins.iter().all(|id| line.contains(id)), "{line}");
     }
 
     let soft = home.run(["tenants", "delete", &twins[0]]);
-    assert!(soft.complaint(2).contains("--hard") && soft.err.contains("tenants deactivate"), "{soft:?}");
-    assert_eq!(refused(&["delete", &twins[0], "--hard"]), "tenantry: --confirm is not set, and there is nobody to ask");
+    assert!(soft.error_line(2).contains("--hard") && soft.err.contains("tenants deactivate"), "{soft:?}");
+    assert_eq!(refused(&["delete", &twins[0], "--hard"]), "tenantry: --confirm is not set, and prompting is not possible");
     for wrong in ["acme", "Acme ", "", &twins[0]] {
-        let said = refused(&["delete", &twins[0], "--hard", "--confirm", wrong]);
-        assert_eq!(said, "tenantry: nothing was deleted: the tenant's name is \"Acme\"");
+        let line = refused(&["delete", &twins[0], "--hard", "--confirm", wrong]);
+        assert_eq!(line, "tenantry: nothing was deleted: the tenant's name is \"Acme\"");
     }
     assert_eq!(states(&home), ["active", "active"]);
     for twin in twins {
         alice.uploads(&twin, "a.txt", "a").await.expect(201);
     }
-    home.settle(server).await;
+    home.stop_and_check(server).await;
 }
 
 #[tokio::test]
-async fn a_tenant_is_deactivated_and_activated_under_a_running_server() {
-    let home = Home::new();
-    let server = home.serve().await;
-    let alice = server.user("alice").await;
-    let tenant = alice.creates_tenant("Acme").await;
-    let documents = format!("/api/tenants/{tenant}/documents");
+async fn a_running_server_learns_that_a_tenant_was_deactivated_or_activated() {
+    let scene = Scene::new().await;
+    let Scene { home, alice, tenant, .. } = &scene;
+    let documents = scene.documents("");
     alice.get(&documents).await.expect(200);
-    let says = |command: &str| home.run(["tenants", command, "Acme"]).expect(0).out;
-    assert_eq!(says("activate"), format!("Tenant Acme ({tenant}) is active already.\n"));
-    assert_eq!(says("deactivate"), format!("Tenant Acme ({tenant}) is inactive now; nothing was dropped.\n"));
+    let output = |command: &str| home.run(["tenants", command, "Acme"]).expect(0).out;
+    assert_eq!(output("activate"), format!("Tenant Acme ({tenant}) is already active.\n"));
+    assert_eq!(output("deactivate"), format!("Tenant Acme ({tenant}) is now inactive; its data is kept.\n"));
     tokio::time::sleep(Duration::from_secs(1)).await;
     alice.get(&documents).await.expect_error(403, "tenant_inactive");
     let count = async || {
@@ -185,274 +169,10 @@ async fn a_tenant_is_deactivated_and_activated_under_a_running_server() {
         outbox::list(&mut main.read().await.unwrap(), 1_000).await.unwrap().len()
     };
     let before = count().await;
-    assert_eq!(says("deactivate"), format!("Tenant Acme ({tenant}) is inactive already.\n"));
-    assert_eq!(count().await, before, "what is so already is no event");
-    assert_eq!(says("activate"), format!("Tenant Acme ({tenant}) is active again.\n"));
+    assert_eq!(output("deactivate"), format!("Tenant Acme ({tenant}) is already inactive.\n"));
+    assert_eq!(count().await, before, "a change without effect records no event");
+    assert_eq!(output("activate"), format!("Tenant Acme ({tenant}) is active again.\n"));
     tokio::time::sleep(Duration::from_secs(1)).await;
     alice.get(&documents).await.expect(200);
-    home.settle(server).await;
-}
-
-#[tokio::test]
-async fn a_deleted_tenant_leaves_a_tombstone() {
-    let home = Home::new();
-    let server = home.serve().await;
-    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
-    let (tenant, other) = (alice.creates_tenant("Acme").await, alice.creates_tenant("Other").await);
-    alice.invites(&bob, &tenant, "user").await;
-    let document = alice.uploads(&tenant, "a.txt", "the content").await.expect(201).id();
-    let kept = alice.uploads(&other, "a.txt", "the content").await.expect(201).id();
-    let database = told(&home, &["show", &tenant], 0)["database"].clone();
-    let id: TenantId = tenant.parse().unwrap();
-    let (main, directory) = home.databases().open();
-    let report = told(&home, &["delete", "Acme", "--hard", "--confirm", "Acme"], 0);
-    assert_eq!((&report["id"], &report["database"], &report["is_complete"]), (&json!(tenant), &database, &json!(true)));
-    assert_eq!(report["left"], json!({ "database": false, "objects": 0, "row": false }));
-
-    let mut connection = main.read().await.unwrap();
-    let tombstone = tombstones::find(&mut connection, id).await.unwrap().unwrap();
-    assert_eq!((tombstone.name.as_str(), tombstone.deleted_by), ("Acme", None));
-    assert_eq!(tenants::find(&mut connection, id).await.unwrap(), None);
-    assert!(!directory.exists(&tombstone.place).await.unwrap() && !objects_of(&home, &tenant).await);
-    drop(connection);
-    assert_eq!(home.audited(id, "tenant.deleted").await, json!({ "hard": true, "name": "Acme" }));
-    let mut connection = main.read().await.unwrap();
-    let left = connection.query("SELECT tenant_id FROM outbox WHERE published_at IS NOT NULL", params![]).await.unwrap();
-    let left: Vec<Option<TenantId>> = left.into_iter().map(|mut row| row.take().unwrap()).collect();
-    assert!(left.contains(&None), "{left:?}");
-    drop(connection);
-
-    for member in [&alice, &bob] {
-        member.get(&format!("/api/tenants/{tenant}/documents/{document}")).await.expect_error(404, "tenant_not_found");
-        let stranger = member.get("/api/tenants/00000000-0000-7000-8000-000000000000").await;
-        let gone = member.get(&format!("/api/tenants/{tenant}")).await;
-        assert_eq!(gone.without_id_and_date(), stranger.without_id_and_date());
-    }
-    assert_eq!(alice.downloads(&other, &kept).await, b"the content");
-    assert_eq!(alice.get("/api/tenants").await.expect(200).items().len(), 1);
-
-    let again = home.run(["tenants", "delete", &tenant, "--hard"]).expect(0).out;
-    let when = format!("tenant Acme ({tenant}) was deleted at {}", tombstone.deleted_at);
-    assert!(again.starts_with(&format!("Nothing to do: {when}:\n")) && !again.contains("LEFT"), "{again}");
-    assert_eq!(home.run(["tenants", "show", &tenant]).complaint(1), format!("tenantry: {when}"));
-    assert_eq!(told(&home, &["delete", &tenant, "--hard"], 0), report);
-    home.settle(server).await;
-}
-
-/// What late uploads leave is found by the check, and removed by the collector for a day.
-#[tokio::test]
-async fn late_objects_of_deleted_tenants_are_collected() {
-    let home = Home::new();
-    let server = home.serve().await;
-    let alice = server.user("alice").await;
-    let tenants = [alice.creates_tenant("Young").await, alice.creates_tenant("Old").await];
-    for (tenant, name) in tenants.iter().zip(["Young", "Old"]) {
-        home.run(["tenants", "delete", tenant, "--hard", "--confirm", name]).expect(0);
-        home.objects().leave(&format!("tenants/{tenant}/files/ab/cd/late"), b"late").await;
-        let report = told(&home, &["delete", tenant, "--hard"], 1);
-        assert_eq!((&report["left"]["objects"], &report["is_complete"]), (&json!(1), &json!(false)));
-    }
-    let text = home.run(["tenants", "delete", &tenants[0], "--hard"]).expect(1).out;
-    assert!(text.contains("objects: 1 LEFT; `tenantry gc` removes them"), "{text}");
-    let backdate = async |by: i64| {
-        let (main, _) = home.databases().open();
-        let mut tx = main.begin().await.unwrap();
-        let old: TenantId = tenants[1].parse().unwrap();
-        let tombstone = tombstones::find(&mut tx, old).await.unwrap().unwrap();
-        let then = Timestamp::from_seconds(tombstone.deleted_at.seconds() - by);
-        tx.execute("UPDATE tenant_tombstones SET deleted_at = $2 WHERE tenant_id = $1", params![old, then]).await.unwrap();
-        tx.commit().await.unwrap();
-    };
-    backdate(24 * 3600 + 60).await;
-    let collected = home.run(["gc", "--json"]).expect(0).json();
-    assert_eq!(collected["objects_of_deleted_tenants"], 1, "{collected}");
-    assert!(!objects_of(&home, &tenants[0]).await && objects_of(&home, &tenants[1]).await);
-    told(&home, &["delete", &tenants[0], "--hard"], 0);
-    backdate(-3600).await;
-    assert!(home.run(["gc"]).expect(0).out.contains("Collected 1 objects of deleted tenants"));
-    home.settle(server).await;
-}
-
-/// Marked, a tenant is nobody's any more, although all of it is there.
-#[tokio::test]
-async fn a_tenant_that_is_being_deleted_is_left_alone() {
-    let home = Home::new();
-    let server = home.serve().await;
-    let alice = server.user("alice").await;
-    let tenant = alice.creates_tenant("Acme").await;
-    alice.uploads(&tenant, "a.txt", "a").await.expect(201);
-    for (failpoint, has_documents) in [("tenant.deletion_marked", true), ("tenant.database_dropped", false)] {
-        let mut dying = home.command(["tenants", "delete", "Acme", "--hard", "--confirm", "Acme"]);
-        assert_eq!(dying.env("FAILPOINT", failpoint).output().unwrap().status.code(), None, "{failpoint}");
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let path = format!("/api/tenants/{tenant}");
-        alice.get(&path).await.expect_error(404, "tenant_not_found");
-        alice.put(&path, &json!({ "is_active": true })).await.expect_error(404, "tenant_not_found");
-        alice.uploads(&tenant, "b.txt", "b").await.expect_error(404, "tenant_not_found");
-        assert_eq!(alice.get("/api/tenants").await.expect(200).items().len(), 0);
-        let credentials = json!({ "email": alice.email, "password": testkit::PASSWORD });
-        let login = server.stranger().post("/api/auth/login", &credentials).await.expect(200);
-        assert_eq!(login.data()["tenants"], json!([]));
-
-        assert_eq!(states(&home), ["deleting"]);
-        let shown = told(&home, &["show", "Acme"], i32::from(!has_documents));
-        assert_eq!(shown["contents"].is_object(), has_documents, "{shown}");
-        for command in ["activate", "deactivate"] {
-            let said = home.run(["tenants", command, "Acme"]).complaint(1).to_owned();
-            assert_eq!(said, format!("tenantry: tenant Acme ({tenant}) is being deleted"));
-        }
-        // Whoever was making it when it was marked can't bring it back.
-        let (main, _) = home.databases().open();
-        let (mut tx, id) = (main.begin().await.unwrap(), tenant.parse().unwrap());
-        for state in [Provisioning::Active, Provisioning::Failed] {
-            assert!(!tenants::set_provisioning(&mut tx, id, state, 1, Timestamp::from_micros(0)).await.unwrap());
-        }
-        assert_eq!(tenants::lock(&mut tx, id).await.unwrap(), None);
-        drop(tx);
-        assert_eq!(home.run(["gc", "--json"]).expect(0).json()["failed"], json!([]));
-        assert_eq!(home.run(["migrate", "--json"]).expect(0).json()["tenants"], 0);
-        home.run(["tenants", "delete", "Acme", "--hard", "--confirm", "Other"]).expect(1);
-    }
-    home.run(["tenants", "delete", "Acme", "--hard"]).expect(0);
-    home.settle(server).await;
-}
-
-#[tokio::test]
-async fn a_deletion_goes_on_when_the_server_is_back() {
-    let home = Home::new();
-    let server = home.serve().await;
-    let alice = server.user("alice").await;
-    let tenant = alice.creates_tenant("Acme").await;
-    alice.uploads(&tenant, "a.txt", "a").await.expect(201);
-    let delete = ["tenants", "delete", &tenant, "--hard", "--confirm", "Acme"];
-    let stopped = Ran::of(home.command(delete).envs([DOWN]));
-    assert!(stopped.complaint(1).contains("the same command goes on where it stopped"), "{stopped:?}");
-    assert_eq!(states(&home), ["deleting"]);
-    alice.get(&format!("/api/tenants/{tenant}")).await.expect_error(404, "tenant_not_found");
-    assert!(objects_of(&home, &tenant).await, "nothing is deleted before the database is gone");
-    home.run(delete).expect(0);
-    home.settle(server).await;
-}
-
-/// What a crash left of a tenant's making can be deleted, too, and is not taken up again.
-#[tokio::test]
-async fn a_half_made_tenant_is_deleted() {
-    let home = Home::new();
-    let server = home.serve().await;
-    server.user("alice").await;
-    for failpoint in ["tenant.reserved", "tenant.created", "tenant.migrated"] {
-        let mut dying = home.command(["tenants", "create", failpoint, "--admin", "alice@example.com"]);
-        assert_eq!(dying.env("FAILPOINT", failpoint).output().unwrap().status.code(), None, "{failpoint}");
-        let report = told(&home, &["delete", failpoint, "--hard", "--confirm", failpoint], 0);
-        assert_eq!(report["is_complete"], true);
-    }
-    assert_eq!(states(&home), Vec::<Value>::new());
-    server.stop().await;
-    let server = home.serve().await;
-    home.settle(server).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_is_deleted_while_uploads_are_running() {
-    let home = Home::new();
-    let server = home.serve().await;
-    let alice = server.user("alice").await;
-    let (tenant, other) = (alice.creates_tenant("Acme").await, alice.creates_tenant("Other").await);
-    let (finish, begun) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let slow = tokio::spawn(upload_slowly(alice.clone(), tenant.clone(), Arc::clone(&begun), Arc::clone(&finish)));
-    begun.notified().await;
-    let writers: Vec<_> = (0..4).map(|writer| tokio::spawn(upload_until_it_is_gone(alice.clone(), tenant.clone(), writer))).collect();
-    let neighbour = tokio::spawn(upload_some(alice.clone(), other.clone()));
-    tokio::time::sleep(Duration::from_millis(500)).await;
-
-    // What is still under way when the objects are looked for may be left to the collector.
-    let ran = home.run(["tenants", "delete", &tenant, "--hard", "--confirm", "Acme"]);
-    assert!(ran.code == Some(0) || ran.out.contains("LEFT"), "{ran:#?}");
-    alice.uploads(&tenant, "late.txt", "late").await.expect_error(404, "tenant_not_found");
-    finish.notify_one();
-    slow.await.unwrap().expect_error(404, "tenant_not_found");
-    let mut uploaded = 0;
-    for writer in writers {
-        uploaded += writer.await.unwrap();
-    }
-    assert!(uploaded > 0, "nothing was under way");
-    assert_eq!(neighbour.await.unwrap(), alice.get(&format!("/api/tenants/{other}/documents")).await.json["data"]["pagination"]["total"]);
-    println!("{uploaded} documents were uploaded before");
-    home.settle(server).await;
-    assert!(!objects_of(&home, &tenant).await);
-    let report = told(&home, &["delete", &tenant, "--hard"], 0);
-    assert_eq!(report["is_complete"], true);
-}
-
-/// Uploads documents until the tenant is not there any more. Answers how many.
-async fn upload_until_it_is_gone(alice: Persona, tenant: String, writer: usize) -> usize {
-    let mut disturbed = 0;
-    for n in 0.. {
-        let uploaded = alice.uploads(&tenant, "a.txt", format!("{writer} {n}")).await;
-        match uploaded.status.as_u16() {
-            404 => return n - disturbed,
-            201 => {}
-            // Let in before the mark, and still at work when the database was dropped: once at most, since nobody is let in
-            // after the mark was noticed, and nothing is dropped before.
-            503 if disturbed == 0 => disturbed += 1,
-            status => panic!("{status}: {}", uploaded.json),
-        }
-    }
-    0
-}
-
-async fn upload_some(alice: Persona, tenant: String) -> u64 {
-    for n in 0..50 {
-        alice.uploads(&tenant, "a.txt", format!("{n}")).await.expect(201);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    50
-}
-
-/// Sends half an upload, says so, and sends the other half when told to.
-async fn upload_slowly(alice: Persona, tenant: String, begun: Arc<Notify>, finish: Arc<Notify>) -> Reply {
-    let piece = || Ok::<_, std::io::Error>(vec![7_u8; 100_000]);
-    let second = stream::once(async move {
-        begun.notify_one();
-        finish.notified().await;
-        piece()
-    });
-    let content = Body::wrap_stream(stream::iter([piece()]).chain(second));
-    let form = Form::new().part("file", Part::stream(content).file_name("slow.bin"));
-    Reply::to(alice.request(Method::POST, &format!("/api/tenants/{tenant}/documents")).multipart(form)).await
-}
-
-#[tokio::test]
-async fn the_name_is_asked_for_on_a_terminal() {
-    let home = Home::new();
-    let server = home.serve().await;
-    let alice = server.user("alice").await;
-    let tenant = alice.creates_tenant("Acme").await;
-    let refused = on_a_terminal(&home, &tenant, "Acne");
-    assert!(refused.contains("nothing was deleted: the tenant's name is \"Acme\""), "{refused}");
-    assert_eq!(states(&home), ["active"]);
-    let deleted = on_a_terminal(&home, &tenant, "Acme");
-    assert!(deleted.contains(&format!("Tenant Acme ({tenant}) is deleted:")) && !deleted.contains("LEFT"), "{deleted}");
-    home.settle(server).await;
-}
-
-/// Deletes a tenant on a terminal, where this is typed, and answers what was to be seen there.
-fn on_a_terminal(home: &Home, tenant: &str, typed: &str) -> String {
-    let program = home.command(["tenants"]);
-    let command = format!("'{}' tenants delete {tenant} --hard", program.get_program().display());
-    let mut terminal = Command::new("timeout");
-    terminal.args(["30", "script", "-qec", &command, "/dev/null"]).current_dir(home.path()).env_clear();
-    terminal.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?)))).env("PATH", "/usr/bin:/bin").env("TERM", "xterm");
-    let mut child = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let (mut keyboard, mut screen, mut seen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap(), String::new());
-    while !seen.contains("Type the tenant's name") {
-        let mut bytes = [0; 4096];
-        let length = screen.read(&mut bytes).unwrap();
-        assert!(length > 0, "nothing was asked: {seen}");
-        seen += &String::from_utf8_lossy(&bytes[..length]);
-    }
-    keyboard.write_all(format!("{typed}\r").as_bytes()).unwrap();
-    screen.read_to_string(&mut seen).unwrap();
-    child.wait().unwrap();
-    seen
+    scene.stop_and_check().await;
 }

@@ -1,16 +1,18 @@
-//! Uploads in parts: a crash at every step.
+//! Multipart uploads: a crash at every step.
 
 use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder};
-use rustix::process::Signal;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use testkit::{Persona, Reply};
 
-use crate::process::{Home, PATIENCE, Server, repeatedly};
+use crate::{
+    process::{Home, Server, WAIT_TIMEOUT},
+    scene::{Scene, repeatedly},
+};
 
-/// The steps of a resumable upload, those of its becoming a document included.
+/// A resumable upload, up to its document.
 pub(crate) const TUS: &[&str] = &[
     "staged.beginning",
     "staged.begun",
@@ -24,14 +26,15 @@ pub(crate) const TUS: &[&str] = &[
     "upload.committing",
     "upload.committed",
 ];
-/// The steps of a direct upload through the API.
+/// A direct upload through the API.
 pub(crate) const DIRECT: &[&str] =
     &["direct.beginning", "direct.begun", "direct.part_keeping", "direct.part_kept", "direct.completing", "direct.completed"];
-/// The same where the storage gathers the parts.
-pub(crate) const GATHERED: &[&str] = &["direct.gathering", "direct.beginning", "direct.gathered", "direct.completing", "direct.completed"];
-/// The giving up of an upload: it is gone afterwards, or not.
+/// A direct upload whose parts go to S3.
+pub(crate) const DIRECT_ON_S3: &[&str] =
+    &["direct.gathering", "direct.beginning", "direct.gathered", "direct.completing", "direct.completed"];
+/// The abort of an upload, and whether the upload is gone afterwards.
 pub(crate) const ABORT: &[(&str, bool)] = &[("staged.aborting", false), ("staged.aborted", true)];
-/// The end of uploads whose time is over.
+/// The removal of expired uploads.
 pub(crate) const EXPIRE: &[&str] = &["staged.expiring", "staged.expired"];
 
 const SIZE: usize = 300_000;
@@ -40,11 +43,11 @@ fn content(name: &str) -> Vec<u8> {
     name.bytes().cycle().take(SIZE).collect()
 }
 
-/// Somebody who uploads, whatever happens to the server.
+/// A client that survives crashes of the server.
 struct Client<'a> {
     alice: &'a Persona,
     tenant: &'a str,
-    /// The upload, once its beginning was answered.
+    /// The upload's id, once a response named it.
     id: Option<String>,
 }
 
@@ -54,16 +57,25 @@ impl Client<'_> {
     }
 
     fn tus(&self, server: &Server, method: Method, rest: &str) -> RequestBuilder {
-        server.known(self.alice).request(method, &self.path(rest)).header("tus-resumable", "1.0.0").timeout(PATIENCE)
+        server.known(self.alice).request(method, &self.path(rest)).header("tus-resumable", "1.0.0").timeout(WAIT_TIMEOUT)
     }
 
-    /// Begins a resumable upload, sends what is missing in two requests, and waits for the document. Nothing when the server died.
+    /// Uploads a content. Returns the document, or none when the server crashed.
+    async fn upload(&mut self, protocol: Protocol, server: &Server, content: &[u8]) -> Option<String> {
+        match protocol {
+            Protocol::Tus => self.resume(server, content).await,
+            Protocol::Direct => self.direct(server, content).await,
+        }
+    }
+
+    /// Creates a resumable upload, sends the missing bytes in two requests, and waits for the document. None when the server
+    /// crashed.
     async fn resume(&mut self, server: &Server, content: &[u8]) -> Option<String> {
         if self.id.is_none() {
-            let begun = self.tus(server, Method::POST, "/tus").header("upload-length", SIZE);
-            let begun = begun.header("upload-metadata", "filename YS50eHQ=").send().await.ok()?;
-            assert_eq!(begun.status(), 201);
-            self.id = begun.headers()["location"].to_str().unwrap().rsplit('/').next().map(str::to_owned);
+            let request = self.tus(server, Method::POST, "/tus").header("upload-length", SIZE);
+            let created = request.header("upload-metadata", "filename YS50eHQ=").send().await.ok()?;
+            assert_eq!(created.status(), 201);
+            self.id = created.headers()["location"].to_str().unwrap().rsplit('/').next().map(str::to_owned);
         }
         let path = format!("/tus/{}", self.id.as_ref().unwrap());
         loop {
@@ -83,26 +95,26 @@ impl Client<'_> {
     /// Waits for the document.
     async fn completed(&self, server: &Server) -> Option<String> {
         let path = self.path(&format!("/uploads/{}", self.id.as_ref().unwrap()));
-        let waited = async {
+        let completed = async {
             loop {
-                let sent = server.known(self.alice).request(Method::GET, &path).timeout(PATIENCE).send().await.ok()?;
+                let sent = server.known(self.alice).request(Method::GET, &path).timeout(WAIT_TIMEOUT).send().await.ok()?;
                 let state: Value = sent.json().await.ok()?;
                 match state["data"]["upload"]["state"].as_str().unwrap() {
                     "completed" => break Some(state["data"]["document"]["id"].as_str().unwrap().to_owned()),
                     "completing" => tokio::time::sleep(Duration::from_millis(20)).await,
-                    other => panic!("the upload is {other}"),
+                    other => panic!("the upload is in state {other}"),
                 }
             }
         };
-        tokio::time::timeout(PATIENCE, waited).await.expect("the upload is not completed")
+        tokio::time::timeout(WAIT_TIMEOUT, completed).await.expect("the upload does not complete")
     }
 
-    /// Announces a content, sends it, and has it completed. Nothing when the server died.
+    /// Declares a content, sends it, and completes the upload. None when the server crashed.
     async fn direct(&mut self, server: &Server, content: &[u8]) -> Option<String> {
         let alice = server.known(self.alice);
         let documents = self.path("");
         let post = async |rest: &str, body: Value| {
-            let sent = alice.request(Method::POST, &format!("{documents}{rest}")).json(&body).timeout(PATIENCE).send().await.ok()?;
+            let sent = alice.request(Method::POST, &format!("{documents}{rest}")).json(&body).timeout(WAIT_TIMEOUT).send().await.ok()?;
             assert!(sent.status().is_success(), "{}", sent.text().await.unwrap());
             sent.json::<Value>().await.ok()
         };
@@ -112,15 +124,15 @@ impl Client<'_> {
                 post("/uploads", json!({ "filename": "a.txt", "size": SIZE, "sha256": sha256 })).await?
             }
             Some(id) => {
-                let sent = alice.request(Method::GET, &self.path(&format!("/uploads/{id}"))).timeout(PATIENCE).send().await.ok()?;
+                let sent = alice.request(Method::GET, &self.path(&format!("/uploads/{id}"))).timeout(WAIT_TIMEOUT).send().await.ok()?;
                 sent.json().await.ok()?
             }
         };
         self.id = state["data"]["upload"]["id"].as_str().map(str::to_owned);
         for part in state["data"]["parts"].as_array_mut().unwrap().drain(..) {
             let sent = server.stranger().request(Method::PUT, part["url"].as_str().unwrap()).body(content.to_vec());
-            let sent = sent.timeout(PATIENCE).send().await.ok()?;
-            // Gathered by a storage that has put it together before the crash: it takes no more.
+            let sent = sent.timeout(WAIT_TIMEOUT).send().await.ok()?;
+            // A storage that completed its multipart upload before the crash accepts no further parts.
             assert!(sent.status().is_success() || sent.status() == 404, "{}", sent.text().await.unwrap());
         }
         let id = self.id.clone()?;
@@ -129,49 +141,32 @@ impl Client<'_> {
     }
 }
 
-async fn count_documents(alice: &Persona, tenant: &str) -> u64 {
-    alice.get(&format!("/api/tenants/{tenant}/documents")).await.expect(200).json["data"]["pagination"]["total"].as_u64().unwrap()
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum By {
+enum Protocol {
     Tus,
     Direct,
 }
 
-async fn crash_at_every_step(by: By, steps: &[&str]) {
-    let home = Home::new();
-    let mut server = home.serve().await;
-    let alice = server.user("alice").await;
-    let tenant = alice.creates_tenant("Acme").await;
+async fn crash_at_every_step(protocol: Protocol, steps: &[&str]) {
+    let mut scene = Scene::new().await;
     for (n, failpoint) in (1..).zip(steps) {
+        let (alice, tenant) = (scene.alice.clone(), scene.tenant.clone());
         let mut client = Client { alice: &alice, tenant: &tenant, id: None };
         let content = content(failpoint);
-        server.stop().await;
-        server = home.serve_with(&[("FAILPOINT", failpoint)]).await;
-        let died = match by {
-            By::Tus => client.resume(&server, &content).await,
-            By::Direct => client.direct(&server, &content).await,
-        };
-        assert_eq!(died, None, "{failpoint} was not hit");
-        assert_eq!(server.ended().await.signal_number(), Some(Signal::ABORT.as_raw()), "{failpoint}: {}", server.log());
-        println!("{failpoint}: hit once");
-
-        server = home.serve().await;
-        let document = match by {
-            By::Tus => client.resume(&server, &content).await,
-            By::Direct => client.direct(&server, &content).await,
-        };
-        let alice = server.known(&alice);
-        assert!(alice.downloads(&tenant, &document.expect("a document")).await == content, "{failpoint}");
-        assert_eq!(count_documents(&alice, &tenant).await, n, "{failpoint}");
+        scene.restart_at(failpoint).await;
+        assert_eq!(client.upload(protocol, scene.server(), &content).await, None, "{failpoint} was not hit");
+        scene.assert_aborted(failpoint).await;
+        scene.start().await;
+        let document = client.upload(protocol, scene.server(), &content).await.expect("a document");
+        assert!(scene.alice.downloads(&tenant, &document).await == content, "{failpoint}");
+        assert_eq!(scene.count_documents().await, n, "{failpoint}");
     }
-    expire(&home).await;
-    home.settle(server).await;
+    expire_uploads(&scene.home).await;
+    scene.stop_and_check().await;
 }
 
-/// Puts the clock of all uploads forward.
-pub(crate) async fn expire(home: &Home) {
+/// Expires all uploads.
+pub(crate) async fn expire_uploads(home: &Home) {
     let (main, directory) = home.databases().open();
     for tenant in models::tenants::list(&mut main.read().await.unwrap()).await.unwrap() {
         let mut tx = directory.open(&tenant.place).unwrap().begin().await.unwrap();
@@ -183,70 +178,49 @@ pub(crate) async fn expire(home: &Home) {
 }
 
 #[test]
-fn a_crash_in_a_resumable_upload_loses_no_byte_that_was_acknowledged() {
-    repeatedly(async || crash_at_every_step(By::Tus, TUS).await);
+fn a_crash_in_a_resumable_upload_loses_no_acknowledged_byte() {
+    repeatedly(async || crash_at_every_step(Protocol::Tus, TUS).await);
 }
 
 #[test]
 fn a_crash_in_a_direct_upload_leaves_one_document() {
     repeatedly(async || {
-        let home = Home::new();
-        let steps = if home.objects().is_s3() { GATHERED } else { DIRECT };
-        drop(home);
-        crash_at_every_step(By::Direct, steps).await;
+        let is_s3 = Home::new().objects().is_s3();
+        crash_at_every_step(Protocol::Direct, if is_s3 { DIRECT_ON_S3 } else { DIRECT }).await;
     });
 }
 
 #[test]
-fn a_crash_in_the_end_of_an_upload_leaves_nothing() {
+fn a_crash_while_an_upload_is_removed_leaves_nothing() {
     repeatedly(async || {
-        let home = Home::new();
-        let mut server = home.serve().await;
-        let alice = server.user("alice").await;
-        let tenant = alice.creates_tenant("Acme").await;
-        let begin = async |server: &Server| {
-            let client = Client { alice: &alice, tenant: &tenant, id: None };
-            let begun =
-                client.tus(server, Method::POST, "/tus").header("upload-length", SIZE).header("upload-metadata", "filename YS50eHQ=");
-            let url = Reply::to(begun).await.expect(201).header("location").to_owned();
-            let path = format!("/tus/{}", url.rsplit('/').next().unwrap());
-            let patch = client.tus(server, Method::PATCH, &path).header("upload-offset", 0).body("some of it");
-            Reply::to(patch.header("content-type", "application/offset+octet-stream")).await.expect(204);
-            path
-        };
+        let mut scene = Scene::new().await;
         for (failpoint, is_gone) in ABORT {
-            let path = begin(&server).await;
-            server.stop().await;
-            server = home.serve_with(&[("FAILPOINT", failpoint)]).await;
-            let client = Client { alice: &alice, tenant: &tenant, id: None };
-            assert!(client.tus(&server, Method::DELETE, &path).send().await.is_err(), "{failpoint} was not hit");
-            assert_eq!(server.ended().await.signal_number(), Some(Signal::ABORT.as_raw()), "{failpoint}: {}", server.log());
-            println!("{failpoint}: hit once");
-            server = home.serve().await;
-            Reply::to(client.tus(&server, Method::HEAD, &path)).await.expect(if *is_gone { 404 } else { 200 });
-            Reply::to(client.tus(&server, Method::DELETE, &path)).await.expect(if *is_gone { 404 } else { 204 });
+            let path = begin_upload(&scene).await;
+            scene.crash(failpoint, |scene| tus(scene, Method::DELETE, &path)).await;
+            Reply::to(tus(&scene, Method::HEAD, &path)).await.expect(if *is_gone { 404 } else { 200 });
+            Reply::to(tus(&scene, Method::DELETE, &path)).await.expect(if *is_gone { 404 } else { 204 });
         }
         for failpoint in EXPIRE {
-            let path = begin(&server).await;
-            expire(&home).await;
-            let status = home.command(["gc"]).env("FAILPOINT", failpoint).output().unwrap().status;
-            assert_eq!(status.signal_number(), Some(Signal::ABORT.as_raw()), "{failpoint} was not hit");
-            println!("{failpoint}: hit once");
-            let client = Client { alice: &alice, tenant: &tenant, id: None };
-            Reply::to(client.tus(&server, Method::HEAD, &path)).await.expect(404);
-            home.run(["gc"]).expect(0);
+            let path = begin_upload(&scene).await;
+            expire_uploads(&scene.home).await;
+            scene.home.crash(&["gc"], failpoint);
+            Reply::to(tus(&scene, Method::HEAD, &path)).await.expect(404);
+            scene.home.run(["gc"]).expect(0);
         }
-        home.settle(server).await;
+        scene.stop_and_check().await;
     });
 }
 
-/// The number of the signal that ended a process.
-trait SignalNumber {
-    fn signal_number(&self) -> Option<i32>;
+fn tus(scene: &Scene, method: Method, rest: &str) -> RequestBuilder {
+    Client { alice: &scene.alice, tenant: &scene.tenant, id: None }.tus(scene.server(), method, rest)
 }
 
-impl SignalNumber for std::process::ExitStatus {
-    fn signal_number(&self) -> Option<i32> {
-        std::os::unix::process::ExitStatusExt::signal(self)
-    }
+/// Creates a resumable upload and sends a part of it. Returns its path.
+async fn begin_upload(scene: &Scene) -> String {
+    let create = tus(scene, Method::POST, "/tus").header("upload-length", SIZE).header("upload-metadata", "filename YS50eHQ=");
+    let url = Reply::to(create).await.expect(201).header("location").to_owned();
+    let path = format!("/tus/{}", url.rsplit('/').next().unwrap());
+    let patch = tus(scene, Method::PATCH, &path).header("upload-offset", 0).body("some of it");
+    Reply::to(patch.header("content-type", "application/offset+octet-stream")).await.expect(204);
+    path
 }

@@ -21,7 +21,7 @@ use rdkafka::{
     error::{KafkaError, KafkaResult},
     message::{BorrowedMessage, Headers},
 };
-use services::EventKey;
+use services::OrderingKey;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
@@ -135,11 +135,11 @@ pub struct KafkaWorker {
     kafka: Arc<KafkaBus>,
     handler: Arc<dyn Bus>,
     partitions: HashMap<Partition, Progress>,
-    keys: HashMap<EventKey, Waiting>,
+    keys: HashMap<OrderingKey, Waiting>,
     /// Keys that wait for their turn, and those that wait until they are tried again.
-    queue: VecDeque<EventKey>,
-    later: HashMap<EventKey, Instant>,
-    turns: JoinSet<(EventKey, Published)>,
+    queue: VecDeque<OrderingKey>,
+    later: HashMap<OrderingKey, Instant>,
+    turns: JoinSet<(OrderingKey, Published)>,
     /// Messages that are no events, on their way to the dead letters.
     letters: JoinSet<(Partition, i64)>,
     /// How often partitions were revoked.
@@ -302,7 +302,7 @@ impl KafkaWorker {
     }
 
     /// Goes on after a key's turn.
-    fn after(&mut self, turn: Option<(EventKey, Published)>) {
+    fn after(&mut self, turn: Option<(OrderingKey, Published)>) {
         let Some((key, Published { count, pause })) = turn else { return };
         let Some(waiting) = self.keys.get_mut(&key) else { return };
         waiting.is_in_turn = false;
@@ -366,7 +366,7 @@ fn is_done(told: KafkaResult<()>) -> bool {
 struct Received {
     partition: Partition,
     offset: i64,
-    key: EventKey,
+    key: OrderingKey,
     content: Result<Event, NoEvent>,
 }
 

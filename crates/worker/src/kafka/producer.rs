@@ -13,7 +13,7 @@ use rdkafka::{
     producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer},
     types::RDKafkaErrorCode,
 };
-use services::{EventKey, Services};
+use services::{EventServices, OrderingKey};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{Detached, Logged, refused, unavailable};
@@ -43,7 +43,7 @@ pub struct KafkaBus {
     /// Another one after an error that ends a producer.
     producer: RwLock<Arc<Client>>,
     settings: KafkaSettings,
-    services: Services,
+    services: EventServices,
 }
 
 type Client = Detached<ThreadedProducer<Logged>>;
@@ -86,7 +86,7 @@ impl KafkaBus {
     ///
     /// # Errors
     /// When the library refuses the settings.
-    pub fn new(settings: KafkaSettings, services: Services) -> Result<Self> {
+    pub fn new(settings: KafkaSettings, services: EventServices) -> Result<Self> {
         let producer = RwLock::new(Arc::new(make(&settings)?));
         Ok(Self { producer, settings, services })
     }
@@ -113,7 +113,7 @@ impl KafkaBus {
     ///
     /// # Errors
     /// When the library refuses it.
-    pub(super) async fn send_dead_letter(&self, kind: EventKind, key: EventKey, value: &[u8], error: &str) -> Result<()> {
+    pub(super) async fn send_dead_letter(&self, kind: EventKind, key: OrderingKey, value: &[u8], error: &str) -> Result<()> {
         let (value, error) = (&value[..value.len().min(LETTER)], &error.as_bytes()[..error.len().min(ERROR)]);
         let headers = OwnedHeaders::new().insert(Header { key: "error", value: Some(error) });
         let (producer, topic) = (self.producer(), self.settings.dead_letter_topic(kind));
@@ -124,7 +124,7 @@ impl KafkaBus {
         failure.map_or(Ok(()), |error| Err(unavailable(error)))
     }
 
-    async fn publish_all(&self, key: EventKey, events: &[Event]) -> Published {
+    async fn publish_all(&self, key: OrderingKey, events: &[Event]) -> Published {
         let (mut count, mut failure) = self.send_all(key, events).await;
         if let (Some(Failure::Own(_)), Some(event)) = (&failure, events.get(count).filter(|_| events.len() > 1)) {
             // The brokers refuse those that came with it, too: whose fault it is, is seen when it comes alone.
@@ -133,7 +133,7 @@ impl KafkaBus {
         }
         let error = match (failure, events.get(count)) {
             (None, _) => return Published { count, pause: None },
-            (Some(Failure::Own(error)), Some(event)) => match self.services.park(event, error, 1).await {
+            (Some(Failure::Own(error)), Some(event)) => match self.services.dead_letter(event, error, 1).await {
                 Ok(()) => return Published { count: count + 1, pause: None },
                 Err(error) => error.with_causes(),
             },
@@ -144,7 +144,7 @@ impl KafkaBus {
     }
 
     /// Sends events. Answers how many arrived, from the first on, and what became of the one after them.
-    async fn send_all(&self, key: EventKey, events: &[Event]) -> (usize, Option<Failure>) {
+    async fn send_all(&self, key: OrderingKey, events: &[Event]) -> (usize, Option<Failure>) {
         let (producer, key) = (self.producer(), key_of(key));
         let (failures, failed) = unbounded_channel();
         let mut refused = None;
@@ -217,7 +217,7 @@ async fn send(
 }
 
 /// What decides on the partition.
-fn key_of(tenant_id: EventKey) -> String {
+fn key_of(tenant_id: OrderingKey) -> String {
     tenant_id.map_or_else(|| PLATFORM.to_owned(), |id| id.to_string())
 }
 
@@ -262,7 +262,7 @@ fn headers(event: &Event) -> OwnedHeaders {
 }
 
 impl Bus for KafkaBus {
-    fn publish<'a>(&'a self, key: EventKey, events: &'a [Event]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, key: OrderingKey, events: &'a [Event]) -> BoxFuture<'a, Published> {
         self.publish_all(key, events).boxed()
     }
 

@@ -86,7 +86,6 @@ async fn a_login_that_fails_is_noted_without_what_may_be_a_password() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::disallowed_methods, reason = "tells nothing")]
 async fn the_audit_log_is_only_ever_added_to() {
     let app = TestApp::new().await;
     let relay = Running::handling(&app).await;
@@ -154,7 +153,7 @@ async fn events_that_come_three_times_in_any_order_change_nothing_more() {
     let middle = thrice.len() / 2;
     thrice.rotate_left(middle);
     for event in &thrice {
-        handle(app.services(), event.tenant_id, event.kind, std::slice::from_ref(event)).await.unwrap();
+        handle(&app.services().events, event.tenant_id, event.kind, std::slice::from_ref(event)).await.unwrap();
     }
     assert_eq!(state(&app, &alice, &tenant).await, once);
 }
@@ -211,18 +210,18 @@ async fn a_poison_event_is_parked_and_only_its_tenant_waits() {
         assert_eq!((parked.len(), &parked[0].key), (1, &tenant));
         assert!(parked[0].headers["error"].contains("names no action") && parked[0].value.contains(&poison.id.to_string()), "{parked:?}");
     }
-    let parked = app.services().list_dead_letters(PageRequest::default()).await.unwrap();
+    let parked = app.services().operator.list_dead_letters(PageRequest::default()).await.unwrap();
     assert_eq!(parked.total, 1);
     let letter = &parked.items[0];
     assert_eq!((&letter.event, letter.attempts), (&poison, 5));
     assert!(letter.error.contains("names no action"), "{letter:?}");
 
     // The same again, as long as nothing has changed; then it is given up.
-    app.services().replay_dead_letter(poison.id).await.unwrap();
+    app.services().operator.replay_dead_letter(poison.id).await.unwrap();
     relay.drained(&app).await;
-    assert_eq!(app.services().get_dead_letter(poison.id).await.unwrap().event.id, poison.id);
-    app.services().drop_dead_letter(poison.id).await.unwrap();
-    assert!(app.services().drop_dead_letter(poison.id).await.is_err());
+    assert_eq!(app.services().operator.get_dead_letter(poison.id).await.unwrap().event.id, poison.id);
+    app.services().operator.drop_dead_letter(poison.id).await.unwrap();
+    assert!(app.services().operator.drop_dead_letter(poison.id).await.is_err());
     relay.stop().await;
 }
 
@@ -237,12 +236,12 @@ async fn a_dead_letter_is_handled_once_its_cause_is_gone() {
     unprocess(&app, &tenant).await;
     let relay = Running::handling(&app).await;
     relay.drained(&app).await;
-    let parked = app.services().list_dead_letters(PageRequest::default()).await.unwrap().items;
+    let parked = app.services().operator.list_dead_letters(PageRequest::default()).await.unwrap().items;
     assert_eq!(parked.iter().map(|letter| letter.event.kind).collect::<Vec<_>>(), [EventKind::FileProcess], "{parked:?}");
     app.objects().leave(&file, b"%PDF-1.7").await;
-    app.services().replay_dead_letter(parked[0].event.id).await.unwrap();
+    app.services().operator.replay_dead_letter(parked[0].event.id).await.unwrap();
     relay.drained(&app).await;
-    assert_eq!(app.services().list_dead_letters(PageRequest::default()).await.unwrap().total, 0);
+    assert_eq!(app.services().operator.list_dead_letters(PageRequest::default()).await.unwrap().total, 0);
     let (_, files, _) = state(&app, &alice, &tenant).await;
     assert_eq!(files.into_values().collect::<Vec<_>>(), ["application/pdf"]);
     relay.stop().await;

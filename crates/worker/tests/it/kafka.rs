@@ -35,7 +35,7 @@ async fn an_event_is_a_message_with_the_tenant_as_its_key() {
         let path = format!("/api/tenants/{tenant}/documents/{id}");
         alice.request(reqwest::Method::DELETE, &path).header("traceparent", traceparent).send().await.unwrap();
     }
-    let relay = Running::start(app.services(), kafka_bus(&app, &kafka).await);
+    let relay = Running::start(&app.services().events, kafka_bus(&app, &kafka).await);
     crate::recorder::drained(&app).await;
     relay.stop().await;
 
@@ -120,7 +120,7 @@ async fn tell(app: &TestApp, tenant_id: TenantId, what: impl IntoIterator<Item =
         ids.push(id);
     }
     tx.commit().await.unwrap();
-    app.services().wake(Some(tenant_id));
+    app.services().events.notify(Some(tenant_id));
     ids
 }
 
@@ -137,10 +137,10 @@ async fn an_event_that_is_too_large_for_the_brokers_is_parked_alone() {
     let tenant_id = TenantId::from(uuid::Uuid::from_u128(7));
     let large: String = domain::random_bytes::<4000>().iter().map(|byte| format!("{byte:02x}")).collect();
     let told = tell(&app, tenant_id, (0..21).map(|n| if n == 10 { large.clone() } else { n.to_string() })).await;
-    let relay = Running::start(app.services(), bus);
+    let relay = Running::start(&app.services().events, bus);
     crate::recorder::drained(&app).await;
     relay.stop().await;
-    let parked = app.services().list_dead_letters(PageRequest::default()).await.unwrap().items;
+    let parked = app.services().operator.list_dead_letters(PageRequest::default()).await.unwrap().items;
     assert_eq!(parked.iter().map(|letter| letter.event.id).collect::<Vec<_>>(), [told[10]], "{parked:?}");
     let mut expected: Vec<_> = told.iter().map(EventId::to_string).collect();
     expected.remove(10);

@@ -12,7 +12,7 @@ use std::{
 use domain::{Event, EventId, EventKind};
 use futures_util::{FutureExt, future::BoxFuture};
 use models::tenants;
-use services::{EventKey, Services};
+use services::{EventServices, OrderingKey};
 use testkit::{TestApp, TestKafka};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +48,7 @@ impl Recorder {
     }
 
     /// The first deliveries of a key's events, and how many there were of each.
-    pub(crate) fn first_deliveries(&self, key: EventKey) -> (Vec<Event>, HashMap<EventId, usize>) {
+    pub(crate) fn first_deliveries(&self, key: OrderingKey) -> (Vec<Event>, HashMap<EventId, usize>) {
         let (mut first, mut counts) = (Vec::new(), HashMap::new());
         for event in self.seen().into_iter().filter(|event| event.tenant_id == key) {
             let count = counts.entry(event.id).or_insert(0);
@@ -62,7 +62,7 @@ impl Recorder {
 }
 
 impl Bus for Recorder {
-    fn publish<'a>(&'a self, _: EventKey, events: &'a [Event]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, _: OrderingKey, events: &'a [Event]) -> BoxFuture<'a, Published> {
         async move {
             for (count, event) in events.iter().enumerate() {
                 tokio::time::sleep(self.takes).await;
@@ -93,7 +93,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start(services: &Services, bus: Arc<dyn Bus>) -> Self {
+    pub(crate) fn start(services: &EventServices, bus: Arc<dyn Bus>) -> Self {
         let stop = CancellationToken::new();
         Self { relay: tokio::spawn(Relay::new(services.clone(), bus).run(stop.clone())), stop, broker: None }
     }
@@ -101,11 +101,11 @@ impl Running {
     /// Has events handled, by the bus that the test run is for.
     pub(crate) async fn handling(app: &TestApp) -> Self {
         match TestKafka::find() {
-            None => Self::start(app.services(), Arc::new(InProcess::new(app.services().clone()))),
+            None => Self::start(&app.services().events, Arc::new(InProcess::new(app.services().events.clone()))),
             Some(kafka) => {
                 let bus = kafka_bus(app, &kafka).await;
                 let letters = Arc::clone(&bus) as Arc<dyn DeadLetterTopic>;
-                let handler = Arc::new(InProcess::with_dead_letter_topic(app.services().clone(), letters));
+                let handler = Arc::new(InProcess::with_dead_letter_topic(app.services().events.clone(), letters));
                 Self::on_kafka(app, kafka, bus, handler)
             }
         }
@@ -114,7 +114,7 @@ impl Running {
     /// Has events handled by this, with Kafka between.
     pub(crate) fn on_kafka(app: &TestApp, kafka: TestKafka, bus: Arc<KafkaBus>, handler: Arc<dyn Bus>) -> Self {
         let worker = KafkaWorker::new(kafka_settings(&kafka), Arc::clone(&bus), handler).unwrap();
-        let running = Self::start(app.services(), bus);
+        let running = Self::start(&app.services().events, bus);
         let worker = tokio::spawn(worker.run(running.stop.clone()));
         Self { broker: Some((kafka, worker)), ..running }
     }
@@ -151,7 +151,7 @@ impl Running {
 pub(crate) async fn kafka_bus(app: &TestApp, kafka: &TestKafka) -> Arc<KafkaBus> {
     let settings = kafka_settings(kafka);
     settings.make_topics().await;
-    Arc::new(KafkaBus::new(settings, app.services().clone()).unwrap())
+    Arc::new(KafkaBus::new(settings, app.services().events.clone()).unwrap())
 }
 
 fn kafka_settings(kafka: &TestKafka) -> KafkaSettings {
@@ -175,7 +175,7 @@ fn kafka_settings(kafka: &TestKafka) -> KafkaSettings {
 pub(crate) async fn drained(app: &TestApp) {
     let began = Instant::now();
     loop {
-        let status = app.services().outbox_status().await.unwrap();
+        let status = app.services().operator.outbox_status().await.unwrap();
         if status.backlogs.is_empty() {
             return;
         }
@@ -192,7 +192,6 @@ pub(crate) async fn database_of(app: &TestApp, tenant: &str) -> models::TenantDa
 }
 
 /// Makes as if nobody had looked into a tenant's files, as after direct uploads.
-#[expect(clippy::disallowed_methods, reason = "tells nothing")]
 pub(crate) async fn unprocess(app: &TestApp, tenant: &str) {
     let mut tx = database_of(app, tenant).await.begin().await.unwrap();
     tx.execute("UPDATE files SET processed_at = NULL, detected_mime_type = NULL", Vec::new()).await.unwrap();

@@ -8,12 +8,12 @@ use std::{
 use domain::{Clock, Event, EventId, EventKind, SystemClock, TenantId};
 use models::{Scope, Tx, dirty_tenants, outbox, tenants};
 use serde_json::Value;
-use services::EventKey;
+use services::OrderingKey;
 use testkit::{Persona, TestApp};
 
 use crate::recorder::{PATIENCE, Recorder, Running, database_of, drained};
 
-fn id_of(tenant: &str) -> EventKey {
+fn id_of(tenant: &str) -> OrderingKey {
     Some(tenant.parse::<TenantId>().unwrap())
 }
 
@@ -29,7 +29,7 @@ fn event(id: EventId, tenant: &str, data: &str) -> Event {
     }
 }
 
-/// As `Services::tell`, for transactions of the test's own.
+/// As `EventServices::tell`, for transactions of the test's own.
 fn tell<S: Scope>(tx: &mut Tx<S>, event: &Event) {
     outbox::push(tx, event);
 }
@@ -66,7 +66,7 @@ async fn work(alice: Persona, tenant: String, prefix: &'static str, count: usize
 async fn events_are_published_once_and_in_order_when_all_is_well() {
     let app = TestApp::new().await;
     let bus = Arc::new(Recorder::default());
-    let relay = Running::start(app.services(), bus.clone());
+    let relay = Running::start(&app.services().events, bus.clone());
     let alice = app.user("alice").await;
     let mut workers = Vec::new();
     for n in 0..5 {
@@ -91,7 +91,7 @@ async fn two_instances_publish_a_tenants_events_in_order_and_once() {
     let app = TestApp::new().await;
     let other = app.second_instance().await;
     let bus = Arc::new(Recorder::default());
-    let relays = [Running::start(app.services(), bus.clone()), Running::start(other.services(), bus.clone())];
+    let relays = [Running::start(&app.services().events, bus.clone()), Running::start(&other.services().events, bus.clone())];
     let alice = app.user("alice").await;
     let tenants = [alice.creates_tenant("A").await, alice.creates_tenant("B").await];
     for tenant in &tenants {
@@ -133,7 +133,6 @@ impl NaiveReader {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::disallowed_methods, reason = "told of by hand")]
 async fn commits_in_the_opposite_order_of_their_ids_skip_nothing() {
     let app = TestApp::new().await;
     let bus = Arc::new(Recorder::default());
@@ -142,14 +141,14 @@ async fn commits_in_the_opposite_order_of_their_ids_skip_nothing() {
     // Marked, as by every transaction that tells something.
     alice.uploads(&tenant, "a.txt", "a").await.expect(201);
     let database = database_of(&app, &tenant).await;
-    let relay = Running::start(app.services(), bus.clone());
+    let relay = Running::start(&app.services().events, bus.clone());
     drained(&app).await;
     let (mut naive, mut told) = (NaiveReader::default(), Vec::new());
     let seen = async |id: EventId| {
         let began = Instant::now();
         while bus.seen_at(id).is_none() {
             assert!(began.elapsed() < PATIENCE, "an event was skipped");
-            app.services().wake(id_of(&tenant));
+            app.services().events.notify(id_of(&tenant));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -182,7 +181,7 @@ async fn commits_in_the_opposite_order_of_their_ids_skip_nothing() {
 async fn nobody_notices_that_the_bus_is_down_and_what_waits_drains_in_order() {
     let app = TestApp::new().await;
     let bus = Arc::new(Recorder::default());
-    let relay = Running::start(app.services(), bus.clone());
+    let relay = Running::start(&app.services().events, bus.clone());
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
     drained(&app).await;
@@ -190,7 +189,7 @@ async fn nobody_notices_that_the_bus_is_down_and_what_waits_drains_in_order() {
     let before = bus.seen().len();
     let done = work(alice, tenant.clone(), "a", 30).await;
     assert_eq!(bus.seen().len(), before);
-    let waiting: u64 = app.services().outbox_status().await.unwrap().backlogs.iter().map(|backlog| backlog.events).sum();
+    let waiting: u64 = app.services().operator.outbox_status().await.unwrap().backlogs.iter().map(|backlog| backlog.events).sum();
     assert!(waiting >= done.len() as u64, "{waiting}");
     bus.set_down(false);
     drained(&app).await;
@@ -217,14 +216,14 @@ async fn what_a_crash_left_untold_is_found_by_its_mark() {
     // Another process, which nobody told of it.
     let other = app.second_instance().await;
     let bus = Arc::new(Recorder::default());
-    let relay = Running::start(other.services(), bus.clone());
+    let relay = Running::start(&other.services().events, bus.clone());
     drained(&app).await;
     assert_eq!(of_documents(&bus.first_deliveries(id_of(&tenant)).0), done);
     relay.stop().await;
     assert_eq!(marks().await.len(), 1, "whoever marked it just now may be writing");
 
     app.clock().advance(Duration::from_secs(61));
-    let relay = Running::start(other.services(), bus.clone());
+    let relay = Running::start(&other.services().events, bus.clone());
     let began = Instant::now();
     while !marks().await.is_empty() {
         assert!(began.elapsed() < PATIENCE);
@@ -244,13 +243,13 @@ async fn what_a_tenant_had_to_tell_is_told_after_its_deletion() {
     let app = TestApp::new().await;
     let bus = Arc::new(Recorder::default());
     bus.set_down(true);
-    let relay = Running::start(app.services(), bus.clone());
+    let relay = Running::start(&app.services().events, bus.clone());
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
     let done = work(alice, tenant.clone(), "a", 12).await;
     let (main, _) = app.databases().open();
     let found = tenants::find(&mut main.read().await.unwrap(), tenant.parse().unwrap()).await.unwrap().unwrap();
-    app.services().delete_tenant(&found).await.unwrap();
+    app.services().operator.delete_tenant(&found).await.unwrap();
     bus.set_down(false);
     drained(&app).await;
     let (first, _) = bus.first_deliveries(id_of(&tenant));
@@ -266,7 +265,7 @@ async fn a_tenant_with_many_events_does_not_hold_up_another() {
     let alice = app.user("alice").await;
     let (busy, other) = (alice.creates_tenant("Busy").await, alice.creates_tenant("Other").await);
     let bus = Arc::new(Recorder::slow(Duration::from_millis(5)));
-    let relay = Running::start(app.services(), bus.clone());
+    let relay = Running::start(&app.services().events, bus.clone());
     drained(&app).await;
     let one = async || {
         let began = Instant::now();
@@ -283,14 +282,14 @@ async fn a_tenant_with_many_events_does_not_hold_up_another() {
     for n in 0..300 {
         alice.uploads(&busy, "many.txt", format!("{n}")).await.expect(201);
     }
-    let relay = Running::start(app.services(), bus.clone());
+    let relay = Running::start(&app.services().events, bus.clone());
     tokio::time::sleep(Duration::from_millis(100)).await;
     let mut beside = Vec::new();
     for _ in 0..5 {
         beside.push(one().await);
     }
     beside.sort();
-    let waiting = app.services().outbox_status().await.unwrap();
+    let waiting = app.services().operator.outbox_status().await.unwrap();
     assert!(waiting.backlogs.iter().any(|backlog| backlog.key == id_of(&busy)), "the many were through too early");
     assert!(beside[2] <= alone * 2, "{beside:?} against {alone:?}");
     relay.stop().await;
@@ -298,7 +297,7 @@ async fn a_tenant_with_many_events_does_not_hold_up_another() {
 
 async fn drained_key(app: &TestApp, tenant: &str) {
     let began = Instant::now();
-    while app.services().outbox_status().await.unwrap().backlogs.iter().any(|backlog| backlog.key == id_of(tenant)) {
+    while app.services().operator.outbox_status().await.unwrap().backlogs.iter().any(|backlog| backlog.key == id_of(tenant)) {
         assert!(began.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -308,7 +307,7 @@ async fn drained_key(app: &TestApp, tenant: &str) {
 async fn what_was_published_long_ago_is_forgotten() {
     const LONGER_THAN_KEPT: Duration = Duration::from_secs(25 * 3600);
     let app = TestApp::new().await;
-    let relay = Running::start(app.services(), Arc::new(Recorder::default()));
+    let relay = Running::start(&app.services().events, Arc::new(Recorder::default()));
     let alice = app.user("alice").await;
     let tenant = alice.creates_tenant("Acme").await;
     // No document is left whose upload would be forgotten.
@@ -321,11 +320,12 @@ async fn what_was_published_long_ago_is_forgotten() {
     relay.stop().await;
     upload_and_delete("waiting").await;
     let forget = async || {
-        let tenant = app.services().list_all_tenants().await.unwrap().remove(0);
-        app.services().collect_garbage(&tenant).await.unwrap();
-        app.services().forget_platform_events().await.unwrap();
-        let of_nobody = app.services().list_events(None, 100).await.unwrap().iter().filter(|event| event.tenant_id.is_none()).count();
-        let mut of_tenant = of_documents(&app.services().list_events(Some(tenant.id), 100).await.unwrap());
+        let tenant = app.services().operator.list_all_tenants().await.unwrap().remove(0);
+        app.services().operator.collect_garbage(&tenant).await.unwrap();
+        app.services().operator.purge_platform_events().await.unwrap();
+        let of_nobody =
+            app.services().operator.list_events(None, 100).await.unwrap().iter().filter(|event| event.tenant_id.is_none()).count();
+        let mut of_tenant = of_documents(&app.services().operator.list_events(Some(tenant.id), 100).await.unwrap());
         of_tenant.sort();
         (of_tenant, of_nobody)
     };
@@ -334,7 +334,7 @@ async fn what_was_published_long_ago_is_forgotten() {
     assert_eq!(forget().await, (both, 2), "published just now");
     app.clock().advance(LONGER_THAN_KEPT);
     assert_eq!(forget().await, (waiting.clone(), 0), "one is old, but was never published");
-    let relay = Running::start(app.services(), Arc::new(Recorder::default()));
+    let relay = Running::start(&app.services().events, Arc::new(Recorder::default()));
     drained(&app).await;
     assert_eq!(forget().await, (waiting, 0), "it is old, but was published just now");
     app.clock().advance(LONGER_THAN_KEPT);

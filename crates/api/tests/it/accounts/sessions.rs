@@ -165,7 +165,7 @@ async fn deactivation_ends_all_sessions_of_a_user_everywhere() {
         session.at(&elsewhere).get("/api/users/me").await.expect(200);
     }
     let id = alice.id.parse().unwrap();
-    app.services().set_user_active(id, false).await.unwrap();
+    app.services().operator.set_user_active(id, false).await.unwrap();
     for session in &sessions {
         session.get("/api/users/me").await.expect_error(401, "token_revoked");
         refused_within_a_second(&session.at(&elsewhere), "/api/users/me", 401, "token_revoked").await;
@@ -176,7 +176,7 @@ async fn deactivation_ends_all_sessions_of_a_user_everywhere() {
         bob.at(app).get("/api/users/me").await.expect(200);
     }
     // Back again, the user logs in anew; what had ended stays ended.
-    app.services().set_user_active(id, true).await.unwrap();
+    app.services().operator.set_user_active(id, true).await.unwrap();
     alice.logged_in().await.get("/api/users/me").await.expect(200);
     for session in &sessions {
         session.get("/api/users/me").await.expect_error(401, "token_revoked");
@@ -230,7 +230,7 @@ async fn tokens_expire_by_the_clock() {
     let mut refresh_token = alice.refresh_token.clone().unwrap();
     for _ in 0..3 {
         app.clock().advance(Duration::from_secs(6 * 24 * 3600));
-        app.services().forget_expired_sessions().await.unwrap();
+        app.services().operator.purge_expired_sessions().await.unwrap();
         let next = refresh(&alice, &refresh_token).await.expect(200);
         refresh_token = token(&next, "refresh_token");
         alice.with_token(token(&next, "access_token")).get("/api/users/me").await.expect(200);
@@ -238,7 +238,7 @@ async fn tokens_expire_by_the_clock() {
     app.clock().advance(Duration::from_secs(7 * 24 * 3600));
     refresh(&alice, &refresh_token).await.expect_error(401, "token_expired");
     app.clock().advance(Duration::from_secs(2 * 3600));
-    app.services().forget_expired_sessions().await.unwrap();
+    app.services().operator.purge_expired_sessions().await.unwrap();
     refresh(&alice, &refresh_token).await.expect_error(401, "token_expired");
 }
 
@@ -282,7 +282,7 @@ async fn a_failed_login_says_nothing_of_the_account() {
     let app = TestApp::builder().passwords(passwords).start().await;
     let alice = app.user("alice").await;
     let gone = app.user("gone").await;
-    app.services().set_user_active(gone.id.parse().unwrap(), false).await.unwrap();
+    app.services().operator.set_user_active(gone.id.parse().unwrap(), false).await.unwrap();
     let kinds = [
         ("wrong password", alice.email.as_str(), "wrong password 1"),
         ("unknown", "nobody@example.com", PASSWORD),

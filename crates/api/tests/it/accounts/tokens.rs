@@ -244,7 +244,7 @@ async fn a_token_of_our_own_is_refused_where_it_does_not_belong() {
     let of_ended = app.user("carol").await;
     of_ended.post("/api/auth/logout", &json!({})).await.expect(200);
     let of_deactivated = app.user("dave").await;
-    app.services().set_user_active(of_deactivated.id.parse().unwrap(), false).await.unwrap();
+    app.services().operator.set_user_active(of_deactivated.id.parse().unwrap(), false).await.unwrap();
     for user in [of_ended, of_deactivated] {
         assert_refused("ended", &user.get("/api/users/me").await, REVOKED);
         assert_refused("ended", &refresh_by_body(&stranger, user.refresh_token.as_ref().unwrap()).await, REVOKED);

@@ -263,8 +263,8 @@ async fn a_deleted_document_takes_its_file_along_only_when_nothing_else_needs_it
     let first = alice.uploads(&acme, "a.txt", b"shared").await.expect(201).id();
     let second = alice.uploads(&acme, "b.txt", b"shared").await.expect(201).id();
     let collect = async || {
-        let tenants = app.services().list_all_tenants().await.unwrap();
-        app.services().collect_garbage(&tenants[0]).await.unwrap().files
+        let tenants = app.services().operator.list_all_tenants().await.unwrap();
+        app.services().operator.collect_garbage(&tenants[0]).await.unwrap().files
     };
     alice.delete(&format!("/api/tenants/{acme}/documents/{first}")).await.expect(200);
     assert_eq!(collect().await, 0);

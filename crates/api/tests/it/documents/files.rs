@@ -55,7 +55,7 @@ async fn only_an_orphaned_file_can_be_deleted() {
     alice.delete(&path).await.expect(200);
     alice.get(&path).await.expect_error(404, "file_not_found");
     alice.delete(&path).await.expect_error(404, "file_not_found");
-    let object = app.services().storage().head(details.data()["s3_path"].as_str().unwrap()).await;
+    let object = app.objects().open().head(details.data()["s3_path"].as_str().unwrap()).await;
     assert!(matches!(object, Err(Error::NotFound(Noun::Object))), "{object:?}");
 }
 

@@ -90,12 +90,12 @@ async fn no_document_is_ever_without_its_object() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;
     let acme = alice.creates_tenant("Acme").await;
-    let (services, tenant) = (app.services().clone(), app.services().list_all_tenants().await.unwrap()[0].clone());
+    let (services, tenant) = (app.services().clone(), app.services().operator.list_all_tenants().await.unwrap()[0].clone());
     let (stop, mut collected) = (CancellationToken::new(), 0);
     let stopped = stop.clone();
     let collector = tokio::spawn(async move {
         while !stopped.is_cancelled() {
-            collected += services.collect_garbage(&tenant).await.unwrap().files;
+            collected += services.operator.collect_garbage(&tenant).await.unwrap().files;
             tokio::task::yield_now().await;
         }
         collected

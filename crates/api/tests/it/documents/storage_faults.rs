@@ -13,7 +13,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use domain::{Error, Tenant};
+use domain::{Dependency, Error, Tenant};
 use futures_util::{TryStreamExt, future::join_all};
 use reqwest::{Method, multipart::Form};
 use serde_json::{Value, json};
@@ -109,7 +109,7 @@ impl World {
     }
 
     async fn tenant(&self) -> Tenant {
-        let tenants = self.app.services().list_all_tenants().await.unwrap();
+        let tenants = self.app.services().operator.list_all_tenants().await.unwrap();
         tenants.into_iter().find(|tenant| tenant.id.to_string() == self.acme).unwrap()
     }
 
@@ -127,7 +127,7 @@ impl World {
     async fn ends_with(self, documents: &[(&str, &[u8])]) {
         self.proxy.set_and_drop(Behaviour::Pass);
         self.app.clock().advance(8 * DAY);
-        self.app.services().collect_garbage(&self.tenant().await).await.unwrap();
+        self.app.services().operator.collect_garbage(&self.tenant().await).await.unwrap();
         let alice = self.alice.logged_in().await;
         let listed = alice.get(&self.path("")).await.expect(200);
         let mut expected: Vec<_> = documents.iter().map(|(name, _)| *name).collect();
@@ -252,8 +252,8 @@ async fn while_it_fails(behaviour: Behaviour) {
         },
         async {
             let tenant = world.tenant().await;
-            let verified = world.app.services().verify_tenant(&tenant, true, &|_| ()).await;
-            assert!(matches!(verified, Err(Error::Unavailable { dependency: "object storage", .. })), "{verified:?}");
+            let verified = world.app.services().operator.verify_tenant(&tenant, true, &|_| ()).await;
+            assert!(matches!(verified, Err(Error::Unavailable { dependency: Dependency::ObjectStorage, .. })), "{verified:?}");
         },
     );
     for told in [small, in_parts, version, beginning, completing] {
@@ -266,8 +266,8 @@ async fn while_it_fails(behaviour: Behaviour) {
     assert!(LOG.lock().unwrap().contains("a dependency is unavailable"), "the log is read at all");
     assert_eq!(world.names().await, ["copy", "kept"]);
     world.app.clock().advance(Duration::from_secs(2 * 3600));
-    let collected = world.app.services().collect_garbage(&world.tenant().await).await;
-    assert!(matches!(collected, Err(Error::Unavailable { dependency: "object storage", .. })), "{collected:?}");
+    let collected = world.app.services().operator.collect_garbage(&world.tenant().await).await;
+    assert!(matches!(collected, Err(Error::Unavailable { dependency: Dependency::ObjectStorage, .. })), "{collected:?}");
 
     world.proxy.set_and_drop(Behaviour::Pass);
     let world = World { alice: world.alice.logged_in().await, ..world };
@@ -276,7 +276,7 @@ async fn while_it_fails(behaviour: Behaviour) {
     world.completes(&begun).await.expect(200);
     world.app.stranger().get("/health/ready").await.expect(200);
     let tenant = world.tenant().await;
-    let verified = world.app.services().verify_tenant(&tenant, true, &|_| ()).await.unwrap();
+    let verified = world.app.services().operator.verify_tenant(&tenant, true, &|_| ()).await.unwrap();
     assert_eq!(verified.findings.len(), 0, "{:?}", verified.findings);
     assert_eq!(world.names().await, ["after", "announced", "copy", "kept", "large"]);
     let id = world.alice.get(&world.path("?filename=copy")).await.expect(200).items()[0]["id"].as_str().unwrap().to_owned();
@@ -392,10 +392,10 @@ async fn what_breaks_off_while_it_is_read_is_never_taken_for_whole() {
 
     // Nor does an operator who has every object read hear of a damaged one.
     world.proxy.set_and_drop(Behaviour::ResetResponseAfter(50_000));
-    let verified = world.app.services().verify_tenant(&tenant, true, &|_| ()).await;
-    assert!(matches!(verified, Err(Error::Unavailable { dependency: "object storage", .. })), "{verified:?}");
+    let verified = world.app.services().operator.verify_tenant(&tenant, true, &|_| ()).await;
+    assert!(matches!(verified, Err(Error::Unavailable { dependency: Dependency::ObjectStorage, .. })), "{verified:?}");
     world.proxy.set(Behaviour::Pass);
-    assert_eq!(world.app.services().verify_tenant(&tenant, true, &|_| ()).await.unwrap().findings, []);
+    assert_eq!(world.app.services().operator.verify_tenant(&tenant, true, &|_| ()).await.unwrap().findings, []);
     world.ends_with(&[("direct", &direct), ("resumable", &resumable)]).await;
 }
 

@@ -40,21 +40,20 @@ impl World {
     }
 
     async fn collect(&self) {
-        let tenants = self.app.services().list_all_tenants().await.unwrap();
-        self.app.services().collect_garbage(&tenants[0]).await.unwrap();
+        let tenants = self.app.services().operator.list_all_tenants().await.unwrap();
+        self.app.services().operator.collect_garbage(&tenants[0]).await.unwrap();
     }
 
     /// The keys of all objects of the tenant.
     async fn objects(&self) -> Vec<String> {
         let prefix = format!("tenants/{}", self.acme);
-        let objects = self.app.services().storage().list(&prefix);
-        objects.map(|object| object.unwrap().key).collect().await
+        let storage = self.app.objects().open();
+        storage.list(&prefix).map(|object| object.unwrap().key).collect().await
     }
 
     /// Changes the tenant's database past the API.
-    #[expect(clippy::disallowed_methods, reason = "tells nothing")]
     async fn changes(&self, sql: &'static str) {
-        let tenants = self.app.services().list_all_tenants().await.unwrap();
+        let tenants = self.app.services().operator.list_all_tenants().await.unwrap();
         let mut tx = self.app.databases().open().1.open(&tenants[0].place).unwrap().begin().await.unwrap();
         tx.execute(sql, vec![]).await.unwrap();
         tx.commit().await.unwrap();
@@ -142,7 +141,7 @@ async fn a_direct_upload_becomes_a_document_once_it_was_checked() {
     world.puts(&parts[1], &content[16 * 1024 * 1024..]).await.expect(200);
     world.completes(&begun).await.expect_error(400, "validation_failed");
     // A part may be sent again. (To SeaweedFS 4.48 none may: it then refuses to put them together.)
-    if world.app.services().storage().direct_uploads().is_none() {
+    if world.app.objects().open().direct_uploads().is_none() {
         world.puts(&parts[1], &content[16 * 1024 * 1024..]).await.expect(200);
     }
     world.puts(&parts[0], &content[..16 * 1024 * 1024]).await.expect(200);
@@ -391,7 +390,7 @@ async fn only_an_upload_that_is_lost_looks_lost() {
         tx.execute("UPDATE tenants SET provisioning = $1", vec![provisioning.into()]).await.unwrap();
         tx.commit().await.unwrap();
         // Something of the member changed: what the instance remembers is read again.
-        world.app.services().set_user_active(world.alice.id.parse::<uuid::Uuid>().unwrap().into(), true).await.unwrap();
+        world.app.services().operator.set_user_active(world.alice.id.parse::<uuid::Uuid>().unwrap().into(), true).await.unwrap();
     };
     let head = || Reply::to(world.tus(Method::HEAD, &url));
     set("creating").await;
@@ -475,8 +474,8 @@ async fn a_refused_announcement_leaves_nothing_at_the_storage() {
     let world = World::of(TestApp::builder().quota(Quota { bytes: Some(10), documents: None }).start().await).await;
     world.announces(&content(11)).await.expect_error(403, "quota_exceeded");
     let prefix = format!("tenants/{}", world.acme);
-    let unfinished = world.app.services().storage().list_unfinished(&prefix);
-    let unfinished: Vec<_> = unfinished.map(|upload| upload.unwrap().key).collect().await;
+    let storage = world.app.objects().open();
+    let unfinished: Vec<_> = storage.list_unfinished(&prefix).map(|upload| upload.unwrap().key).collect().await;
     assert_eq!(unfinished, Vec::<String>::new());
 }
 
@@ -493,8 +492,8 @@ async fn of_two_instances_and_the_collector_one_makes_the_document() {
         let there = world.alice.at(&elsewhere);
         let complete = |persona: &Persona| Reply::to(persona.request(Method::POST, &path));
         let collect = async {
-            let tenants = elsewhere.services().list_all_tenants().await.unwrap();
-            elsewhere.services().collect_garbage(&tenants[0]).await.unwrap();
+            let tenants = elsewhere.services().operator.list_all_tenants().await.unwrap();
+            elsewhere.services().operator.collect_garbage(&tenants[0]).await.unwrap();
         };
         let (here, there, ()) = futures_util::join!(complete(&world.alice), complete(&there), collect);
         let (here, there) = (here.expect(200), there.expect(200));
@@ -515,10 +514,10 @@ async fn what_is_becoming_a_document_outlasts_an_inactive_tenant() {
     Reply::to(world.patch(&url, 0, "01234567")).await.expect(204);
     // As a crash leaves it, between the last part and the document.
     world.changes("UPDATE staged_uploads SET state = 'completing', file_size = 8").await;
-    world.app.services().set_tenant_active(tenant_id, false).await.unwrap();
+    world.app.services().operator.set_tenant_active(tenant_id, false).await.unwrap();
     world.app.clock().advance(Duration::from_secs(120));
     world.collect().await;
-    world.app.services().set_tenant_active(tenant_id, true).await.unwrap();
+    world.app.services().operator.set_tenant_active(tenant_id, true).await.unwrap();
     let world = World { alice: world.alice.logged_in().await, ..world };
     assert_eq!(world.reserved().await, json!(8));
     world.collect().await;
@@ -543,9 +542,9 @@ async fn a_part_is_taken_from_those_who_may_upload() {
     world.alice.put(&member, &json!({ "role": "user" })).await.expect(200);
     world.puts(part, &content).await.expect(200);
     let bob_id = bob.id.parse::<uuid::Uuid>().unwrap().into();
-    world.app.services().set_user_active(bob_id, false).await.unwrap();
+    world.app.services().operator.set_user_active(bob_id, false).await.unwrap();
     world.puts(part, &content).await.expect_error(404, "tenant_not_found");
-    world.app.services().set_user_active(bob_id, true).await.unwrap();
+    world.app.services().operator.set_user_active(bob_id, true).await.unwrap();
     world.puts(part, &content).await.expect(200);
     world.alice.delete(&member).await.expect(200);
     world.puts(part, &content).await.expect_error(404, "tenant_not_found");

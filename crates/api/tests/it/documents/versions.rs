@@ -53,8 +53,8 @@ impl Of<'_> {
 }
 
 async fn collect(app: &TestApp) -> services::Collected {
-    let tenants = app.services().list_all_tenants().await.unwrap();
-    app.services().collect_garbage(&tenants[0]).await.unwrap()
+    let tenants = app.services().operator.list_all_tenants().await.unwrap();
+    app.services().operator.collect_garbage(&tenants[0]).await.unwrap()
 }
 
 #[tokio::test]

@@ -49,10 +49,10 @@ async fn a_quota_of_bytes_counts_different_contents_and_says_what_is_short() {
     // The operator gives this tenant more, and then everything.
     let tenant = acme.parse().unwrap();
     let limits = QuotaLimits { bytes: Limit::AtMost(11), ..QuotaLimits::default() };
-    app.services().set_limits(tenant, limits).await.unwrap();
+    app.services().operator.set_limits(tenant, limits).await.unwrap();
     alice.uploads(&acme, "e", "x").await.expect(201);
     alice.uploads(&acme, "f", "y").await.expect_error(403, "quota_exceeded");
-    app.services().set_limits(tenant, QuotaLimits { bytes: Limit::Unlimited, ..QuotaLimits::default() }).await.unwrap();
+    app.services().operator.set_limits(tenant, QuotaLimits { bytes: Limit::Unlimited, ..QuotaLimits::default() }).await.unwrap();
     alice.uploads(&acme, "f", "y").await.expect(201);
     assert_eq!(storage(&alice, &acme).await["quota_bytes"], Value::Null);
 }
@@ -88,8 +88,8 @@ async fn uploads_at_once_do_not_pass_the_quota_together() {
             alice.delete(&format!("/api/tenants/{acme}/documents/{id}")).await.expect(200);
         }
         alice.delete(&format!("/api/tenants/{acme}/documents/trash")).await.expect(200);
-        let tenants = app.services().list_all_tenants().await.unwrap();
-        assert_eq!(app.services().collect_garbage(&tenants[0]).await.unwrap().files, 3);
+        let tenants = app.services().operator.list_all_tenants().await.unwrap();
+        assert_eq!(app.services().operator.collect_garbage(&tenants[0]).await.unwrap().files, 3);
     }
 }
 

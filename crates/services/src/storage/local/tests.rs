@@ -197,7 +197,7 @@ async fn the_health_check_fails_when_the_directory_is_missing() {
     let store = Store::new();
     store.storage.check().await.unwrap();
     fs::remove_dir(&store.storage.root).unwrap();
-    assert!(matches!(store.storage.check().await, Err(Error::Unavailable { dependency: "object storage", .. })));
+    assert!(matches!(store.storage.check().await, Err(Error::Unavailable { dependency: domain::Dependency::ObjectStorage, .. })));
 }
 
 /// Links into a directory that another thread keeps removing while it is empty, until a link fails or the time has passed.

@@ -3,7 +3,7 @@
 use std::{error, time::Duration};
 
 use backon::{ConstantBuilder, ExponentialBuilder, Retryable};
-use domain::{Error, Noun, Result};
+use domain::{Dependency, Error, Noun, Result};
 use futures_util::StreamExt;
 use object_store::{
     client::{HttpRequest, HttpRequestBody},
@@ -128,7 +128,7 @@ pub(super) fn generic(source: Box<dyn error::Error + Send + Sync>) -> object_sto
 }
 
 pub(super) fn unavailable(reason: impl Into<String>) -> Error {
-    Error::Unavailable { dependency: "object storage", source: reason.into().into() }
+    Error::Unavailable { dependency: Dependency::ObjectStorage, source: reason.into().into() }
 }
 
 /// The cause of a failure on one line: the store's message, or the innermost error. Neither contains a URL or a secret.

@@ -138,7 +138,7 @@ async fn a_full_disk_makes_storage_unavailable() {
     receiving.writing = Some(async { Ok(writer) }.boxed());
     upload.write(Bytes::from(vec![7; CHUNK_SIZE])).await.unwrap();
     let failed = upload.finish().await;
-    let Err(Error::Unavailable { dependency: "object storage", source }) = failed else { panic!("{failed:?}") };
+    let Err(Error::Unavailable { dependency: domain::Dependency::ObjectStorage, source }) = failed else { panic!("{failed:?}") };
     assert_eq!(source.downcast::<io::Error>().unwrap().kind(), io::ErrorKind::StorageFull);
     assert!(files(&spool).is_empty());
 }

@@ -1,4 +1,4 @@
-//! How a migration is going: a bar on a terminal, lines elsewhere, on standard error.
+//! The progress of a migration on standard error: a bar on a terminal, lines elsewhere.
 
 use std::{
     io::{IsTerminal, stderr},
@@ -9,21 +9,21 @@ use std::{
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use services::MigrationStep;
 
-use crate::commands::complain;
+use crate::commands::eprint;
 
-/// How often a line says how far it is.
+/// The interval of lines with the progress.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The progress of a migration.
 pub(super) struct Progress {
     bar: ProgressBar,
-    /// Whether lines are wanted: nobody sees the bar, and no program reads along.
+    /// Whether to print lines: standard error is no terminal, and the command does not print JSON.
     in_lines: bool,
     next_line: Mutex<Instant>,
 }
 
 impl Progress {
-    /// Of so many tenants; `quiet` where there is no terminal and the answer is for programs.
+    /// Starts to show the progress of this number of tenants; `quiet` prints no lines.
     pub(super) fn new(tenants: usize, quiet: bool) -> Self {
         let bar = ProgressBar::new(tenants as u64);
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} tenants, {per_sec}, {eta} left{msg}") {
@@ -34,14 +34,14 @@ impl Progress {
     }
 
     /// Shows a step.
-    pub(super) fn note(&self, step: MigrationStep<'_>) {
+    pub(super) fn report(&self, step: MigrationStep<'_>) {
         match step {
             MigrationStep::Wave { number, of, tenants } if of > 1 => {
                 self.bar.set_message(format!(", wave {number} of {of}"));
                 self.line(&format!("wave {number} of {of}: {tenants} tenants"));
             }
             MigrationStep::Wave { .. } => {}
-            MigrationStep::Again(tenants) => self.line(&format!("{tenants} were down or busy and are tried again")),
+            MigrationStep::Again(tenants) => self.line(&format!("retrying {tenants} tenants that were unavailable or busy")),
             MigrationStep::Settled(tenant, problem) => {
                 self.bar.inc(1);
                 if let Some(problem) = problem {
@@ -52,13 +52,13 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(super) fn end(&self) {
         self.bar.finish_and_clear();
     }
 
     fn line(&self, text: &str) {
-        if self.in_lines { complain(text) } else { self.bar.println(text) }
+        if self.in_lines { eprint(text) } else { self.bar.println(text) }
     }
 
     fn line_if_due(&self) {
@@ -66,7 +66,7 @@ impl Progress {
         if self.in_lines && *next_line <= Instant::now() {
             *next_line = Instant::now() + INTERVAL;
             let (done, all, rate) = (self.bar.position(), self.bar.length().unwrap_or_default(), self.bar.per_sec());
-            complain(&format!("{done} of {all} tenants, {rate:.1}/s, {} left", HumanDuration(self.bar.eta())));
+            eprint(&format!("{done} of {all} tenants, {rate:.1}/s, {} left", HumanDuration(self.bar.eta())));
         }
     }
 }

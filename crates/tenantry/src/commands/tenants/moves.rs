@@ -1,142 +1,132 @@
 //! `tenantry tenants move`
 
-use std::{
-    io::{IsTerminal, stderr},
-    process::ExitCode,
-    time::Duration,
-};
+mod problem;
+mod progress;
+
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Result, anyhow, bail};
 use clap::ArgGroup;
 use domain::{Tenant, TenantPlace};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use services::{MoveError, MoveStep, Moved, Services, TableSum};
+use services::{MoveError, Moved, OperatorServices, TableSum};
 
-use super::{Which, confirm, find};
-use crate::commands::{complain, say, say_json};
+use self::{problem::describe, progress::Progress};
+use super::{TenantArgument, find, json::tenant_json, selection::confirm};
+use crate::commands::{print, print_json};
 
 /// Options of `tenantry tenants move`.
 #[derive(clap::Args)]
-#[command(group(ArgGroup::new("what").required(true)))]
+#[command(group(ArgGroup::new("action").required(true)))]
 pub struct Arguments {
     #[command(flatten)]
-    which: Which,
-    /// The server that it goes to, as TENANT_DATABASE_URLS names it
-    #[arg(long, value_name = "SERVER", group = "what")]
+    tenant: TenantArgument,
+    /// The target server, as named in TENANT_DATABASE_URLS
+    #[arg(long, value_name = "SERVER", group = "action")]
     to: Option<String>,
-    /// How many seconds writes may wait for the last changes and the comparison, before it is given up; they wait 3 s more until
-    /// every instance knows
+    /// Maximum pause of writes in seconds, for the last changes and the comparison; if it does not suffice, the move is aborted.
+    /// Afterwards, writes wait another 3 s until every instance knows the new location
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
     max_pause: u32,
-    /// Drop the database that the tenant has left, once you are sure of the new one
-    #[arg(long, group = "what")]
+    /// Drop the source database, once you are sure of the new one
+    #[arg(long, group = "action")]
     drop_former: bool,
-    /// Return to the database that the tenant has left: what was written since is lost
-    #[arg(long, group = "what")]
-    back: bool,
-    /// The tenant's name, which confirms --back, instead of typing it
-    #[arg(long, value_name = "NAME", requires = "back")]
+    /// Return to the source database; changes since the move are lost
+    #[arg(long, alias = "back", group = "action")]
+    rollback: bool,
+    /// Confirm --rollback with the tenant's name instead of a prompt
+    #[arg(long, value_name = "NAME", requires = "rollback")]
     confirm: Option<String>,
-    /// Forget what a move has left on a server that is gone for good, without dropping it
-    #[arg(long, group = "what")]
+    /// Forget the source database on a server that no longer exists, without dropping it
+    #[arg(long, group = "action")]
     forget: bool,
-    /// Answer in JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Moves a tenant, or does something about what it left.
-pub(super) async fn run(services: &Services, arguments: &Arguments) -> Result<ExitCode> {
-    let tenant = find(services, &arguments.which).await?;
-    let Arguments { json, drop_former, back, .. } = arguments;
-    if let Some(to) = &arguments.to {
-        let max_pause = Duration::from_secs(arguments.max_pause.into());
-        return Box::pin(move_to(services, &tenant, to, max_pause, *json)).await;
+/// Moves a tenant, or decides about the source database of an earlier move.
+pub(super) async fn run(services: &OperatorServices, arguments: &Arguments) -> Result<ExitCode> {
+    let tenant = find(services, &arguments.tenant.tenant).await?;
+    match &arguments.to {
+        Some(to) => {
+            let max_pause = Duration::from_secs(arguments.max_pause.into());
+            Box::pin(move_to(services, &tenant, to, max_pause, arguments.json)).await
+        }
+        None => finish(services, &tenant, arguments).await,
     }
-    let (told, done) = if *drop_former {
-        ("dropped", services.drop_former(&tenant).await)
-    } else if *back {
-        if !services.has_former(tenant.id).await? {
-            bail!("tenant {} ({}): {}", tenant.name, tenant.id, MoveError::NoFormer);
+}
+
+/// Drops the source database, rolls back to it, or forgets it.
+async fn finish(services: &OperatorServices, tenant: &Tenant, arguments: &Arguments) -> Result<ExitCode> {
+    let Tenant { id, name, .. } = tenant;
+    let (outcome, result) = if arguments.drop_former {
+        ("dropped", services.drop_source_database(tenant).await)
+    } else if arguments.rollback {
+        if !services.has_source_database(*id).await? {
+            bail!("tenant {name} ({id}): {}", describe(&MoveError::NoFormer));
         }
-        confirm(&tenant, arguments.confirm.as_deref(), "loses all that was written since the move of", "nothing was changed")?;
-        ("returned_to", services.return_to_former(&tenant).await)
+        confirm(tenant, arguments.confirm.as_deref(), "loses all changes since the move of", "nothing was changed")?;
+        ("returned_to", services.roll_back_move(tenant).await)
     } else {
-        ("forgotten", services.forget_former(&tenant).await)
+        ("forgotten", services.forget_source_database(tenant).await)
     };
-    let TenantPlace { server, database, .. } = done.map_err(|problem| anyhow!("tenant {} ({}): {problem}", tenant.name, tenant.id))?;
-    if *json {
-        say_json(&json!({ "id": tenant.id.to_string(), told: { "server": server, "database": database.as_str() } }));
-    } else {
-        match told {
-            "dropped" => say(format_args!("Dropped the former database {database} on server {server}.")),
-            "returned_to" => say(format_args!("Tenant {} ({}) is on server {server} again.", tenant.name, tenant.id)),
-            _ => say(format_args!(
-                "Forgot the database {database} on server {server}. Should that server come back, drop it there yourself."
-            )),
-        }
+    let TenantPlace { server, database, .. } = result.map_err(|problem| anyhow!("tenant {name} ({id}): {}", describe(&problem)))?;
+    if arguments.json {
+        print_json(&json!({ "id": id.to_string(), outcome: { "server": server, "database": database.as_str() } }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    match outcome {
+        "dropped" => print(format_args!("Dropped the source database {database} on server {server}.")),
+        "returned_to" => print(format_args!("Tenant {name} ({id}) is on server {server} again.")),
+        _ => print(format_args!(
+            "Forgot the database {database} on server {server}. If that server comes back, drop the database there yourself."
+        )),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn move_to(services: &Services, tenant: &Tenant, to: &str, max_pause: Duration, as_json: bool) -> Result<ExitCode> {
-    let progress = Progress::new(as_json);
-    let watch = |step| progress.note(step);
+async fn move_to(services: &OperatorServices, tenant: &Tenant, to: &str, max_pause: Duration, json: bool) -> Result<ExitCode> {
+    let Tenant { id, name, .. } = tenant;
+    let progress = Progress::new(json);
+    let watch = |step| progress.report(step);
     let moved = tokio::select! {
-        moved = Box::pin(services.move_tenant(tenant.id, to, max_pause, &watch)) => moved,
+        moved = Box::pin(services.move_tenant(*id, to, max_pause, &watch)) => moved,
         _ = tokio::signal::ctrl_c() => {
             progress.end();
-            services.settle_move(tenant.id).await?;
-            let now = find(services, &Which { tenant: tenant.id.to_string() }).await?;
-            bail!("interrupted: tenant {} ({}) is on server {}", tenant.name, tenant.id, now.place.server)
+            services.settle_move(*id).await?;
+            let now = find(services, &id.to_string()).await?;
+            bail!("interrupted: tenant {name} ({id}) is on server {}", now.place.server)
         }
     };
     progress.end();
-    let moved = match moved {
-        Ok(moved) => moved,
-        Err(MoveError::ThereAlready(server)) => {
-            if as_json {
-                let mut json = super::in_json(tenant);
-                json["moved"] = false.into();
-                say_json(&json);
-            } else {
-                say(format_args!("Tenant {} ({}) is on server {server} already.", tenant.name, tenant.id));
-            }
-            return Ok(ExitCode::SUCCESS);
-        }
-        Err(problem @ MoveError::Unfinished { .. }) => bail!("tenant {} ({}): {problem}", tenant.name, tenant.id),
-        Err(problem) => bail!("tenant {} ({}) was not moved: {problem}", tenant.name, tenant.id),
-    };
-    if as_json {
-        say_json(&in_json(&moved));
-    } else {
-        say_moved(&moved);
+    match moved {
+        Ok(moved) if json => print_json(&moved_json(&moved)),
+        Ok(moved) => print_moved(&moved),
+        Err(MoveError::ThereAlready(_)) if json => print_json(&not_moved_json(tenant)),
+        Err(MoveError::ThereAlready(server)) => print(format_args!("Tenant {name} ({id}) is already on server {server}.")),
+        Err(problem @ MoveError::Unfinished { .. }) => bail!("tenant {name} ({id}): {}", describe(&problem)),
+        Err(problem) => bail!("tenant {name} ({id}) was not moved: {}", describe(&problem)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn say_moved(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) {
-    say(format_args!("Tenant {} ({}) is on server {} now.", tenant.name, tenant.id, tenant.place.server));
+fn print_moved(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) {
+    print(format_args!("Tenant {} ({}) is now on server {}.", tenant.name, tenant.id, tenant.place.server));
     for TableSum { table, rows, sha256 } in tables {
-        say(format_args!("  {table}: {rows} rows, SHA-256 {}, equal in both", hex::encode(sha256)));
+        print(format_args!("  {table}: {rows} rows, SHA-256 {}, identical in both", hex::encode(sha256)));
     }
-    say(format_args!(
-        "Copied in {:.1} s while work went on; writes then waited {:.1} s.",
-        copied_in.as_secs_f64(),
-        paused_for.as_secs_f64()
-    ));
-    say(format_args!(
-        "Its former database {} is kept on server {}, closed for writing. To drop it, or to return:",
-        former.database, former.server
-    ));
-    say(format_args!("  tenantry tenants move {} --drop-former", tenant.id));
-    say(format_args!("  tenantry tenants move {} --back", tenant.id));
+    let (copied_in, paused_for) = (copied_in.as_secs_f64(), paused_for.as_secs_f64());
+    print(format_args!("Copied in {copied_in:.1} s while the tenant was in use; then writes waited for {paused_for:.1} s."));
+    print(format_args!("The source database {} on server {} is kept, write-blocked.", former.database, former.server));
+    print("To drop it, or to roll back:");
+    print(format_args!("  tenantry tenants move {} --drop-former", tenant.id));
+    print(format_args!("  tenantry tenants move {} --rollback", tenant.id));
 }
 
-fn in_json(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) -> Value {
-    let mut json = super::in_json(tenant);
+fn moved_json(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) -> Value {
     let table = |TableSum { table, rows, sha256 }: &TableSum| json!({ "table": table, "rows": rows, "sha256": hex::encode(sha256) });
+    let mut json = tenant_json(tenant);
     json["moved"] = true.into();
     json["former_server"] = former.server.as_str().into();
     json["tables"] = tables.iter().map(table).collect();
@@ -145,44 +135,12 @@ fn in_json(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) -> V
     json
 }
 
+fn not_moved_json(tenant: &Tenant) -> Value {
+    let mut json = tenant_json(tenant);
+    json["moved"] = false.into();
+    json
+}
+
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// How a move is going: a spinner on a terminal, lines elsewhere, on standard error.
-struct Progress {
-    spinner: ProgressBar,
-    /// Whether lines are wanted: nobody sees the spinner, and no program reads along.
-    in_lines: bool,
-}
-
-impl Progress {
-    fn new(quiet: bool) -> Self {
-        let spinner = ProgressBar::new_spinner();
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
-            spinner.set_style(style);
-        }
-        spinner.enable_steady_tick(Duration::from_millis(200));
-        Self { spinner, in_lines: !quiet && !stderr().is_terminal() }
-    }
-
-    fn note(&self, step: MoveStep) {
-        let told = match step {
-            MoveStep::Made => "made the new database; copying".to_owned(),
-            // Too many for lines.
-            MoveStep::Copied(0) => return,
-            MoveStep::Copied(rows) => return self.spinner.set_message(format!("{rows} rows copied")),
-            MoveStep::Paused => "writes wait from now on".to_owned(),
-            MoveStep::Compared(rows) => format!("copied {rows} rows that had changed; both databases are equal"),
-            MoveStep::Switched => "the tenant is in its new database; writes go on when every instance knows".to_owned(),
-        };
-        self.spinner.set_message(told.clone());
-        if self.in_lines {
-            complain(&told);
-        }
-    }
-
-    fn end(&self) {
-        self.spinner.finish_and_clear();
-    }
 }

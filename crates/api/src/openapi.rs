@@ -1,0 +1,334 @@
+//! The specification: what every operation has in common, added in one place.
+
+use std::{mem, time::Duration};
+
+use axum::http::StatusCode;
+use domain::{Denial, Dependency, Error, Noun, Role, TokenProblem};
+use serde_json::{Map, Value, json};
+use utoipa::{OpenApi, openapi::OpenApi as Specification};
+
+use crate::error::{ApiError, Failure};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Tenantry",
+        description = "A multi-tenant backend: accounts, tenants with members and roles, and documents, with a database of its own for every tenant.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    components(schemas(Failure)),
+    servers((url = "/", description = "This server")),
+    tags(
+        (name = "auth", description = "Accounts, login, refresh, logout."),
+        (name = "users", description = "The caller's own profile and tenants."),
+        (name = "tenants", description = "Tenants: customers' organisations, each with a database of its own."),
+        (name = "members", description = "Who belongs to a tenant, and as what."),
+        (name = "documents", description = "Documents: upload, list, download, change, delete."),
+        (name = "uploads", description = "Uploads in parts: direct ones, whose bytes need not pass through the API, and resumable ones by tus 1.0."),
+        (name = "versions", description = "The contents that a document has and had."),
+        (name = "trash", description = "Deleted documents, which can be brought back for a time."),
+        (name = "files", description = "Stored content, once per tenant."),
+        (name = "objects", description = "Downloads by signed URL."),
+        (name = "demo", description = "A demonstration of the bus that events go by; not in production."),
+        (name = "health", description = "Whether the service and what it rests on answer."),
+    ),
+)]
+struct Base;
+
+/// The specification without paths.
+pub(crate) fn base() -> Specification {
+    Base::openapi()
+}
+
+/// The specification with what goes without saying in the code: who may call an operation, which errors all operations of its
+/// kind have, which headers come with its responses, how requests and responses look, and which operation continues another.
+pub(crate) fn complete(specification: &Specification) -> Value {
+    let mut document = json!(specification);
+    let schemas = document["components"]["schemas"].take();
+    let mut examples = Map::new();
+    for (path, operations) in members_of(&mut document, "/paths") {
+        for (method, operation) in members_of(operations, "") {
+            complete_operation(method, path, operation, &schemas, &mut examples);
+        }
+    }
+    document["components"] = json!({
+        "schemas": schemas,
+        "examples": examples,
+        "headers": headers(),
+        "securitySchemes": {
+            "access_token": bearer("The access token of a login."),
+            "refresh_token": bearer("The refresh token that was got last."),
+        },
+    });
+    // Two rules that the types can't tell.
+    document["components"]["schemas"]["AddMemberIn"]["oneOf"] = json!([{ "required": ["user_id"] }, { "required": ["email"] }]);
+    document["paths"]["/api/auth/refresh"]["post"]["requestBody"]["required"] = json!(false);
+    document
+}
+
+fn complete_operation(method: &str, path: &str, operation: &mut Value, schemas: &Value, examples: &mut Map<String, Value>) {
+    // An operation that says nothing of security wants an access token.
+    if operation.get("security").is_none() {
+        operation["security"] = json!([{ "access_token": [] }]);
+    }
+    add_examples(operation, schemas);
+    for error in common_errors(method, path, operation) {
+        add_error(&mut operation["responses"], method, &error);
+    }
+    complete_errors(&mut operation["responses"], examples);
+    add_headers(&mut operation["responses"]);
+    add_links(operation);
+}
+
+/// The members of the object there, if there is one.
+fn members_of<'a>(value: &'a mut Value, pointer: &str) -> impl Iterator<Item = (&'a String, &'a mut Value)> {
+    value.pointer_mut(pointer).and_then(Value::as_object_mut).into_iter().flatten()
+}
+
+fn bearer(description: &str) -> Value {
+    json!({ "type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": description })
+}
+
+/// Shows the body of the request and of each successful response.
+fn add_examples(operation: &mut Value, schemas: &Value) {
+    for (_, content) in members_of(operation, "/requestBody/content") {
+        content["example"] = example_of(&content["schema"], schemas);
+    }
+    for (_, response) in members_of(operation, "/responses").filter(|(status, _)| !is_error(status)) {
+        let message = response["description"].clone();
+        if let Some(answer) = response.pointer_mut("/content/application~1json") {
+            answer["example"] = example_of(&answer["schema"], schemas);
+            answer["example"]["message"] = message;
+        }
+    }
+}
+
+/// An example of what a schema describes, put together from the examples of its parts.
+fn example_of(schema: &Value, schemas: &Value) -> Value {
+    if let Some(example) = schema.get("example").or_else(|| schema.get("examples")?.get(0)) {
+        return example.clone();
+    }
+    if let Some(name) = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next()) {
+        return example_of(&schemas[name], schemas);
+    }
+    // What may be null, when it is not.
+    if let Some(variant) = schema["oneOf"].as_array().and_then(|variants| variants.iter().find(|variant| variant["type"] != "null")) {
+        return example_of(variant, schemas);
+    }
+    let empty = (Map::new(), Vec::new());
+    let parts = schema["allOf"].as_array().unwrap_or(&empty.1).iter().map(|part| example_of(part, schemas));
+    let inherited = parts.filter_map(|part| part.as_object().cloned()).flatten();
+    let own = schema["properties"].as_object().unwrap_or(&empty.0).iter();
+    let members: Map<_, _> = inherited.chain(own.map(|(name, schema)| (name.clone(), example_of(schema, schemas)))).collect();
+    match (schema["type"].as_str(), schema["format"].as_str()) {
+        _ if !members.is_empty() => members.into(),
+        (Some("array"), _) => json!([example_of(&schema["items"], schemas)]),
+        (Some("boolean"), _) => json!(true),
+        (_, Some("uuid")) => json!("01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a"),
+        _ => Value::Null,
+    }
+}
+
+/// The errors of all operations of a kind; an operation names those that are its own, see [`operation_errors`](crate::operation_errors).
+fn common_errors(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
+    let of_tenant = path.contains("{tenant_id}");
+    let mut errors = request_errors(operation);
+    if wants_token(operation) {
+        use TokenProblem::{Expired, Invalid, Missing, Revoked};
+        errors.extend([Missing, Invalid, Expired, Revoked].map(|problem| Error::Unauthenticated(problem).into()));
+    }
+    if of_tenant {
+        errors.push(Error::Forbidden(Denial::TenantInactive).into());
+    }
+    if of_tenant && method != "get" {
+        errors.push(Error::Forbidden(Denial::RoleTooLow { needed: Role::Admin }).into());
+    }
+    errors.extend(path_errors(path));
+    if of_tenant || operation["tags"] != json!(["health"]) {
+        errors.push(Error::Overloaded { what: "database connections", retry_after: Duration::from_secs(1) }.into());
+        errors.push(Error::Unavailable { dependency: Dependency::Database, source: "down".into() }.into());
+    }
+    errors
+}
+
+/// What may be wrong with the parts of a request.
+fn request_errors(operation: &Value) -> Vec<ApiError> {
+    let mut errors = Vec::new();
+    let body = operation.get("requestBody");
+    if body.is_some() || operation.get("parameters").is_some() {
+        errors.push(Error::invalid("name", "is required").into());
+        errors.push(ApiError::Malformed("The body is not JSON: expected value at line 1 column 2.".into()));
+    }
+    if let Some(body) = body {
+        errors.extend([ApiError::BodyTooSlow, ApiError::BodyTooLarge, ApiError::UnsupportedMediaType(media_type(body))]);
+    }
+    errors
+}
+
+/// The media type that a request's body must have.
+fn media_type(body: &Value) -> &'static str {
+    match body["content"].as_object().and_then(|types| types.keys().next()).map(String::as_str) {
+        Some("multipart/form-data") => "multipart/form-data",
+        Some("application/offset+octet-stream") => "application/offset+octet-stream",
+        Some("application/octet-stream") => "the content itself, not a form",
+        _ => "application/json",
+    }
+}
+
+/// Whether some caller needs a token.
+fn wants_token(operation: &Value) -> bool {
+    operation["security"].as_array().into_iter().flatten().any(|scheme| *scheme != json!({}))
+}
+
+/// What a path names may not be there.
+fn path_errors(path: &str) -> impl Iterator<Item = ApiError> {
+    const NOUNS: [(&str, Noun); 6] = [
+        ("{tenant_id}", Noun::Tenant),
+        ("{document_id}", Noun::Document),
+        ("{version}", Noun::Version),
+        ("{upload_id}", Noun::Upload),
+        ("{file_id}", Noun::File),
+        ("{user_id}", Noun::Member),
+    ];
+    NOUNS.into_iter().filter(move |(part, _)| path.contains(part)).map(|(_, noun)| Error::NotFound(noun).into())
+}
+
+/// Adds an error, unless the operation names an example with its code.
+fn add_error(responses: &mut Value, method: &str, error: &ApiError) {
+    let (status, code, body) = error.example();
+    // Only tus has a HEAD of its own, and its clients take 423, not 503, for "try again".
+    let status = if method == "head" && status == StatusCode::SERVICE_UNAVAILABLE { StatusCode::LOCKED } else { status };
+    let examples = &mut responses[status.as_str()]["content"]["application/json"]["examples"];
+    if examples.get(code).is_none() {
+        examples[code] = json!({ "value": body });
+    }
+}
+
+fn is_error(status: &str) -> bool {
+    status >= "400"
+}
+
+/// Gives each error its description and schema, and moves its examples to those that all operations share.
+fn complete_errors(responses: &mut Value, shared: &mut Map<String, Value>) {
+    for (status, response) in members_of(responses, "").filter(|(status, _)| is_error(status)) {
+        response["description"] = json!(meaning(status));
+        let content = &mut response["content"]["application/json"];
+        content["schema"] = json!({ "$ref": "#/components/schemas/Failure" });
+        for (code, example) in members_of(content, "/examples") {
+            example["summary"] = example["value"]["error"]["message"].clone();
+            let reference = json!({ "$ref": format!("#/components/examples/{code}") });
+            shared.insert(code.clone(), mem::replace(example, reference));
+        }
+    }
+}
+
+fn meaning(status: &str) -> &'static str {
+    match status {
+        "400" => "Malformed or not valid",
+        "401" => "No valid token or credentials",
+        "403" => "The role or the state of things forbids it",
+        "404" => "Not there, or not yours to know of",
+        "408" => "The body came too slowly",
+        "409" => "It contradicts what is there",
+        "412" => "The object is not the one that If-Match names",
+        "413" => "The body is too large",
+        "415" => "The body is of another type",
+        "416" => "The object ends before that",
+        "460" => "The checksum is another one",
+        _ => "A dependency is down, or there is too much to do",
+    }
+}
+
+/// Headers that come with every answer of a status.
+fn add_headers(responses: &mut Value) {
+    for (status, response) in members_of(responses, "") {
+        let of_status = match status.as_str() {
+            "401" => Some("WWW-Authenticate"),
+            "423" | "503" => Some("Retry-After"),
+            _ => None,
+        };
+        for name in of_status.into_iter().chain(["X-Request-Id"]) {
+            response["headers"][name] = json!({ "$ref": format!("#/components/headers/{name}") });
+        }
+    }
+}
+
+fn headers() -> Value {
+    json!({
+        "X-Request-Id": {
+            "description": "The request's id: the client's own, where it sent one of 1 to 128 visible ASCII characters.",
+            "required": true,
+            "schema": { "type": "string", "minLength": 1, "maxLength": 128 },
+            "example": "01930f5a-7c1e-7d4b-9a3e-5f2c8b1d4e6a",
+        },
+        "WWW-Authenticate": {
+            "description": "How to authenticate (RFC 6750).",
+            "required": true,
+            "schema": { "type": "string" },
+            "example": "Bearer error=\"invalid_token\"",
+        },
+        "Retry-After": {
+            "description": "In how many seconds to try again.",
+            "required": true,
+            "schema": { "type": "integer", "minimum": 1 },
+            "example": 5,
+        },
+    })
+}
+
+/// The operations that go on where another one ended: with its path's parameters, and with this one from its answer.
+const LINKS: &[(&str, &str, &str, &[&str])] = &[
+    (
+        "create_tenant",
+        "tenant_id",
+        "id",
+        &[
+            "get_tenant",
+            "update_tenant",
+            "delete_tenant",
+            "add_member",
+            "upload_document",
+            "begin_upload",
+            "describe_tus",
+            "begin_tus",
+            "list_documents",
+            "list_files",
+            "list_trash",
+            "get_storage",
+            "list_audit",
+            "documents_health",
+        ],
+    ),
+    ("add_member", "user_id", "user_id", &["change_role", "remove_member"]),
+    (
+        "upload_document",
+        "document_id",
+        "id",
+        &[
+            "get_document",
+            "download_document",
+            "update_document",
+            "replace_content",
+            "list_versions",
+            "delete_document",
+            "restore_document",
+            "purge_document",
+        ],
+    ),
+    ("upload_document", "file_id", "file_id", &["get_file", "delete_file"]),
+];
+
+fn add_links(operation: &mut Value) {
+    let of_this = LINKS.iter().filter(|(from, ..)| operation["operationId"] == *from);
+    let links = of_this.flat_map(|(from, parameter, member, to)| {
+        let mut parameters = json!({ *parameter: format!("$response.body#/data/{member}") });
+        if *from != "create_tenant" {
+            parameters["tenant_id"] = json!("$request.path.tenant_id");
+        }
+        to.iter().map(move |to| ((*to).to_owned(), json!({ "operationId": to, "parameters": parameters })))
+    });
+    let links: Map<_, _> = links.collect();
+    if !links.is_empty() {
+        operation["responses"]["201"]["links"] = links.into();
+    }
+}
