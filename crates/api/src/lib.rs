@@ -1,4 +1,4 @@
-//! The REST API: one file per resource, wire types beside their handlers. The table of contents is [`routes`](routes::routes).
+//! The REST API: one file per resource, wire types beside their handlers. The table of contents is `routes.rs`.
 
 mod accounts;
 mod documents;

@@ -10,7 +10,7 @@ use domain::{ContentHash, File, FileId, FileUsage, Page, PageRequest, Timestamp}
 
 use crate::{page, single};
 
-/// Selects the columns that [`file`] reads.
+/// Selects the columns that [`file()`] reads.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
