@@ -69,7 +69,12 @@ distributed_crashes() {
     count_hits "$logs/distributed_crashes"
 }
 
+# Runs the crash tests whose names contain one of these texts; each has to be in one.
 crashes() {
+    local name
+    for name in "$@"; do
+        grep --quiet --recursive --include='*.rs' "fn $name" crates/*/tests || { echo "no test is named $name…" && return 1; }
+    done
     cargo test "${workspace[@]}" --test it -- --show-output "$@"
 }
 
