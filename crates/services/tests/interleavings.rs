@@ -29,6 +29,9 @@
 //! **Symmetry.** States that differ only in the names of keys, collections or equal uploads are one state. A key without any row,
 //! object or process is removed from the lists and counts as new: keys are never used twice, so a process that has it in a list finds
 //! nothing. (The seeded fault that reuses keys does without this.)
+//!
+//! **The engine** is our own. stateright 0.31 visits the same states in 1.4 times the time on one thread and would replace some 100
+//! lines, but its breadth-first search has no symmetry reduction, so the renaming of keys would stay, and it brings some 40 crates.
 #![expect(clippy::cast_possible_truncation, reason = "there are few keys, and a hash may lose bits")]
 #![expect(clippy::print_stdout, reason = "the tests report figures and traces")]
 

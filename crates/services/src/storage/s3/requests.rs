@@ -3,7 +3,7 @@
 use std::{error, time::Duration};
 
 use backon::{ConstantBuilder, ExponentialBuilder, Retryable};
-use domain::{Dependency, Error, ResourceKind, Result};
+use domain::{Dependency, Error, ResourceKind, Result, error_chain};
 use futures_util::StreamExt;
 use object_store::{
     client::{HttpRequest, HttpRequestBody},
@@ -133,8 +133,7 @@ pub(super) fn unavailable(reason: impl Into<String>) -> Error {
 
 /// The cause of a failure on one line: the store's message, or the innermost error. Neither contains a URL or a secret.
 pub(super) fn reason(error: &(dyn error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let text = causes.last().map(ToString::to_string).unwrap_or_default();
+    let text = error_chain(error).last().map(ToString::to_string).unwrap_or_default();
     let element = |name: &str| {
         let (_, rest) = text.split_once(&format!("<{name}>"))?;
         Some(rest.split_once('<')?.0.to_owned())

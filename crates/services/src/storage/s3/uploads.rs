@@ -1,7 +1,7 @@
 //! Content on its way from the spool to the store: one request for small content, several parts at once for large content.
 
 use std::{
-    cmp, error,
+    cmp,
     ops::Range,
     pin::pin,
     sync::{Arc, LazyLock},
@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use domain::{Error, Result, failpoint};
+use domain::{Error, Result, dyn_error, failpoint};
 use futures_util::{StreamExt, stream};
 use object_store::{
     ObjectStoreExt, PutPayload,
@@ -125,10 +125,7 @@ impl Upload {
         let Self { storage, path, .. } = self;
         let removal = tokio::spawn(async move {
             if let Err(error) = storage.abort_multipart(&path, &id).await {
-                tracing::warn!(
-                    error = &error as &dyn error::Error,
-                    "cannot remove the parts of a failed upload; left to garbage collection"
-                );
+                tracing::warn!(error = dyn_error(&error), "cannot remove the parts of a failed upload; left to garbage collection");
             }
         });
         let _ = timeout(CLEANUP_TIMEOUT, removal).await;
