@@ -64,7 +64,7 @@ embedded_crashes() {
 distributed_crashes() {
     {
         CRASH_RUNS=$1 with_services crashes a_crash
-        CRASH_RUNS=$2 with_services crashes a_crash_in_an_upload a_crash_in_a_direct a_crash_in_the_making_of_a_spare
+        CRASH_RUNS=$2 with_services crashes a_crash_in_an_upload a_crash_in_a_direct a_crash_while_provisioning_a_warm_database
     } 2>&1 | tee "$logs/distributed_crashes"
     count_hits "$logs/distributed_crashes"
 }

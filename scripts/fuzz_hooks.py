@@ -167,7 +167,7 @@ def before_call(_, case, __):
             replacement(case)
 
 
-def log_in_as_somebody(case):
+def log_in_as_a_user(case):
     case.body = {"email": EMAILS["admin"], "password": PASSWORD}
 
 
@@ -205,7 +205,7 @@ def send_the_part(case):
 
 REPLACEMENTS = {
     "PUT /api/objects/parts/{tenant_id}/{upload_id}/{number}": send_the_part,
-    "POST /api/auth/login": log_in_as_somebody,
+    "POST /api/auth/login": log_in_as_a_user,
     "POST /api/auth/refresh": refresh_from_the_body,
     "POST /api/tenants/{tenant_id}/users": add_the_stranger,
     "GET /api/objects/{key}": download_the_document,

@@ -3,17 +3,18 @@
 # directories. `down` stops exactly what `up` started.
 set -euo pipefail
 
-usage='usage: services.sh up|down|env|status|kafka-stop|kafka-start
+usage='usage: services.sh up|down|env|status|fsync on|fsync off|kafka-stop|kafka-start
   up           starts the services (installing what is missing, as root on Debian)
   env          prints what tests need to find them, as export lines for the shell
-  status       says what runs; fails unless everything does
+  status       prints what runs; fails unless everything does
   down         stops what up started and removes its data
+  fsync on|off makes the PostgreSQL servers wait for the disk (as they do after up), or not
   kafka-stop   stops the second Kafka broker in an orderly way: an outage
   kafka-start  starts it again, where it was and with its data'
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-# Where `up` notes what it started.
-notes=$root/target/services
+# Where `up` records what it started: a file for each service, with the path of its directory.
+records=$root/target/services
 seaweedfs_version=4.48
 seaweedfs=$root/target/tools/seaweedfs-$seaweedfs_version
 kafka_pom=$root/scripts/kafka/pom.xml
@@ -21,7 +22,7 @@ kafka=$root/target/tools/kafka-$(sed -n 's|.*<kafka.version>\(.*\)</kafka.versio
 
 main() {
     case ${1-} in
-        up) mkdir -p "$notes" && postgresql_up first && postgresql_up second && pgbouncer_up && seaweedfs_up && kafka_up first && kafka_up second ;;
+        up) mkdir -p "$records" && postgresql_up first && postgresql_up second && pgbouncer_up && seaweedfs_up && kafka_up first && kafka_up second ;;
         down) kafka_down second && kafka_down first && seaweedfs_down && pgbouncer_down && postgresql_down second && postgresql_down first ;;
         env)
             echo "export TEST_DATABASE_URL=$(postgresql_url first)"
@@ -35,6 +36,7 @@ main() {
             echo "export TEST_SECOND_KAFKA_CA=$(kafka_directory second)/ca.pem TEST_SECOND_KAFKA_PASSWORD=$kafka_password"
             ;;
         status) postgresql_status first && postgresql_status second && pgbouncer_status && seaweedfs_status && kafka_status first && kafka_status second ;;
+        fsync) postgresql_fsync first "${2:?$usage}" && postgresql_fsync second "$2" ;;
         kafka-stop) stop "$(kafka_directory second)" ;;
         kafka-start) kafka_start "$(kafka_directory second)" || fail "Kafka (second) doesn't start again" ;;
         *) fail "$usage" ;;
@@ -42,30 +44,29 @@ main() {
 }
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------------------
-# Two servers, by name. A server's note is the directory of its data and its log.
+# Two servers, by name. The directory has the data and the log.
 
 postgresql_up() {
     if postgresql_status "$1" >/dev/null; then
         postgresql_status "$1"
         return
     fi
-    postgresql_down "$1" # what is left of one that died
+    postgresql_down "$1" # the remains of one that died
     postgresql_bin >/dev/null || postgresql_install
-    postgresql_bin >/dev/null || fail "no PostgreSQL server is installed: see to it that there is one (Debian: apt-get install postgresql)"
+    postgresql_bin >/dev/null || fail "No PostgreSQL server is installed. On Debian: apt-get install postgresql"
 
     local directory port
     directory=$(mktemp -d "${TMPDIR:-/tmp}/tenantry-postgresql.XXXXXX")
-    printf '%s\n' "$directory" >"$notes/postgresql-$1"
+    printf '%s\n' "$directory" >"$records/postgresql-$1"
     if ((EUID == 0)); then chown postgres: "$directory"; fi
     postgresql_run initdb -D "$directory/data" -U postgres --auth=trust -E UTF8 --locale=C.UTF-8 >"$directory/log" 2>&1 ||
-        fail "PostgreSQL can't be set up: $(<"$directory/log")"
+        fail "Can't set up PostgreSQL: $(<"$directory/log")"
 
-    # Another program may take the port between the choice and the start. Tests kill processes, not the machine: what a dead process
-    # has written is still there without fsync, which would take most of the time of CREATE DATABASE.
+    # Another program may take the port between the choice and the start.
     for _ in {1..5}; do
         port=$(free_port)
         if postgresql_run pg_ctl start -w -D "$directory/data" -l "$directory/data/log" \
-            -o "-p $port -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=1000 -c fsync=off" >/dev/null; then
+            -o "-p $port -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=1000" >/dev/null; then
             postgresql_status "$1"
             return
         fi
@@ -74,13 +75,20 @@ postgresql_up() {
 }
 
 postgresql_down() {
-    [[ -e $notes/postgresql-$1 ]] || return 0
+    [[ -e $records/postgresql-$1 ]] || return 0
     local directory
-    directory=$(<"$notes/postgresql-$1")
+    directory=$(<"$records/postgresql-$1")
     if postgresql_status "$1" >/dev/null; then
         postgresql_run pg_ctl stop -m fast -w -D "$directory/data" >/dev/null
     fi
-    rm -rf "$directory" "$notes/postgresql-$1"
+    rm -rf "$directory" "$records/postgresql-$1"
+}
+
+# Tests kill processes, not the machine: what a dead process has written is still there without fsync. It takes most of the time of
+# CREATE DATABASE, and decides which step a kill interrupts.
+postgresql_fsync() {
+    [[ $2 == on || $2 == off ]] || fail "$usage"
+    psql --quiet "$(postgresql_url "$1")" --command "ALTER SYSTEM SET fsync = $2" --command "SELECT pg_reload_conf()" >/dev/null
 }
 
 postgresql_url() {
@@ -90,14 +98,14 @@ postgresql_url() {
 }
 
 postgresql_status() {
-    say_status "PostgreSQL ($1)" postgresql_port "$1"
+    print_status "PostgreSQL ($1)" postgresql_port "$1"
 }
 
-# The port that it answers on. (Whether its process exists says little: a killed one stays for as long as nobody reaps it.)
+# The port that it answers on. (The process id proves little: a killed process stays until its parent reaps it.)
 postgresql_port() {
     local data port
-    [[ -e $notes/postgresql-$1 ]] || fail "PostgreSQL doesn't run: scripts/services.sh up"
-    data=$(<"$notes/postgresql-$1")/data
+    [[ -e $records/postgresql-$1 ]] || fail "PostgreSQL doesn't run: scripts/services.sh up"
+    data=$(<"$records/postgresql-$1")/data
     port=$(sed -n 4p "$data/postmaster.pid" 2>/dev/null || true)
     listens "$port" || fail "PostgreSQL died: scripts/services.sh up"
     echo "$port"
@@ -136,7 +144,7 @@ postgresql_install() {
 }
 
 # --- PgBouncer -------------------------------------------------------------------------------------------------------
-# In transaction mode, before the first PostgreSQL. Its note is the directory of its configuration, its log and its port.
+# In transaction mode, before the first PostgreSQL. The directory has the configuration, the log and the port.
 
 pgbouncer_up() {
     if pgbouncer_status >/dev/null; then
@@ -145,11 +153,11 @@ pgbouncer_up() {
     fi
     pgbouncer_down
     command -v pgbouncer >/dev/null || { can_install && install_packages pgbouncer; }
-    command -v pgbouncer >/dev/null || fail "PgBouncer is not installed: see to it that it is (Debian: apt-get install pgbouncer)"
+    command -v pgbouncer >/dev/null || fail "PgBouncer is not installed. On Debian: apt-get install pgbouncer"
 
     local directory port
     directory=$(mktemp -d "${TMPDIR:-/tmp}/tenantry-pgbouncer.XXXXXX")
-    printf '%s\n' "$directory" >"$notes/pgbouncer"
+    printf '%s\n' "$directory" >"$records/pgbouncer"
     port=$(free_port)
     cat >"$directory/pgbouncer.ini" <<END
 [databases]
@@ -179,11 +187,11 @@ END
 }
 
 pgbouncer_down() {
-    [[ -e $notes/pgbouncer ]] || return 0
+    [[ -e $records/pgbouncer ]] || return 0
     local directory
-    directory=$(<"$notes/pgbouncer")
+    directory=$(<"$records/pgbouncer")
     if pgbouncer_status >/dev/null; then kill "$(<"$directory/pid")"; fi
-    rm -rf "$directory" "$notes/pgbouncer"
+    rm -rf "$directory" "$records/pgbouncer"
 }
 
 pgbouncer_url() {
@@ -193,19 +201,19 @@ pgbouncer_url() {
 }
 
 pgbouncer_status() {
-    say_status PgBouncer pgbouncer_port
+    print_status PgBouncer pgbouncer_port
 }
 
 pgbouncer_port() {
-    noted_port pgbouncer PgBouncer
+    recorded_port pgbouncer PgBouncer
 }
 
 # --- SeaweedFS -------------------------------------------------------------------------------------------------------
-# An S3 store. Its note is the directory of its data, its log, its process id and its port.
+# An S3 store. The directory has the data, the log, the process id and the port.
 
 s3_bucket=tenantry
 s3_access_key_id=tenantry-tests
-s3_secret_access_key=known-to-everybody # and reachable by nobody else: it listens on loopback
+s3_secret_access_key=not-a-secret # the store listens on loopback
 
 seaweedfs_up() {
     if seaweedfs_status >/dev/null; then
@@ -214,11 +222,11 @@ seaweedfs_up() {
     fi
     seaweedfs_down
     command -v curl >/dev/null || { can_install && install_packages curl; }
-    [[ -x $seaweedfs/bin/weed ]] || seaweedfs_install || fail "SeaweedFS can't be installed"
+    [[ -x $seaweedfs/bin/weed ]] || seaweedfs_install || fail "Can't install SeaweedFS"
 
     local directory
     directory=$(mktemp -d "${TMPDIR:-/tmp}/tenantry-seaweedfs.XXXXXX")
-    printf '%s\n' "$directory" >"$notes/seaweedfs"
+    printf '%s\n' "$directory" >"$records/seaweedfs"
     # Another program may take a port between the choice and the start.
     for _ in {1..5}; do
         if seaweedfs_start "$directory"; then
@@ -256,11 +264,11 @@ seaweedfs_answers() {
 }
 
 seaweedfs_down() {
-    [[ -e $notes/seaweedfs ]] || return 0
+    [[ -e $records/seaweedfs ]] || return 0
     local directory
-    directory=$(<"$notes/seaweedfs")
+    directory=$(<"$records/seaweedfs")
     stop "$directory"
-    rm -rf "$directory" "$notes/seaweedfs"
+    rm -rf "$directory" "$records/seaweedfs"
 }
 
 seaweedfs_url() {
@@ -270,11 +278,11 @@ seaweedfs_url() {
 }
 
 seaweedfs_status() {
-    say_status SeaweedFS seaweedfs_port
+    print_status SeaweedFS seaweedfs_port
 }
 
 seaweedfs_port() {
-    noted_port seaweedfs SeaweedFS
+    recorded_port seaweedfs SeaweedFS
 }
 
 seaweedfs_install() {
@@ -283,8 +291,8 @@ seaweedfs_install() {
 }
 
 # --- Kafka -----------------------------------------------------------------------------------------------------------
-# Two brokers, by name, each its own controller. Tests stop and start the second one, and log in to it. A broker's note is the
-# directory of its configuration, its data, its log, its process id and its ports.
+# Two brokers, by name, each its own controller. Tests stop and start the second one, and log in to it. The directory has the
+# configuration, the data, the log, the process id and the ports.
 
 kafka_cluster_id=s1THH7WwTcWZM4tpzx3-qg
 kafka_password=not-a-secret
@@ -296,14 +304,14 @@ kafka_up() {
     fi
     kafka_down "$1"
     kafka_requirements || { can_install && install_packages openjdk-17-jre-headless maven; }
-    kafka_requirements || fail "Java or Maven is missing: see to it that both are there (Debian: apt-get install openjdk-17-jre-headless maven)"
-    # The copy of the pom is the last that is installed: where it is missing or another, the rest isn't what it should be.
-    cmp --quiet "$kafka_pom" "$kafka/pom.xml" || kafka_install || fail "Kafka can't be installed"
+    kafka_requirements || fail "Java or Maven is missing. On Debian: apt-get install openjdk-17-jre-headless maven"
+    # The pom is copied last: if the copy is missing or differs, the installation is incomplete or of another version.
+    cmp --quiet "$kafka_pom" "$kafka/pom.xml" || kafka_install || fail "Can't install Kafka"
 
     local directory
     directory=$(mktemp -d "${TMPDIR:-/tmp}/tenantry-kafka.XXXXXX")
-    printf '%s\n' "$directory" >"$notes/kafka-$1"
-    kafka_certificate "$directory" >"$directory/log" 2>&1 || fail "no certificate can be made: $(<"$directory/log")"
+    printf '%s\n' "$directory" >"$records/kafka-$1"
+    kafka_certificate "$directory" >"$directory/log" 2>&1 || fail "Can't create the certificate: $(<"$directory/log")"
     # Another program may take a port between the choice and the start.
     for _ in {1..5}; do
         if kafka_configure "$directory" && kafka_start "$directory"; then
@@ -315,15 +323,15 @@ kafka_up() {
     fail "Kafka ($1) doesn't start: $(grep -vE ' INFO |^[[:space:]]+(at |[a-z0-9.]+ = )' "$directory/log" | tail -n 5)"
 }
 
-# A certificate that signs itself, for the listener with TLS.
+# A self-signed certificate for the listener with TLS.
 kafka_certificate() {
     local keytool=(keytool -keystore "$1/keys.p12" -storetype PKCS12 -storepass "$kafka_password" -alias broker)
     "${keytool[@]}" -genkeypair -keyalg EC -dname CN=localhost -ext SAN=IP:127.0.0.1,DNS:localhost -validity 30 &&
         "${keytool[@]}" -exportcert -rfc -file "$1/ca.pem"
 }
 
-# It is set up so that tests needn't wait: a group starts with the members that it has and may give up a dead one after a second,
-# and what is kept of groups and transactions is in one partition instead of 50.
+# Configured so that tests need not wait: a group starts with the members that it has and may expire a dead one after a second.
+# Offsets and transactions are in one partition instead of 50.
 kafka_configure() {
     local directory=$1 port sasl_ssl_port controller_port
     port=$(free_port)
@@ -359,7 +367,7 @@ END
     echo "$sasl_ssl_port" >"$directory/sasl_ssl_port"
 }
 
-# Starts it, and waits until it makes a topic.
+# Starts it, and waits until it can create a topic.
 kafka_start() {
     local directory=$1
     if runs "$directory"; then return; fi
@@ -380,7 +388,7 @@ kafka_java() {
     exec java -Xmx400m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.io.tmpdir="$directory" -Dlog4j2.level=INFO -cp "$kafka/*" "$@"
 }
 
-# Whether it makes the topic "ready", or has it already (error 36). Kafka's own programs are slow to start, so this is the request
+# Whether it creates the topic "ready", or has it already (error 36). Kafka's own programs are slow to start, so this is the request
 # itself: CreateTopics, version 2, of one partition and one replica.
 kafka_answers() {
     local error
@@ -392,23 +400,23 @@ kafka_answers() {
 }
 
 kafka_down() {
-    [[ -e $notes/kafka-$1 ]] || return 0
+    [[ -e $records/kafka-$1 ]] || return 0
     local directory
     directory=$(kafka_directory "$1")
     stop "$directory"
-    rm -rf "$directory" "$notes/kafka-$1"
+    rm -rf "$directory" "$records/kafka-$1"
 }
 
 kafka_status() {
-    say_status "Kafka ($1)" kafka_port "$1"
+    print_status "Kafka ($1)" kafka_port "$1"
 }
 
 kafka_port() {
-    noted_port "kafka-$1" "Kafka ($1)"
+    recorded_port "kafka-$1" "Kafka ($1)"
 }
 
 kafka_directory() {
-    cat "$notes/kafka-$1"
+    cat "$records/kafka-$1"
 }
 
 kafka_requirements() {
@@ -428,7 +436,7 @@ fail() {
     exit 1
 }
 
-# A port of 127.0.0.1 that nobody listens on, below those that the system gives to clients.
+# A free port of 127.0.0.1, below the range that the system assigns to clients.
 free_port() {
     local port=$((10000 + RANDOM % 20000))
     while listens "$port"; do
@@ -437,7 +445,7 @@ free_port() {
     echo "$port"
 }
 
-# One that nobody listens on 10000 above, either: SeaweedFS takes both.
+# A free port whose number plus 10000 is free, too: SeaweedFS takes both.
 free_port_pair() {
     local port=$((10000 + RANDOM % 10000))
     while listens "$port" || listens $((port + 10000)); do
@@ -446,8 +454,8 @@ free_port_pair() {
     echo "$port"
 }
 
-# Says whether a service runs: by its name and what finds its port.
-say_status() {
+# Prints whether a service runs, from its name and the command that finds its port.
+print_status() {
     local port
     if port=$("${@:2}" 2>/dev/null); then
         echo "$1 runs on 127.0.0.1:$port"
@@ -457,11 +465,11 @@ say_status() {
     fi
 }
 
-# The port that a service noted, if it answers there: by the name of its note and its own.
-noted_port() {
+# The recorded port of a service, if it answers there.
+recorded_port() {
     local port
-    [[ -e $notes/$1 ]] || fail "$2 doesn't run: scripts/services.sh up"
-    port=$(cat "$(<"$notes/$1")/port" 2>/dev/null || true)
+    [[ -e $records/$1 ]] || fail "$2 doesn't run: scripts/services.sh up"
+    port=$(cat "$(<"$records/$1")/port" 2>/dev/null || true)
     listens "$port" || fail "$2 died: scripts/services.sh up"
     echo "$port"
 }
@@ -477,8 +485,8 @@ stop() {
     kill -9 "$(<"$1/pid")" 2>/dev/null || true
 }
 
-# Whether it runs: a process with the directory among its arguments. A zombie has none, and nobody may reap it; another process
-# that was given the id since has others.
+# Whether it runs: a process with the directory among its arguments. A zombie has no arguments; another process with a reused id has
+# others.
 runs() {
     local pid
     pid=$(cat "$1/pid" 2>/dev/null) && [[ $(ps -ww -o args= -p "$pid" 2>/dev/null) == *"$1"* ]]
@@ -488,7 +496,7 @@ listens() {
     (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
 
-# Where a program on the PATH really is.
+# The directory of a program on the PATH, without symbolic links.
 program_directory() {
     local program
     program=$(command -v "$1") && dirname "$(readlink -f "$program")"

@@ -31,7 +31,7 @@ pub struct DeadLetter {
     /// The number of attempts.
     pub attempts: u32,
     /// When it was dead-lettered.
-    pub parked_at: Timestamp,
+    pub dead_lettered_at: Timestamp,
 }
 
 /// The type of an event.

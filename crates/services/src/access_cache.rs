@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
 use domain::{Member, Result, SessionId, Tenant, TenantId, UserId, dyn_error};
 use models::{Connection, Main, MainDatabase, access_changes, members, sessions};
 use moka::sync::Cache;
+use parking_lot::RwLock;
 use uuid::Uuid;
 
 use crate::{Core, OperatorServices, events::events::EventTx};
@@ -50,7 +50,7 @@ pub(crate) async fn commit_access_change(core: &Core, mut tx: EventTx<Main>, sub
     let subject = subject.into();
     let version = access_changes::push(&mut tx, subject, core.clock().now()).await?;
     tx.commit().await?;
-    core.access.log().record(subject, version, Instant::now());
+    core.access.log.write().record(subject, version, Instant::now());
     Ok(())
 }
 
@@ -136,12 +136,12 @@ impl AccessCache {
         read: impl AsyncFnOnce(&mut Connection<Main>) -> models::Result<Option<T>>,
     ) -> Result<Option<T>> {
         if let Some(fact) = cache.get(&key)
-            && self.log_read().holds(&fact, subjects)
+            && self.log.read().holds(&fact, subjects)
         {
             return Ok(Some(fact.value));
         }
         // Taken before the read: a change committed meanwhile has a greater number and so invalidates what is cached here.
-        let version = self.log_read().known_version();
+        let version = self.log.read().known_version();
         let value = read(&mut self.main.read().await?).await?;
         if let (Some(value), Some(version)) = (&value, version) {
             cache.insert(key, Fact { value: value.clone(), version });
@@ -151,7 +151,7 @@ impl AccessCache {
 
     async fn follow(&self) -> Result<()> {
         let asked_at = Instant::now();
-        let known = self.log_read().known_version();
+        let known = self.log.read().known_version();
         let mut connection = self.main.read().await?;
         let (version, changes) = match known {
             // Nothing is cached before the first poll, so no earlier change matters.
@@ -161,7 +161,7 @@ impl AccessCache {
                 (changes.last().map_or(known, |(version, _)| *version), changes)
             }
         };
-        let mut log = self.log();
+        let mut log = self.log.write();
         for (version, subject) in changes {
             log.record(subject, version, asked_at);
         }
@@ -170,14 +170,6 @@ impl AccessCache {
         log.version = version;
         log.asked_at = Some(asked_at);
         Ok(())
-    }
-
-    fn log(&self) -> std::sync::RwLockWriteGuard<'_, Log> {
-        self.log.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn log_read(&self) -> std::sync::RwLockReadGuard<'_, Log> {
-        self.log.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,12 +3,13 @@
 use std::{
     collections::HashMap,
     ops::Deref,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use domain::{Clock, Quota, TenantId, Timestamp};
 use models::{MainDatabase, TenantDatabases};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use uuid::Uuid;
 

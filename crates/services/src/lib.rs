@@ -59,7 +59,7 @@ pub use accounts::sessions::{Login, TokenPair};
 pub use accounts::tokens::{Claims, SecretKey, TokenSettings, Tokens};
 pub use accounts::users::Registration;
 pub use documents::content::Uploaded;
-pub use documents::direct_uploads::{Begun, DeclaredUpload, PartAt, PartUpload, PartUrl};
+pub use documents::direct_uploads::{DeclarationOutcome, DeclaredUpload, PartAt, PartUpload, PartUrl};
 pub use documents::documents::{Download, DownloadAt, OpenDownload, Precondition};
 pub use documents::garbage::Collected;
 pub use documents::tus::{Append, Checksum};
@@ -80,7 +80,7 @@ pub use storage::{
 };
 pub use tenants::deletion::Deletion;
 pub use tenants::fleet::{TenantReport, TenantSummary};
-pub use tenants::members::Candidate;
+pub use tenants::members::NewMember;
 pub use tenants::migrations::{FleetMigration, MigrationPlan, MigrationStatus, MigrationStep};
 pub use tenants::moves::{MoveError, MoveStep, Moved};
 pub use tenants::tenants::TenantDetails;

@@ -5,7 +5,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 /// The crates that each crate may depend on: `domain` and the layer below. The HTTP server may depend on none. The program may use
 /// what it assembles, and the test kit and the benchmark what they drive. The test kit may only be a dev-dependency, and no crate may
 /// use the benchmark.
-const MAY_NAME: &[(&str, &[&str])] = &[
+const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("http-server", &[]),
     ("database", &["domain"]),
@@ -42,7 +42,7 @@ fn a_skipped_layer_is_detected() {
         assert_eq!(found.len(), 1);
         assert!(found[0].starts_with(&format!("`{crate_name}` depends on `{dependency}`, but may name only ")), "{}", found[0]);
     }
-    assert_eq!(violations(&graph("mail", "domain")), ["`mail` is in no layer: add it to MAY_NAME"]);
+    assert_eq!(violations(&graph("mail", "domain")), ["`mail` is in no layer: add it to ALLOWED_DEPENDENCIES"]);
     assert!(violations(&graph("api", "services")).is_empty());
 }
 
@@ -56,8 +56,8 @@ fn the_dependencies_are_read() {
 
 /// The violations of these dependencies (crate, dependency).
 fn violations(dependencies: &[(String, String)]) -> Vec<String> {
-    let problem = |(crate_name, dependency): &(String, String)| match MAY_NAME.iter().find(|(name, _)| name == crate_name) {
-        None => Some(format!("`{crate_name}` is in no layer: add it to MAY_NAME")),
+    let problem = |(crate_name, dependency): &(String, String)| match ALLOWED_DEPENDENCIES.iter().find(|(name, _)| name == crate_name) {
+        None => Some(format!("`{crate_name}` is in no layer: add it to ALLOWED_DEPENDENCIES")),
         Some((_, allowed)) if allowed.contains(&dependency.as_str()) => None,
         Some((_, allowed)) => Some(format!("`{crate_name}` depends on `{dependency}`, but may name only {allowed:?}")),
     };

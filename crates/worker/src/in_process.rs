@@ -3,12 +3,13 @@
 use std::{
     collections::HashMap,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use domain::{Dependency, Error, Event, EventId, Result};
 use futures_util::{FutureExt, future::BoxFuture};
+use parking_lot::Mutex;
 use services::{EventServices, OrderingKey};
 use tokio::time::timeout;
 
@@ -130,7 +131,7 @@ impl InProcess {
     }
 
     fn count_failure(&self, key: OrderingKey, id: EventId, is_its_own: bool) -> Failures {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = self.failures.lock();
         let current = failures.entry(key).or_insert(Failures { id, attempts: 0, own: 0 });
         if current.id != id {
             *current = Failures { id, attempts: 0, own: 0 };
@@ -141,7 +142,7 @@ impl InProcess {
     }
 
     fn reset_failures(&self, key: OrderingKey) {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        self.failures.lock().remove(&key);
     }
 }
 

@@ -3,7 +3,7 @@
 use axum::{extract::State, http::HeaderMap};
 use domain::{ContentHash, Document, FieldErrors, Filename, MimeType, MultipartUpload, TenantId, TextProblem, UploadId, UploadState};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
-use services::{Begun, DeclaredUpload, PartAt, PartUrl};
+use services::{DeclarationOutcome, DeclaredUpload, PartAt, PartUrl};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -190,10 +190,10 @@ pub(crate) async fn begin_upload(
     JsonBody(body): JsonBody<BeginUploadIn>,
 ) -> ApiResult<UploadStateOut> {
     Ok(match app.services.begin_direct(&caller, tenant_id, &body.parse()?).await? {
-        Begun::Here(uploaded) => {
+        DeclarationOutcome::Stored(uploaded) => {
             Response::created("Document uploaded", UploadStateOut { upload: None, parts: Vec::new(), document: Some(uploaded.into()) })
         }
-        Begun::Open(upload, urls) => {
+        DeclarationOutcome::Open(upload, urls) => {
             Response::created("Upload started", UploadStateOut::of(&upload, None, parts_out(&app, &headers, urls)))
         }
     })

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use domain::{Email, FieldErrors, Member, Membership, Role, TenantId, TextProblem, User, UserId};
 use serde::{Deserialize, Serialize};
-use services::{Candidate, UserServices};
+use services::{NewMember, UserServices};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -100,8 +100,8 @@ pub(crate) async fn add_member(
     JsonBody(body): JsonBody<AddMemberIn>,
 ) -> ApiResult<MemberOut> {
     let mut errors = FieldErrors::default();
-    let id = optional(&mut errors, "user_id", body.user_id.as_ref(), uuid_field).map(|id| Candidate::Id(id.into()));
-    let email = optional(&mut errors, "email", body.email.as_ref(), Email::parse).map(Candidate::Email);
+    let id = optional(&mut errors, "user_id", body.user_id.as_ref(), uuid_field).map(|id| NewMember::Id(id.into()));
+    let email = optional(&mut errors, "email", body.email.as_ref(), Email::parse).map(NewMember::Email);
     if body.user_id.is_some() == body.email.is_some() {
         errors.add("user_id", "exactly one of user_id and email is required");
     }

@@ -37,27 +37,37 @@ pub(crate) struct SqliteConnection {
     /// The file whose writer is to be leased, until it is.
     unleased: Option<Arc<SqliteFile>>,
     threads: Threads,
-    begun: Begun,
+    transaction: TransactionState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Begun {
-    No,
+enum TransactionState {
+    None,
     /// `BEGIN` is sent with the first statement, to save a change of threads.
-    WithFirstStatement,
-    Yes,
+    BeginsWithFirstStatement,
+    Open,
 }
 
 impl SqliteFile {
     /// A connection for reading.
     pub(crate) async fn read(self: &Arc<Self>) -> Result<SqliteConnection> {
         let lease = self.lease_reader().await?;
-        Ok(SqliteConnection { lease: Some(lease), unleased: None, threads: self.threads.reads.clone(), begun: Begun::No })
+        Ok(SqliteConnection {
+            lease: Some(lease),
+            unleased: None,
+            threads: self.threads.reads.clone(),
+            transaction: TransactionState::None,
+        })
     }
 
     /// A connection for writing. It waits for the writer with its first statement.
     pub(crate) fn write(self: &Arc<Self>) -> SqliteConnection {
-        SqliteConnection { lease: None, unleased: Some(Arc::clone(self)), threads: self.threads.writes.clone(), begun: Begun::No }
+        SqliteConnection {
+            lease: None,
+            unleased: Some(Arc::clone(self)),
+            threads: self.threads.writes.clone(),
+            transaction: TransactionState::None,
+        }
     }
 
     /// Runs a transaction whose statements are all known, together with others that wait for the writer. The failure of one
@@ -97,7 +107,7 @@ fn commit_group(mut lease: Lease, mut group: Group) {
 impl SqliteConnection {
     /// Begins a transaction, with the first statement.
     pub(crate) fn begin(&mut self) {
-        self.begun = Begun::WithFirstStatement;
+        self.transaction = TransactionState::BeginsWithFirstStatement;
     }
 
     /// Runs statements in order. Stops at the first that fails.
@@ -107,10 +117,10 @@ impl SqliteConnection {
         {
             return Ok(vec![outcome?]);
         }
-        let begin = self.begun == Begun::WithFirstStatement;
+        let begin = self.transaction == TransactionState::BeginsWithFirstStatement;
         let outcomes = self.with_connection(move |connection| run_all(connection, begin, &statements)).await;
         if begin && outcomes.is_ok() {
-            self.begun = Begun::Yes;
+            self.transaction = TransactionState::Open;
         }
         outcomes
     }
@@ -132,7 +142,7 @@ impl SqliteConnection {
 
     /// Runs the remaining statements and commits.
     pub(crate) async fn commit(&mut self, statements: Vec<Statement>) -> Result<()> {
-        if self.begun == Begun::Yes {
+        if self.transaction == TransactionState::Open {
             let job = move |connection: &Connection| {
                 run_all(connection, false, &statements)?;
                 connection.execute_batch("COMMIT").map_err(from_rusqlite)

@@ -17,7 +17,7 @@ macro_rules! select {
 
 /// Dead-letters an event, unless it is dead-lettered already.
 pub fn insert(tx: &mut MainTx, letter: &DeadLetter) {
-    let DeadLetter { event, error, attempts, parked_at } = letter;
+    let DeadLetter { event, error, attempts, dead_lettered_at } = letter;
     tx.defer(
         "INSERT INTO dead_letters
              (event_id, event_type, tenant_id, user_id, occurred_at, data, traceparent, error, attempts, parked_at)
@@ -32,7 +32,7 @@ pub fn insert(tx: &mut MainTx, letter: &DeadLetter) {
             event.traceparent.as_deref(),
             error.as_str(),
             *attempts,
-            *parked_at
+            *dead_lettered_at
         ],
     );
 }
@@ -61,5 +61,5 @@ pub fn delete(tx: &mut MainTx, id: EventId) {
 }
 
 fn dead_letter(mut row: Row) -> Result<DeadLetter> {
-    Ok(DeadLetter { event: event(&mut row)?, error: row.take()?, attempts: row.take()?, parked_at: row.take()? })
+    Ok(DeadLetter { event: event(&mut row)?, error: row.take()?, attempts: row.take()?, dead_lettered_at: row.take()? })
 }

@@ -46,9 +46,9 @@ pub struct DeclaredUpload {
 }
 
 /// The result of declaring an upload.
-pub enum Begun {
+pub enum DeclarationOutcome {
     /// The content exists, and the caller may read a document that has it. The upload became a document immediately.
-    Here(Uploaded),
+    Stored(Uploaded),
     /// The upload awaits its parts.
     Open(MultipartUpload, Vec<PartUrl>),
 }
@@ -103,14 +103,14 @@ impl UserServices {
     ///
     /// # Errors
     /// [`Error::Forbidden`] for viewers and when the quota would be exceeded; [`Error::TooLarge`].
-    pub async fn begin_direct(&self, caller: &Caller, tenant_id: TenantId, declared: &DeclaredUpload) -> Result<Begun> {
+    pub async fn begin_direct(&self, caller: &Caller, tenant_id: TenantId, declared: &DeclaredUpload) -> Result<DeclarationOutcome> {
         let tenant = authorize(&self.core, caller, tenant_id, Role::User).await?;
         let limit = self.core.settings().max_upload_bytes;
         if declared.size > limit {
             return Err(Error::TooLarge { limit });
         }
         if let Some(uploaded) = refer_to_readable(&self.core, &tenant, declared).await? {
-            return Ok(Begun::Here(uploaded));
+            return Ok(DeclarationOutcome::Stored(uploaded));
         }
         let id = UploadId::generate(self.core.clock());
         let gathered = match self.core.parts.storage.direct_uploads() {
@@ -152,7 +152,7 @@ impl UserServices {
         }
         failpoint!("direct.begun");
         let urls = sign_part_urls(&self.core, &tenant, &upload).await?;
-        Ok(Begun::Open(upload, urls))
+        Ok(DeclarationOutcome::Open(upload, urls))
     }
 
     /// Signs fresh part URLs for an open upload of the caller, for use after the earlier ones expire.

@@ -4,11 +4,7 @@
 //! of all uploads. Once all parts are received, the upload is `completing`. From then on it becomes a document, however often
 //! that is interrupted: its content is read, hashed and stored like that of any other upload.
 
-use std::{
-    collections::HashSet,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashSet, time::Duration};
 
 use domain::{
     Conflict, ContentHash, Document, Error, Filename, ForbiddenReason, MimeType, MultipartUpload, Quota, ResourceKind, Result, Role,
@@ -16,6 +12,7 @@ use domain::{
 };
 use futures_util::TryStreamExt;
 use models::{TenantDatabase, TenantTx, documents, multipart_uploads, quotas, uploads};
+use parking_lot::Mutex;
 
 use crate::{
     Caller, Core, SpooledContent, UserServices,
@@ -42,15 +39,15 @@ pub(crate) struct Completions(Mutex<HashSet<UploadId>>);
 impl Completions {
     /// Registers a completion. Returns false if it is already in progress.
     fn begin(&self, id: UploadId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id)
+        self.0.lock().insert(id)
     }
 
     fn contains(&self, id: UploadId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+        self.0.lock().contains(&id)
     }
 
     fn end(&self, id: UploadId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.0.lock().remove(&id);
     }
 }
 

@@ -15,7 +15,7 @@ impl EventServices {
     /// # Errors
     /// When the main database is down.
     pub async fn dead_letter(&self, event: &Event, error: String, attempts: u32) -> Result<()> {
-        let letter = DeadLetter { event: event.clone(), error, attempts, parked_at: self.core.clock().now() };
+        let letter = DeadLetter { event: event.clone(), error, attempts, dead_lettered_at: self.core.clock().now() };
         let mut tx = self.core.main().begin().await?;
         dead_letters::insert(&mut tx, &letter);
         Ok(tx.commit().await?)

@@ -1,13 +1,11 @@
 //! A demonstration of the event bus for people who try Tenantry: messages on topics of their own, and a consumer that receives
 //! them.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use domain::{Clock, EventId, Result, Timestamp};
 use futures_util::{FutureExt, future::BoxFuture};
+use parking_lot::Mutex;
 
 /// The prefix of every demo topic.
 pub const DEMO_PREFIX: &str = "demo.";
@@ -60,7 +58,7 @@ pub struct DemoReceived(Arc<Mutex<VecDeque<DemoMessage>>>);
 impl DemoReceived {
     /// Adds a message that was just received.
     pub fn push(&self, message: DemoMessage) {
-        let mut received = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut received = self.0.lock();
         received.push_front(message);
         received.truncate(DEMO_KEPT);
     }
@@ -68,7 +66,7 @@ impl DemoReceived {
     /// The latest first.
     #[must_use]
     pub fn latest(&self, limit: usize) -> Vec<DemoMessage> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().take(limit).cloned().collect()
+        self.0.lock().iter().take(limit).cloned().collect()
     }
 }
 

@@ -6,13 +6,14 @@
 use std::{
     collections::HashSet,
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use domain::{Event, EventId, EventKind, Result, TenantId, UserId};
 use models::{Main, Scope, Tenant, TenantDatabase, Tx, dirty_tenants, outbox};
 use moka::future::Cache;
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::Notify;
 
@@ -45,7 +46,7 @@ pub(crate) struct Notified {
 
 impl Notified {
     fn add(&self, key: OrderingKey) {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        self.keys.lock().insert(key);
         self.notify.notify_one();
     }
 }
@@ -65,7 +66,7 @@ impl EventServices {
     pub async fn notified(&self) -> Vec<OrderingKey> {
         let notified = &self.core.notified;
         loop {
-            let keys: Vec<_> = notified.keys.lock().unwrap_or_else(PoisonError::into_inner).drain().collect();
+            let keys: Vec<_> = notified.keys.lock().drain().collect();
             if !keys.is_empty() {
                 return keys;
             }

@@ -1,9 +1,8 @@
 //! Reusable buffers, because the allocator retains freed memory for a while and large buffers would accumulate in it.
 
-use std::{
-    mem,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{mem, sync::Arc};
+
+use parking_lot::Mutex;
 
 /// A pool of buffers.
 #[derive(Default)]
@@ -18,14 +17,14 @@ pub(crate) struct PooledBuffer {
 impl BufferPool {
     /// A buffer of this length with arbitrary content.
     pub(crate) fn take(self: &Arc<Self>, length: usize) -> PooledBuffer {
-        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let mut bytes = self.0.lock().pop().unwrap_or_default();
         bytes.resize(length, 0);
         PooledBuffer { bytes, pool: Arc::clone(self) }
     }
 
     /// Frees the buffers that are in the pool.
     pub(crate) fn clear(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.0.lock().clear();
     }
 }
 
@@ -37,6 +36,6 @@ impl AsRef<[u8]> for PooledBuffer {
 
 impl Drop for PooledBuffer {
     fn drop(&mut self) {
-        self.pool.0.lock().unwrap_or_else(PoisonError::into_inner).push(mem::take(&mut self.bytes));
+        self.pool.0.lock().push(mem::take(&mut self.bytes));
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 
 /// Identifies the user to add as a member.
 #[derive(Clone, Debug)]
-pub enum Candidate {
+pub enum NewMember {
     /// By user id.
     Id(UserId),
     /// By email address.
@@ -25,14 +25,14 @@ impl UserServices {
     ///
     /// # Errors
     /// [`Conflict::AlreadyMember`]; [`Error::NotFound`] when there is no such active user.
-    pub async fn add_member(&self, caller: &Caller, tenant_id: TenantId, who: Candidate, role: Role) -> Result<(Membership, User)> {
+    pub async fn add_member(&self, caller: &Caller, tenant_id: TenantId, who: NewMember, role: Role) -> Result<(Membership, User)> {
         authorize(&self.core, caller, tenant_id, Role::Admin).await?;
         let now = self.core.clock().now();
         let mut tx = begin_main(&self.core).await?;
         tenants::lock(&mut tx, tenant_id).await?.ok_or(Error::NotFound(ResourceKind::Tenant))?;
         let user = match who {
-            Candidate::Id(id) => users::find(&mut tx, id).await?,
-            Candidate::Email(email) => users::find_by_email(&mut tx, &email).await?,
+            NewMember::Id(id) => users::find(&mut tx, id).await?,
+            NewMember::Email(email) => users::find_by_email(&mut tx, &email).await?,
         };
         let user = user.filter(|user| user.is_active).ok_or(Error::NotFound(ResourceKind::User))?;
         if let Some(already) = members::find(&mut tx, tenant_id, user.id).await? {

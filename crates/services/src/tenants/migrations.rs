@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -345,7 +345,7 @@ pub(crate) async fn ensure_schema(core: &Core, tenant: &Tenant) -> Result<()> {
 /// Migrates a tenant's database once for all requests that wait for it. The migration continues when they are cancelled.
 async fn migrate_missed(core: &Core, tenant: &Tenant) -> Result<()> {
     let migration = {
-        let mut awaited = awaited_migrations(core);
+        let mut awaited = core.awaited_migrations.lock();
         match awaited.by_tenant.get(&tenant.id) {
             Some(migration) => migration.clone(),
             None => {
@@ -373,10 +373,6 @@ async fn migrate_in_turn(core: Core, tenant: Tenant, turns: Arc<Semaphore>) -> R
     migrate_tenant(&core, &tenant).await.and_then(|migrated| migrated).map(drop).map_err(Arc::new)
 }
 
-fn awaited_migrations(core: &Core) -> std::sync::MutexGuard<'_, Awaited> {
-    core.awaited_migrations.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Why a tenant is unavailable, if it is: its migration failed, its schema is too new, or it has to be migrated first.
 pub(crate) fn closure(tenant: &Tenant) -> Option<UnavailableReason> {
     match tenant_schema_version() - tenant.schema_version {
@@ -402,6 +398,6 @@ impl RemoveAwaited {
 
 impl Drop for RemoveAwaited {
     fn drop(&mut self) {
-        awaited_migrations(&self.0).by_tenant.remove(&self.1);
+        self.0.awaited_migrations.lock().by_tenant.remove(&self.1);
     }
 }

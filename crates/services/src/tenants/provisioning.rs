@@ -1,11 +1,7 @@
 //! Provisioning of tenants: a row reserves the name and the location, the database is created, and a transaction activates the
 //! tenant.
 
-use std::{
-    collections::HashMap,
-    sync::{MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use domain::{
     Conflict, DatabaseName, Dependency, Email, Error, EventKind, IdempotencyKey, Member, Membership, Provisioning, QuotaLimits,
@@ -99,7 +95,7 @@ pub(crate) async fn create_on_any_server(core: &Core, user_id: UserId, name: &Te
         match create_on(core, &server, user_id, name, request).await {
             Err(error @ Error::Unavailable { .. }) => {
                 tracing::warn!(server, error = dyn_error(&error), "a server could not create a tenant's database");
-                failing_servers(core).insert(server, Instant::now());
+                core.failing_servers.lock().insert(server, Instant::now());
                 problem = error;
             }
             settled => return settled,
@@ -111,15 +107,11 @@ pub(crate) async fn create_on_any_server(core: &Core, user_id: UserId, name: &Te
 /// The servers in the order in which to try them: by the number of their databases, those that failed recently last.
 fn servers_by_load(core: &Core, loads: &[(String, u64)]) -> Vec<String> {
     let load = |server: &str| loads.iter().find(|(name, _)| name == server).map_or(0, |(_, load)| *load);
-    let mut troubled = failing_servers(core);
+    let mut troubled = core.failing_servers.lock();
     troubled.retain(|_, since| since.elapsed() < FAILURE_MEMORY);
     let mut servers: Vec<_> = core.parts.tenant_databases.servers().map(str::to_owned).collect();
     servers.sort_by_key(|server| (troubled.contains_key(server), load(server)));
     servers
-}
-
-fn failing_servers(core: &Core) -> MutexGuard<'_, HashMap<String, Instant>> {
-    core.failing_servers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn create_on(core: &Core, server: &str, user_id: UserId, name: &TenantName, request: Request<'_>) -> Result<Member<Tenant>> {

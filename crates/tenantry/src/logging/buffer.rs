@@ -2,11 +2,12 @@
 
 use std::{
     io::{self, Write},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
+use parking_lot::{Condvar, Mutex};
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -43,8 +44,7 @@ impl LineBuffer {
         let background = buffer.clone();
         thread::Builder::new().name("log".to_owned()).spawn(move || {
             loop {
-                let lines = background.lines();
-                drop(background.0.not_empty.wait_while(lines, |lines| lines.is_empty()));
+                background.0.not_empty.wait_while(&mut background.0.lines.lock(), |lines| lines.is_empty());
                 thread::sleep(MAX_DELAY);
                 background.flush();
             }
@@ -54,21 +54,13 @@ impl LineBuffer {
 
     /// Writes the buffered lines.
     pub(super) fn flush(&self) {
-        let mut out = lock(&self.0.out);
+        let mut out = self.0.out.lock();
         let Out { writer, spare } = &mut *out;
-        std::mem::swap(spare, &mut self.lines());
+        std::mem::swap(spare, &mut self.0.lines.lock());
         // A failure to write the log cannot be reported anywhere.
         drop(writer.write_all(spare).and_then(|()| writer.flush()));
         spare.clear();
     }
-
-    fn lines(&self) -> MutexGuard<'_, Vec<u8>> {
-        lock(&self.0.lines)
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<'a> MakeWriter<'a> for LineBuffer {
@@ -92,7 +84,7 @@ pub(super) struct Line {
 
 impl Write for Line {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut lines = self.buffer.lines();
+        let mut lines = self.buffer.0.lines.lock();
         let is_first = lines.is_empty();
         lines.extend_from_slice(line);
         let full = lines.len() >= FLUSH_SIZE;
@@ -123,7 +115,7 @@ mod tests {
     impl Write for Output {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.1.fetch_add(1, Ordering::SeqCst);
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -134,7 +126,7 @@ mod tests {
 
     impl Output {
         fn text(&self) -> String {
-            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+            String::from_utf8(self.0.lock().clone()).unwrap()
         }
     }
 
@@ -184,6 +176,6 @@ mod tests {
             assert!(lines.iter().enumerate().all(|(n, line)| *line == format!("{n} and some more")), "in order, none lost");
             assert_eq!(lines.len(), 10_000);
         }
-        assert!(buffer.0.lines.lock().unwrap().capacity() < 4 * FLUSH_SIZE);
+        assert!(buffer.0.lines.lock().capacity() < 4 * FLUSH_SIZE);
     }
 }

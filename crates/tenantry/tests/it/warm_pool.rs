@@ -94,7 +94,7 @@ async fn two_instances_share_one_pool() {
 }
 
 #[test]
-fn a_crash_in_the_making_of_a_spare_leaves_no_unrecorded_database() {
+fn a_crash_while_provisioning_a_warm_database_leaves_no_unrecorded_database() {
     repeatedly(async || {
         let home = Home::new();
         if home.is_sqlite() {

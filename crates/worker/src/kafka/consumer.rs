@@ -8,12 +8,13 @@
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use domain::{Event, EventKind, Result};
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use rdkafka::{
     ClientContext, Message, Offset, TopicPartitionList,
     config::RDKafkaLogLevel,
@@ -124,7 +125,7 @@ impl ConsumerContext for Context {
             // A paused partition would stay paused after a reassignment.
             succeeded(consumer.resume(partitions));
             let gone = partitions.elements().into_iter().map(|it| Partition { topic: it.topic().into(), number: it.partition() });
-            self.revoked.lock().unwrap_or_else(PoisonError::into_inner).extend(gone);
+            self.revoked.lock().extend(gone);
         }
     }
 }
@@ -344,7 +345,7 @@ impl KafkaWorker {
 
     /// Drops the waiting events of revoked partitions, which other workers handle now. Batches in flight are finished.
     fn drop_revoked(&mut self) {
-        let revoked: Vec<_> = self.context.revoked.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
+        let revoked: Vec<_> = self.context.revoked.lock().drain(..).collect();
         if revoked.is_empty() {
             return;
         }

@@ -1,12 +1,10 @@
 //! Publishing to Kafka.
 
-use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use domain::{Error, Event, EventKind, Result};
 use futures_util::{FutureExt, future::BoxFuture};
+use parking_lot::RwLock;
 use rdkafka::{
     error::KafkaError,
     message::{Header, OwnedHeaders},
@@ -94,13 +92,13 @@ impl KafkaBus {
     }
 
     fn producer(&self) -> Arc<Client> {
-        Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.producer.read())
     }
 
     /// Replaces a producer after a fatal error. Its messages in flight have failed and are sent again.
     fn replace_if_ended(&self, producer: &Arc<Client>) {
         let Some((_, reason)) = producer.client().fatal_error() else { return };
-        let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.producer.write();
         if !Arc::ptr_eq(&current, producer) {
             return;
         }

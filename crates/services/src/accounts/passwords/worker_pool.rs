@@ -3,12 +3,13 @@
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use argon2::Block;
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 use tracing::Span;
 
@@ -57,7 +58,7 @@ impl WorkerPool {
     }
 
     fn submit(&self, job: Job) -> domain::Result<()> {
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         let limits = self.shared.limits;
         let waiting = state.queue.len();
         if waiting >= limits.queue {
@@ -83,18 +84,18 @@ impl WorkerPool {
 
     #[cfg(test)]
     pub(super) fn threads(&self) -> usize {
-        self.shared.lock().threads
+        self.shared.state.lock().threads
     }
 
     #[cfg(test)]
     pub(super) fn idle(&self) -> usize {
-        self.shared.lock().idle
+        self.shared.state.lock().idle
     }
 }
 
 impl Drop for WorkerPool {
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
+        self.shared.state.lock().closed = true;
         self.shared.wake.notify_all();
     }
 }
@@ -117,10 +118,6 @@ struct State {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Runs jobs until the thread is idle for too long, or the pool is dropped.
     fn work(&self) {
         lower_priority();
@@ -131,19 +128,16 @@ impl Shared {
             if catch_unwind(AssertUnwindSafe(|| job(&mut memory))).is_err() {
                 tracing::error!("hashing a password panicked");
             }
-            self.lock().last_duration = started.elapsed();
+            self.state.lock().last_duration = started.elapsed();
         }
     }
 
     /// The next job, or nothing when the thread must end. An ending thread is subtracted before the lock is released, so that the next
     /// job starts a new thread instead of waiting for this one.
     fn next_job(&self) -> Option<Job> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.idle += 1;
-        let (mut state, _) = self
-            .wake
-            .wait_timeout_while(state, self.limits.idle, |state| state.queue.is_empty() && !state.closed)
-            .unwrap_or_else(PoisonError::into_inner);
+        self.wake.wait_while_for(&mut state, |state| state.queue.is_empty() && !state.closed, self.limits.idle);
         state.idle -= 1;
         let job = state.queue.pop_front();
         if job.is_none() {

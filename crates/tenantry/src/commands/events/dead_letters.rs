@@ -78,10 +78,10 @@ async fn list(services: &OperatorServices, page: i64, json: bool) -> Result<()> 
         return Ok(());
     }
     let mut table = table(&["event", "type", "tenant", "dead-lettered at", "attempts", "error"]);
-    for DeadLetter { event, error, attempts, parked_at } in &letters.items {
+    for DeadLetter { event, error, attempts, dead_lettered_at } in &letters.items {
         let tenant = event.tenant_id.map(|id| id.to_string()).unwrap_or_default();
         let (id, kind) = (event.id.to_string(), event.kind.as_str().to_owned());
-        table.add_row([id, kind, tenant, parked_at.to_string(), attempts.to_string(), error.clone()]);
+        table.add_row([id, kind, tenant, dead_lettered_at.to_string(), attempts.to_string(), error.clone()]);
     }
     print(table);
     if letters.pages() > 1 {
@@ -143,6 +143,6 @@ fn describe(id: EventId, error: Error) -> anyhow::Error {
     }
 }
 
-fn letter_json(DeadLetter { event, error, attempts, parked_at }: &DeadLetter) -> Value {
-    json!({ "event": event_json(event), "error": error, "attempts": attempts, "parked_at": parked_at.to_string() })
+fn letter_json(DeadLetter { event, error, attempts, dead_lettered_at }: &DeadLetter) -> Value {
+    json!({ "event": event_json(event), "error": error, "attempts": attempts, "parked_at": dead_lettered_at.to_string() })
 }

@@ -2,11 +2,11 @@
 
 use std::{
     io::{IsTerminal, stderr},
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
 use services::MigrationStep;
 
 use crate::commands::eprint;
@@ -62,7 +62,7 @@ impl Progress {
     }
 
     fn line_if_due(&self) {
-        let mut next_line = self.next_line.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next_line = self.next_line.lock();
         if self.in_lines && *next_line <= Instant::now() {
             *next_line = Instant::now() + INTERVAL;
             let (done, all, rate) = (self.bar.position(), self.bar.length().unwrap_or_default(), self.bar.per_sec());
