@@ -1,6 +1,11 @@
 //! The two engines behind one face: a database, and a connection to it.
+//!
+//! Futures are boxed here. The compiler generates the code of an async function again in every crate that awaits it; without the boxes,
+//! each would contain both engines.
 
 use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
 
 use crate::{
     error::{Error, Result},
@@ -19,45 +24,53 @@ pub(crate) enum EngineDatabase {
 
 impl EngineDatabase {
     /// A connection for reading outside of transactions.
-    pub(crate) async fn read(&self) -> Result<EngineConnection> {
-        Ok(match self {
-            Self::Sqlite(file) => EngineConnection::Sqlite(file.read().await?),
-            Self::Postgres(database) => EngineConnection::PostgresReader(database.read().await?),
+    pub(crate) fn read(&self) -> BoxFuture<'_, Result<EngineConnection>> {
+        Box::pin(async move {
+            Ok(match self {
+                Self::Sqlite(file) => EngineConnection::Sqlite(file.read().await?),
+                Self::Postgres(database) => EngineConnection::PostgresReader(database.read().await?),
+            })
         })
     }
 
     /// A connection in a transaction.
-    pub(crate) async fn begin(&self) -> Result<EngineConnection> {
-        Ok(match self {
-            Self::Sqlite(file) => {
-                let mut connection = file.write();
-                connection.begin();
-                EngineConnection::Sqlite(connection)
-            }
-            Self::Postgres(database) => {
-                let mut connection = database.write().await?;
-                connection.begin();
-                EngineConnection::Postgres(connection)
-            }
+    pub(crate) fn begin(&self) -> BoxFuture<'_, Result<EngineConnection>> {
+        Box::pin(async move {
+            Ok(match self {
+                Self::Sqlite(file) => {
+                    let mut connection = file.write();
+                    connection.begin();
+                    EngineConnection::Sqlite(connection)
+                }
+                Self::Postgres(database) => {
+                    let mut connection = database.write().await?;
+                    connection.begin();
+                    EngineConnection::Postgres(connection)
+                }
+            })
         })
     }
 
     /// Applies all pending migrations. The main database is created when it is missing.
-    pub(crate) async fn migrate(&self, schema: Schema) -> Result<Migrated> {
-        match self {
-            Self::Sqlite(file) => file.migrate(schema).await,
-            Self::Postgres(database) => database.migrate(schema).await,
-        }
+    pub(crate) fn migrate(&self, schema: Schema) -> BoxFuture<'_, Result<Migrated>> {
+        Box::pin(async move {
+            match self {
+                Self::Sqlite(file) => file.migrate(schema).await,
+                Self::Postgres(database) => database.migrate(schema).await,
+            }
+        })
     }
 
     /// Runs a script that brings its own transaction.
-    pub(crate) async fn execute(&self, script: String) -> Result<()> {
-        match self {
-            Self::Sqlite(file) => {
-                file.exclusively(move |path| open_file(path, Access::Write, None)?.execute_batch(&script).map_err(from_rusqlite)).await
+    pub(crate) fn execute(&self, script: String) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            match self {
+                Self::Sqlite(file) => {
+                    file.exclusively(move |path| open_file(path, Access::Write, None)?.execute_batch(&script).map_err(from_rusqlite)).await
+                }
+                Self::Postgres(database) => database.execute(&script).await,
             }
-            Self::Postgres(database) => database.execute(&script).await,
-        }
+        })
     }
 }
 
@@ -72,20 +85,24 @@ pub(crate) enum EngineConnection {
 
 impl EngineConnection {
     /// Runs statements in order, sent together. Stops at the first that fails.
-    pub(crate) async fn run(&mut self, statements: Vec<Statement>) -> Result<Vec<Outcome>> {
-        match self {
-            Self::Sqlite(connection) => connection.run(statements).await,
-            Self::Postgres(connection) => connection.run(statements).await,
-            Self::PostgresReader(reader) => reader.run(&statements).await,
-        }
+    pub(crate) fn run(&mut self, statements: Vec<Statement>) -> BoxFuture<'_, Result<Vec<Outcome>>> {
+        Box::pin(async move {
+            match self {
+                Self::Sqlite(connection) => connection.run(statements).await,
+                Self::Postgres(connection) => connection.run(statements).await,
+                Self::PostgresReader(reader) => reader.run(&statements).await,
+            }
+        })
     }
 
     /// Runs the remaining statements and commits.
-    pub(crate) async fn commit(&mut self, statements: Vec<Statement>) -> Result<()> {
-        match self {
-            Self::Sqlite(connection) => connection.commit(statements).await,
-            Self::Postgres(connection) => connection.commit(statements).await,
-            Self::PostgresReader(_) => Err(Error::internal("a reader has no transaction")),
-        }
+    pub(crate) fn commit(&mut self, statements: Vec<Statement>) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            match self {
+                Self::Sqlite(connection) => connection.commit(statements).await,
+                Self::Postgres(connection) => connection.commit(statements).await,
+                Self::PostgresReader(_) => Err(Error::internal("a reader has no transaction")),
+            }
+        })
     }
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use domain::{Event, EventId, EventKind, Result, TenantId, UserId};
+use futures_util::future::BoxFuture;
 use models::{Main, Scope, Tenant, TenantDatabase, Tx, dirty_tenants, outbox};
 use moka::future::Cache;
 use parking_lot::Mutex;
@@ -125,14 +126,17 @@ pub(crate) async fn begin_in(core: &Core, database: &TenantDatabase) -> Result<E
     Ok(EventTx { tx: database.begin().await?, notified: Arc::clone(&core.notified) })
 }
 
-async fn set_dirty(core: &Core, tenant_id: TenantId) -> Result<()> {
-    let set = async {
-        let mut tx = core.main().begin().await?;
-        dirty_tenants::mark(&mut tx, tenant_id, core.clock().now());
-        tx.commit().await
-    };
-    let flagged = core.dirty_flags.try_get_with(tenant_id, set).await;
-    flagged.map_err(|error| domain::Error::from(error.duplicate()))
+/// Boxed, so that the cache's code is not generated again in every crate that awaits it.
+fn set_dirty(core: &Core, tenant_id: TenantId) -> BoxFuture<'_, Result<()>> {
+    Box::pin(async move {
+        let set = async {
+            let mut tx = core.main().begin().await?;
+            dirty_tenants::mark(&mut tx, tenant_id, core.clock().now());
+            tx.commit().await
+        };
+        let flagged = core.dirty_flags.try_get_with(tenant_id, set).await;
+        flagged.map_err(|error| domain::Error::from(error.duplicate()))
+    })
 }
 
 /// Creates an event that happens now.
