@@ -1,4 +1,4 @@
-# What one does daily. `just` lists it; to have it: `pip install rust-just` or `cargo install just`.
+# The everyday commands; `just` lists them. To install it: `pip install rust-just` or `cargo install just`.
 
 _default:
     @just --list --unsorted
@@ -11,7 +11,7 @@ serve *ARGUMENTS:
 tenantry *ARGUMENTS:
     cargo run --release -p tenantry -- {{ ARGUMENTS }}
 
-# Compile everything, as fast as that goes
+# Compile everything, as fast as possible
 check:
     cargo check --workspace --all-targets
 
@@ -19,7 +19,7 @@ check:
 format:
     cargo fmt --all
 
-# Find what CI would refuse without running a test
+# Run the checks of CI that run no test
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- -D warnings
@@ -37,15 +37,15 @@ test-distributed CRATE="" NAME="": (services "up")
 services COMMAND="status":
     scripts/services.sh {{ COMMAND }}
 
-# Write openapi.json anew, after a change of the API
+# Regenerate openapi.json after a change of the API
 openapi:
-    cargo run -p tenantry -- openapi > openapi.json
+    WRITE_OPENAPI=1 cargo test -p api --test it the_checked_in_specification_is_current
 
 # Measure the program beside its machine (docs/PERFORMANCE.md)
 bench *ARGUMENTS:
     cargo build --profile dist -p tenantry -p bench
     target/dist/bench {{ ARGUMENTS }}
 
-# Everything that must hold before a change is taken
+# Run everything that must pass before a change is merged
 ci:
     .ci/run

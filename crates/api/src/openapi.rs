@@ -194,15 +194,26 @@ fn path_errors(path: &str) -> impl Iterator<Item = ApiError> {
     NOUNS.into_iter().filter(move |(part, _)| path.contains(part)).map(|(_, noun)| Error::NotFound(noun).into())
 }
 
-/// Adds an error, unless the operation already has an example with its code.
+/// Adds an error to its status' examples, unless it is there.
 fn add_error(responses: &mut Value, method: &str, error: &ApiError) {
     let (status, code, body) = error.example();
     // Only tus has its own HEAD operation, and its clients retry on 423, not on 503.
     let status = if method == "head" && status == StatusCode::SERVICE_UNAVAILABLE { StatusCode::LOCKED } else { status };
     let examples = &mut responses[status.as_str()]["content"]["application/json"]["examples"];
-    if examples.get(code).is_none() {
-        examples[code] = json!({ "value": body });
+    let example = json!({ "value": body });
+    let name = example_name(code, &example, |name| examples.get(name));
+    examples[name] = example;
+}
+
+/// The name of an example: its error's code, numbered if another example of that code has it.
+fn example_name<'a>(code: &str, example: &Value, named: impl Fn(&str) -> Option<&'a Value>) -> String {
+    let mut name = code.to_owned();
+    let mut number = 1;
+    while named(&name).is_some_and(|other| other != example) {
+        number += 1;
+        name = format!("{code}_{number}");
     }
+    name
 }
 
 fn is_error(status: &str) -> bool {
@@ -215,10 +226,14 @@ fn complete_errors(responses: &mut Value, shared: &mut Map<String, Value>) {
         response["description"] = json!(error_description(status));
         let content = &mut response["content"]["application/json"];
         content["schema"] = json!({ "$ref": "#/components/schemas/Failure" });
-        for (code, example) in members_of(content, "/examples") {
-            example["summary"] = example["value"]["error"]["message"].clone();
-            let reference = json!({ "$ref": format!("#/components/examples/{code}") });
-            shared.insert(code.clone(), mem::replace(example, reference));
+        let Value::Object(examples) = mem::take(&mut content["examples"]) else { continue };
+        for (_, mut example) in examples {
+            let error = &example["value"]["error"];
+            let code = error["code"].as_str().unwrap_or_default().to_owned();
+            example["summary"] = error["message"].clone();
+            let name = example_name(&code, &example, |name| shared.get(name));
+            content["examples"][&name] = json!({ "$ref": format!("#/components/examples/{name}") });
+            shared.insert(name, example);
         }
     }
 }

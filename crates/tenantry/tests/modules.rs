@@ -1,4 +1,6 @@
 //! Within a crate, modules call one way: the graph of their imports has no cycle.
+//!
+//! What a module imports from its own children by `self::` is no edge: a file and its folder are one module to the others.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 

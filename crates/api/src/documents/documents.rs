@@ -17,7 +17,7 @@ use crate::{
     documents::objects::object_url,
     error::ApiError,
     extract::{Authenticated, JsonBody, PathIds, Query, idempotency_key, optional, present, uuid_field},
-    operation_errors::{DocumentChanged, Errors, IdempotencyKeyReused, NotOwner, QuotaExceeded},
+    operation_errors::{DocumentChanged, Errors, IdempotencyKeyReused, NotOwner, QuotaExceeded, UploadTooLarge},
     query::{Idempotency, TenantPath},
     response::{ApiResult, Empty, List, Response, Timestamp, replayed_response},
     schemas,
@@ -184,7 +184,7 @@ impl From<Uploaded> for UploadOut {
 /// The form's fields may come in any order. Identical content is stored once per tenant.
 #[utoipa::path(post, path = "/api/tenants/{tenant_id}/documents", tag = "documents", params(TenantPath, Idempotency),
     request_body(content = UploadIn, content_type = "multipart/form-data"),
-    responses((status = 201, description = "Document uploaded", body = Response<UploadOut>), Errors<(IdempotencyKeyReused, QuotaExceeded)>))]
+    responses((status = 201, description = "Document uploaded", body = Response<UploadOut>), Errors<(IdempotencyKeyReused, QuotaExceeded, UploadTooLarge)>))]
 pub(crate) async fn upload_document(
     State(services): State<UserServices>,
     Authenticated(caller): Authenticated,

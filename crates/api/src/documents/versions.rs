@@ -20,7 +20,7 @@ use crate::{
     documents::files::FileOut,
     error::ApiError,
     extract::{Authenticated, Number, PathIds, Query},
-    operation_errors::{DocumentChanged, Errors, NotOwner, QuotaExceeded},
+    operation_errors::{DocumentChanged, Errors, NotOwner, QuotaExceeded, UploadTooLarge},
     query::PageQuery,
     response::{ApiResult, List, Response, Timestamp},
     schemas,
@@ -73,7 +73,7 @@ pub(crate) struct VersionPath {
 /// again changes nothing. For the document's owner and admins.
 #[utoipa::path(put, path = "/api/tenants/{tenant_id}/documents/{document_id}/content", tag = "versions", params(DocumentPath, IfMatch),
     request_body(content = schemas::Content, content_type = "application/octet-stream"),
-    responses((status = 200, description = "Content replaced", body = Response<UploadOut>), Errors<(NotOwner, DocumentChanged, QuotaExceeded)>))]
+    responses((status = 200, description = "Content replaced", body = Response<UploadOut>), Errors<(NotOwner, DocumentChanged, QuotaExceeded, UploadTooLarge)>))]
 pub(crate) async fn replace_content(
     State(services): State<UserServices>,
     Authenticated(caller): Authenticated,

@@ -4,4 +4,5 @@ mod accounts;
 mod authorization;
 mod documents;
 mod events;
+mod openapi;
 mod tenants;

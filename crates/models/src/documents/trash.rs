@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Moves a document to the trash. Returns false if it does not exist or is already there.
-pub async fn insert(tx: &mut TenantTx, id: DocumentId, by: UserId, now: Timestamp) -> Result<bool> {
+pub async fn add(tx: &mut TenantTx, id: DocumentId, by: UserId, now: Timestamp) -> Result<bool> {
     let changed = tx
         .execute(
             "UPDATE documents SET deleted_at = $2, deleted_by = $3, updated_at = $2 WHERE id = $1 AND deleted_at IS NULL",

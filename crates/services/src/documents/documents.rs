@@ -150,6 +150,7 @@ pub(crate) async fn sign_download(core: &Core, file: &File, filename: &str, mime
 }
 
 /// A locked document that the caller may change: any document for an admin, an own one for a user, none for a viewer.
+/// Callers authorize as [`Role::Viewer`] before: a document that does not exist is 404 for every member, then the role decides.
 pub(crate) async fn lock_own(tx: &mut TenantTx, tenant: &TenantCaller, id: DocumentId) -> Result<Document> {
     let document = documents::lock(tx, id).await?.ok_or(Error::NotFound(ResourceKind::Document))?;
     require_own(tenant, &document)?;

@@ -37,7 +37,7 @@ impl UserServices {
         if self.core.settings().trash_retention.is_zero() {
             remove(&self.core, &mut tx, &document).await?;
         } else {
-            trash::insert(&mut tx, id, caller.user_id(), self.core.clock().now()).await?;
+            trash::add(&mut tx, id, caller.user_id(), self.core.clock().now()).await?;
         }
         let (data, by) = (event_payload(&document), Some(caller.user_id()));
         tx.emit(&event(&self.core, EventKind::DocumentDeleted, Some(tenant_id), by, &data));
