@@ -4,10 +4,10 @@
 //! cache only while it does. So a change is effective everywhere within [`FRESHNESS`], and immediately in the instance that made
 //! it.
 
-use std::sync::Arc;
 use std::{
     collections::HashMap,
     hash::Hash,
+    sync::Arc,
     time::{Duration, Instant},
 };
 

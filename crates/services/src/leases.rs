@@ -19,7 +19,7 @@ impl OperatorServices {
     }
 }
 
-/// Takes or prolongs a lease. Returns whether this instance holds it.
+/// Takes or renews a lease. Returns whether this instance holds it.
 pub(crate) async fn hold_lease(core: &Core, name: &str, time: Duration) -> Result<bool> {
     let mut tx = core.main().begin().await?;
     let held = hold_lease_in(core, &mut tx, name, time).await?;

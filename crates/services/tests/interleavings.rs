@@ -824,7 +824,7 @@ fn documents_keep_their_objects_and_nothing_else_remains() {
 }
 
 #[test]
-#[ignore = "takes minutes and gigabytes"]
+#[ignore = "9.5 million states: .ci/soak runs it, with --release"]
 fn thoroughly() {
     holds(Model { keys: KEYS, ..MODEL });
     holds(Model { world: ANY, ..MODEL });

@@ -14,7 +14,7 @@ use models::{DirtyFlag, Scope, TenantDatabase, Tx, dirty_tenants, handled_events
 
 use crate::{Core, EventServices, OperatorServices, OrderingKey, tenants::migrations::closure};
 
-/// How long the lease of an ordering key is held without being prolonged.
+/// How long the lease of an ordering key is held without being renewed.
 pub const OUTBOX_LEASE: Duration = Duration::from_secs(10);
 /// When a dirty flag is old: no transaction that relied on it can still be writing. Only then may it be cleared.
 const OLD_AFTER: Duration = Duration::from_secs(60);
@@ -139,7 +139,7 @@ impl OperatorServices {
 }
 
 impl EventServices {
-    /// Takes or prolongs the leases of ordering keys. Returns for each whether this instance holds it.
+    /// Takes or renews the leases of ordering keys. Returns for each whether this instance holds it.
     ///
     /// # Errors
     /// When the main database is down.

@@ -153,7 +153,7 @@ async fn carry_out(
     databases.create(&to).await?;
     databases.finish(&to).await?;
     failpoint!("move.made");
-    watch(MoveStep::Made);
+    watch(MoveStep::Created);
     let began = Instant::now();
     let mut transfer = databases.transfer(from, &to).await?;
     for _ in 0..MAX_ROUNDS {
@@ -182,7 +182,7 @@ async fn carry_out(
     resume_writes(core, the_move).await?;
     let paused_for = began.elapsed();
     failpoint!("move.resumed");
-    Ok(Moved { tenant: Tenant { location: to, ..tenant.clone() }, former: from.clone(), tables, copied_in, paused_for })
+    Ok(Moved { tenant: Tenant { location: to, ..tenant.clone() }, source: from.clone(), tables, copied_in, paused_for })
 }
 
 /// Copies the last changes, compares, and write-blocks the source.

@@ -15,7 +15,7 @@ use crate::{
 
 /// The name of the lease on refilling the warm pool: one instance at a time does it.
 const LEASE: &str = "spare databases";
-/// How long the lease is held without being prolonged. Creating a database takes far less; if it takes longer, nothing is lost.
+/// How long the lease is held without being renewed. Creating a database takes far less; if it takes longer, nothing is lost.
 const LEASE_TIME: Duration = Duration::from_secs(20);
 
 impl OperatorServices {

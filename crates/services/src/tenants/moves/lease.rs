@@ -13,9 +13,9 @@ use crate::{
     leases::{hold_lease, hold_lease_in},
 };
 
-/// How long a move's lease is held without being prolonged, and how often it is prolonged.
+/// How long a move's lease is held without being renewed, and how often it is renewed.
 pub(super) const LEASE_TIME: Duration = Duration::from_secs(15);
-const PROLONG_INTERVAL: Duration = Duration::from_secs(3);
+const RENEW_INTERVAL: Duration = Duration::from_secs(3);
 /// How often to poll for a lease that another process holds only briefly. A process that dies holds it for [`LEASE_TIME`] at
 /// most.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -23,7 +23,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Begins a transaction in which this instance takes a tenant's lease. Waits while another process holds it: a process that
 /// resumes interrupted moves holds it only briefly if the move has ended.
 pub(super) async fn begin_with_lease(core: &Core, tenant_id: TenantId) -> Result<EventTx<Main>, MoveError> {
-    let deadline = Instant::now() + LEASE_TIME + PROLONG_INTERVAL;
+    let deadline = Instant::now() + LEASE_TIME + RENEW_INTERVAL;
     loop {
         let mut tx = begin_main(core).await?;
         if hold_move(core, &mut tx, tenant_id).await? {
@@ -37,12 +37,12 @@ pub(super) async fn begin_with_lease(core: &Core, tenant_id: TenantId) -> Result
     }
 }
 
-/// Takes or prolongs a move's lease.
+/// Takes or renews a move's lease.
 pub(super) async fn hold_move(core: &Core, tx: &mut MainTx, tenant_id: TenantId) -> Result<bool> {
     hold_lease_in(core, tx, &lease(tenant_id), LEASE_TIME).await
 }
 
-/// Prolongs a move's lease, unless another process treated the move as abandoned.
+/// Renews a move's lease, unless another process treated the move as abandoned.
 pub(super) async fn renew_if_ours(core: &Core, the_move: &Move) -> Result<()> {
     let mut tx = core.main().begin().await?;
     let found = moves::find(&mut tx, the_move.tenant_id).await?;
@@ -53,23 +53,23 @@ pub(super) async fn renew_if_ours(core: &Core, the_move: &Move) -> Result<()> {
     Ok(tx.commit().await?)
 }
 
-/// Prolongs a lease, of a move or of ending one, until that fails.
+/// Renews a lease, of a move or of ending one, until that fails.
 pub(super) async fn keep_lease(core: &Core, tenant_id: TenantId, the_move: Option<&Move>) -> Error {
     let mut held_until = Instant::now() + LEASE_TIME;
     loop {
-        sleep(PROLONG_INTERVAL).await;
+        sleep(RENEW_INTERVAL).await;
         let asked_at = Instant::now();
-        let prolonged = match the_move {
+        let renewed = match the_move {
             Some(the_move) => renew_if_ours(core, the_move).await,
             None => match hold_lease(core, &lease(tenant_id), LEASE_TIME).await {
                 Ok(false) => Err(lost_lease()),
                 held => held.map(drop),
             },
         };
-        match prolonged {
+        match renewed {
             Ok(()) => held_until = asked_at + LEASE_TIME,
             Err(error @ Error::Unavailable { dependency: Dependency::Database, .. }) if Instant::now() < held_until => {
-                tracing::warn!(error = dyn_error(&error), "could not prolong a move's lease; retrying");
+                tracing::warn!(error = dyn_error(&error), "could not renew a move's lease; retrying");
             }
             Err(error) => return error,
         }

@@ -1,4 +1,4 @@
-//! Where the databases of a tenant are that moves.
+//! The locations of a moving tenant's databases.
 
 use domain::{Move, Result, Tenant, TenantId, TenantLocation};
 use models::{moves, tenants};

@@ -11,7 +11,7 @@ pub struct Moved {
     /// The tenant in its new location.
     pub tenant: Tenant,
     /// The location of its source database, which is kept.
-    pub former: TenantLocation,
+    pub source: TenantLocation,
     /// The compared tables, equal on both sides.
     pub tables: Vec<TableSum>,
     /// How long copying took before writes paused.
@@ -24,7 +24,7 @@ pub struct Moved {
 #[derive(Clone, Copy, Debug)]
 pub enum MoveStep {
     /// The target database was created, empty.
-    Made,
+    Created,
     /// This many rows were copied in this round.
     Copied(u64),
     /// Writes wait from now on.

@@ -111,24 +111,24 @@ async fn move_to(services: &OperatorServices, tenant: &Tenant, to: &str, max_pau
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_moved(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) {
+fn print_moved(Moved { tenant, source, tables, copied_in, paused_for }: &Moved) {
     print(format_args!("Tenant {} ({}) is now on server {}.", tenant.name, tenant.id, tenant.location.server));
     for TableSum { table, rows, sha256 } in tables {
         print(format_args!("  {table}: {rows} rows, SHA-256 {}, identical in both", hex::encode(sha256)));
     }
     let (copied_in, paused_for) = (copied_in.as_secs_f64(), paused_for.as_secs_f64());
     print(format_args!("Copied in {copied_in:.1} s while the tenant was in use; then writes waited for {paused_for:.1} s."));
-    print(format_args!("The source database {} on server {} is kept, write-blocked.", former.database, former.server));
+    print(format_args!("The source database {} on server {} is kept, write-blocked.", source.database, source.server));
     print("To drop it, or to roll back:");
     print(format_args!("  tenantry tenants move {} --drop-former", tenant.id));
     print(format_args!("  tenantry tenants move {} --rollback", tenant.id));
 }
 
-fn moved_json(Moved { tenant, former, tables, copied_in, paused_for }: &Moved) -> Value {
+fn moved_json(Moved { tenant, source, tables, copied_in, paused_for }: &Moved) -> Value {
     let table = |TableSum { table, rows, sha256 }: &TableSum| json!({ "table": table, "rows": rows, "sha256": hex::encode(sha256) });
     let mut json = tenant_json(tenant);
     json["moved"] = true.into();
-    json["former_server"] = former.server.as_str().into();
+    json["former_server"] = source.server.as_str().into();
     json["tables"] = tables.iter().map(table).collect();
     json["copied_in_ms"] = json!(milliseconds(*copied_in));
     json["writes_paused_for_ms"] = json!(milliseconds(*paused_for));

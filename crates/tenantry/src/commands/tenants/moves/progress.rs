@@ -31,7 +31,7 @@ impl Progress {
     /// Shows a step.
     pub(super) fn report(&self, step: MoveStep) {
         let text = match step {
-            MoveStep::Made => "created the target database; copying".to_owned(),
+            MoveStep::Created => "created the target database; copying".to_owned(),
             // Too frequent for lines.
             MoveStep::Copied(0) => return,
             MoveStep::Copied(rows) => return self.spinner.set_message(format!("{rows} rows copied")),
