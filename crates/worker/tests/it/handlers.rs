@@ -30,7 +30,9 @@ async fn admins_see_their_tenants_audit_log() {
     bob.get(&format!("{path}/download?redirect=false")).await.expect(200);
     bob.delete(&path).await.expect_error(403, "insufficient_role");
     bob.delete(&path).await.expect_error(403, "insufficient_role");
+    // Before the events are handled, which may take longer than the interval in which a denial is recorded once.
     carol.get(&path).await.expect_error(404, "tenant_not_found");
+    carol.get(&format!("/api/tenants/{tenant}/audit")).await.expect_error(404, "tenant_not_found");
     alice.delete(&path).await.expect(200);
     relay.drained(&app).await;
 
@@ -49,7 +51,6 @@ async fn admins_see_their_tenants_audit_log() {
     assert_eq!(audit(&alice, &tenant, "&from=2000-01-01T00:00:00Z&to=2100-01-01T00:00:00%2B02:00").await.len(), 5);
     assert_eq!(audit(&alice, &other, "").await.len(), 1, "contains entries of another tenant");
     bob.get(&format!("/api/tenants/{tenant}/audit")).await.expect_error(403, "insufficient_role");
-    carol.get(&format!("/api/tenants/{tenant}/audit")).await.expect_error(404, "tenant_not_found");
     for query in ["from=yesterday", "action=Member", "action=.", "user_id=me", "page=0", "sort=up"] {
         alice.get(&format!("/api/tenants/{tenant}/audit?{query}")).await.expect(400);
     }
