@@ -7,7 +7,9 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use domain::{Conflict, Error, FieldErrors, ForbiddenReason, QuotaExceeded, ResourceKind, TokenProblem, UnavailableReason};
+use http_body_util::LengthLimitError;
 use http_server::BodyTooSlow;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -38,6 +40,8 @@ pub(crate) enum ApiError {
     TusVersion,
     /// A dependency is down; holds the state of each dependency.
     NotReady(BTreeMap<String, &'static str>),
+    /// The request is no valid HTTP, so no route got it.
+    Rejected(StatusCode),
     /// A handler panicked.
     Panicked,
 }
@@ -49,11 +53,12 @@ impl From<Error> for ApiError {
 }
 
 impl ApiError {
-    /// The error for a body that could not be read to its end; `status` is the one that the reader assigned.
-    pub(crate) fn from_body(status: StatusCode, error: &(dyn std::error::Error + 'static)) -> Self {
+    /// The error for a body that could not be read to its end.
+    pub(crate) fn from_body(error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut causes = std::iter::successors(Some(error), |&error| error.source());
         if BodyTooSlow::is_cause_of(error) {
             Self::BodyTooSlow
-        } else if status == StatusCode::PAYLOAD_TOO_LARGE {
+        } else if causes.any(|error| error.is::<LengthLimitError>()) {
             Self::BodyTooLarge
         } else {
             Self::Malformed("The body is truncated or malformed.".to_owned())
@@ -63,6 +68,17 @@ impl ApiError {
     /// The error for a path that is not UTF-8.
     pub(crate) fn path_not_utf8() -> Self {
         Self::Malformed("The path is not UTF-8.".to_owned())
+    }
+
+    /// The response without a body that streams.
+    pub(crate) fn to_bytes(&self) -> http::Response<Bytes> {
+        let described = self.describe();
+        let status = described.status;
+        let mut response = http::Response::new(serde_json::to_vec(&Failure::from(described)).unwrap_or_default().into());
+        *response.status_mut() = status;
+        let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+        response.headers_mut().extend(headers.map(|(name, value)| (name, HeaderValue::from_static(value))));
+        response
     }
 
     /// Status, code and body of the response, for the specification.
@@ -146,19 +162,31 @@ impl ApiError {
             Self::RangeNotSatisfiable => {
                 Problem::new(S::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", "The requested range starts beyond the end of the object.")
             }
-            Self::PreconditionFailed => {
-                Problem::new(S::PRECONDITION_FAILED, "precondition_failed", "The object's entity tag does not match If-Match.")
-            }
+            Self::PreconditionFailed => Problem::new(S::PRECONDITION_FAILED, "precondition_failed", PRECONDITION_FAILED),
             Self::TusVersion => {
                 Problem::new(S::PRECONDITION_FAILED, "tus_version", "The Tus-Resumable header must be 1.0.0, the only supported version.")
             }
             Self::NotReady(dependencies) => Problem::new(S::SERVICE_UNAVAILABLE, "not_ready", "A dependency is down.")
                 .details(json!(dependencies))
                 .retry_after(DEPENDENCY_RETRY),
+            Self::Rejected(status) => rejected(*status),
             Self::Panicked => internal_error(),
         }
     }
 }
+
+fn rejected(status: StatusCode) -> Problem {
+    let (code, message) = match status {
+        StatusCode::URI_TOO_LONG => ("uri_too_long", "The request target is too long."),
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ("header_too_large", "The header section is too large."),
+        StatusCode::NOT_IMPLEMENTED => ("unknown_transfer_coding", "The only supported transfer coding is chunked."),
+        _ => ("malformed_request", "The request is not valid HTTP/1.1: its request line, Host or a header field is malformed."),
+    };
+    Problem::new(status, code, message)
+}
+
+/// The message of a failed precondition.
+const PRECONDITION_FAILED: &str = "The current entity tag does not satisfy If-Match or If-None-Match.";
 
 fn internal_error() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Internal server error. It has been logged.")
@@ -192,6 +220,13 @@ fn describe(error: &Error) -> Problem {
                 let message = format!("Quota exceeded: the tenant may store {quota} {unit}.");
                 Problem::new(S::FORBIDDEN, "quota_exceeded", message)
                     .details(json!({ "unit": unit, "quota": quota, "used": used, "reserved": reserved, "needed": needed }))
+            }
+            ForbiddenReason::RegistrationClosed => {
+                Problem::new(S::FORBIDDEN, "registration_closed", "Registration is closed. Ask the operator for an account.")
+            }
+            ForbiddenReason::TooManyTenants { limit } => {
+                let message = format!("You have created {limit} active tenants, which is the limit.");
+                Problem::new(S::FORBIDDEN, "too_many_tenants", message).details(json!({ "limit": limit }))
             }
             ForbiddenReason::BadSignature => Problem::new(S::FORBIDDEN, "invalid_signature", "The signed URL is invalid or has expired."),
         },
@@ -239,11 +274,7 @@ fn describe(error: &Error) -> Problem {
             "checksum_mismatch",
             "The data does not match Upload-Checksum and was discarded.",
         ),
-        Error::PreconditionFailed => Problem::new(
-            S::PRECONDITION_FAILED,
-            "precondition_failed",
-            "The document's entity tag does not match If-Match: the document was changed.",
-        ),
+        Error::PreconditionFailed => Problem::new(S::PRECONDITION_FAILED, "precondition_failed", PRECONDITION_FAILED),
         Error::TooLarge { limit } => {
             Problem::new(S::PAYLOAD_TOO_LARGE, "payload_too_large", format!("The file exceeds the limit of {limit} bytes."))
                 .details(json!({ "max_bytes": limit }))
@@ -251,6 +282,10 @@ fn describe(error: &Error) -> Problem {
         Error::Overloaded { what, retry_after } => {
             let message = format!("The server is overloaded ({what}). Try again.");
             Problem::new(S::SERVICE_UNAVAILABLE, "overloaded", message).retry_after(*retry_after)
+        }
+        Error::RateLimited { retry_after } => {
+            let message = format!("Too many requests. Try again in {} s.", whole_seconds(*retry_after));
+            Problem::new(S::TOO_MANY_REQUESTS, "rate_limited", message).retry_after(*retry_after)
         }
         Error::Unavailable { dependency, .. } => {
             Problem::new(S::SERVICE_UNAVAILABLE, "service_unavailable", format!("The {dependency} is not available. Try again."))
@@ -275,6 +310,11 @@ fn describe(error: &Error) -> Problem {
     }
 }
 
+/// A time in seconds for `Retry-After`: rounded up, since a client that comes too early waits again.
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0).max(u64::from(time.is_zero()))
+}
+
 fn by_field(fields: &FieldErrors) -> Value {
     json!(fields.by_field())
 }
@@ -287,7 +327,13 @@ impl ApiError {
     fn is_denial(&self) -> bool {
         let Self::Service(error) = self else { return false };
         match error {
-            Error::Forbidden(denial) => !matches!(denial, ForbiddenReason::QuotaExceeded(_) | ForbiddenReason::BadSignature),
+            Error::Forbidden(denial) => !matches!(
+                denial,
+                ForbiddenReason::QuotaExceeded(_)
+                    | ForbiddenReason::BadSignature
+                    | ForbiddenReason::RegistrationClosed
+                    | ForbiddenReason::TooManyTenants { .. }
+            ),
             Error::NotFound(noun) => *noun == ResourceKind::Tenant,
             _ => false,
         }
@@ -313,7 +359,7 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(after) = retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
         }
         if status == StatusCode::UNAUTHORIZED {
             // RFC 6750, section 3: the challenge for a request without a token carries no error code.

@@ -3,16 +3,21 @@
 use axum::{
     body::Bytes,
     extract::{FromRef, FromRequest, FromRequestParts, OptionalFromRequest, RawPathParams, Request},
-    http::{HeaderMap, header, request::Parts},
+    http::{HeaderMap, StatusCode, header, request::Parts},
 };
 use domain::{DocumentId, Error, FieldErrors, FileId, IdempotencyKey, TenantId, TextProblem, TokenProblem, UploadId, UserId};
 use http_body::Body as _;
 use http_body_util::Limited;
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use services::{Caller, UserServices};
 use uuid::Uuid;
 
-use crate::{App, MAX_JSON_BYTES, error::ApiError};
+use crate::{
+    App, MAX_JSON_BYTES,
+    error::ApiError,
+    limits::{Class, Report},
+};
 
 /// The authenticated caller.
 pub(crate) struct Authenticated(pub(crate) Caller);
@@ -22,7 +27,12 @@ impl FromRequestParts<App> for Authenticated {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let services = UserServices::from_ref(app);
-        Ok(Self(services.authenticate(bearer_token(&parts.headers)?).await?))
+        let caller = services.authenticate(bearer_token(&parts.headers)?).await?;
+        if let Some(limiters) = &app.limiters {
+            let (path, class) = (parts.uri.path(), Class::of(&parts.method, parts.uri.path()));
+            limiters.check_user(class, caller.user_id(), tenant_in(path), &Report::of(parts))?;
+        }
+        Ok(Self(caller))
     }
 }
 
@@ -36,6 +46,12 @@ pub(crate) fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, ApiError
         return Err(invalid());
     }
     Ok(Some(token.trim()))
+}
+
+/// The tenant id in a path, if present.
+pub(crate) fn tenant_in(path: &str) -> Option<TenantId> {
+    let (_, rest) = path.split_once("/tenants/").or_else(|| path.split_once("/files/"))?;
+    percent_decode_str(rest.split('/').next()?).decode_utf8().ok()?.parse().ok()
 }
 
 /// The ids in the path, in order.
@@ -135,7 +151,10 @@ impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
             return Err(ApiError::UnsupportedMediaType("application/json"));
         }
         let limited = request.map(|body| axum::body::Body::new(Limited::new(body, MAX_JSON_BYTES)));
-        let bytes = Bytes::from_request(limited, app).await.map_err(|rejection| ApiError::from_body(rejection.status(), &rejection))?;
+        let bytes = Bytes::from_request(limited, app).await.map_err(|rejection| match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => ApiError::BodyTooLarge,
+            _ => ApiError::from_body(&rejection),
+        })?;
         if bytes.trim_ascii_start().starts_with(b"[") {
             // serde would accept an array and fill the fields by position.
             return Err(wrong_value("body", ".".to_owned(), "must be an object"));

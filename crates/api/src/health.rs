@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::{
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, header},
     response::{IntoResponse, Response as HttpResponse},
 };
 use domain::TenantId;
@@ -14,9 +14,11 @@ use services::{DependencyStatus, UserServices};
 use utoipa::ToSchema;
 
 use crate::{
-    App,
+    App, SPECIFICATION,
+    error::ApiError,
     extract::{Authenticated, PathIds},
     operation_errors::{Errors, NotReady},
+    preconditions,
     query::TenantPath,
     response::{ApiResult, Response},
 };
@@ -128,7 +130,7 @@ pub(crate) fn readiness(required: &[&DependencyStatus], optional: Option<&Depend
     if all_up {
         return Response::ok("Ready", ReadinessOut { status: "ready", dependencies }).into_response();
     }
-    crate::error::ApiError::NotReady(dependencies).into_response()
+    ApiError::NotReady(dependencies).into_response()
 }
 
 /// The service's name, version and paths.
@@ -164,6 +166,7 @@ pub(crate) async fn root() -> Response<RootOut> {
 }
 
 /// Serves the OpenAPI specification.
-pub(crate) async fn specification() -> HttpResponse {
-    (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], crate::SPECIFICATION.clone()).into_response()
+pub(crate) async fn specification(headers: HeaderMap) -> Result<HttpResponse, ApiError> {
+    let (text, etag) = &*SPECIFICATION;
+    preconditions::conditional(&headers, etag, || ([(header::CONTENT_TYPE, "application/json")], text.clone()))
 }

@@ -1,31 +1,36 @@
 //! Middleware around every request: request id, log line, and panic handling.
 
-use std::{panic::AssertUnwindSafe, time::Instant};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use axum::{
     extract::{MatchedPath, Request},
-    http::{HeaderName, HeaderValue, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use domain::{Clock, TenantId};
+use bytes::Bytes;
+use domain::Clock;
 use futures_util::FutureExt;
 use http_server::PeerAddr;
-use percent_encoding::percent_decode_str;
 use services::traced;
 use tracing::Instrument;
 
 use crate::{
-    App,
+    App, cors,
     error::{ApiError, Denied},
-    extract::bearer_token,
+    extract::{bearer_token, tenant_in},
+    limits::Report,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Gives the request an id (the client's own, if it is valid) and runs it inside a span with that id. Turns a panic into an
 /// internal error, and logs one line per request.
-pub(crate) async fn observe(axum::extract::State(app): axum::extract::State<App>, request: Request, next: Next) -> Response {
+pub(crate) async fn observe(axum::extract::State(app): axum::extract::State<App>, mut request: Request, next: Next) -> Response {
+    let report = app.limiters.as_ref().map(|_| Report::default());
+    if let Some(report) = &report {
+        request.extensions_mut().insert(report.clone());
+    }
     let began = Instant::now();
     let id = request.headers().get(&REQUEST_ID).filter(|id| is_valid_request_id(id)).cloned().unwrap_or_else(|| new_id(&*app.clock));
     let method = request.method().clone();
@@ -33,6 +38,7 @@ pub(crate) async fn observe(axum::extract::State(app): axum::extract::State<App>
     let (credentials, uri) = (request.headers().get(&header::AUTHORIZATION).cloned(), request.uri().clone());
     // The route, not the path: ids and signatures stay out of the log.
     let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
+    let preflight = cors::preflight_origin(&method, request.headers());
     let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0.ip());
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
     async move {
@@ -54,11 +60,43 @@ pub(crate) async fn observe(axum::extract::State(app): axum::extract::State<App>
         let status = response.status().as_u16();
         let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         tracing::info!(%method, route, status, micros, peer = peer.map(tracing::field::display), "answered");
+        if let Some(origin) = preflight {
+            app.refused_origins.log(origin, response.headers());
+        }
+        if let Some(report) = report {
+            report.add_headers(response.headers_mut());
+        }
         response.headers_mut().insert(REQUEST_ID, id);
+        protect(response.headers_mut());
         response
     }
     .instrument(span)
     .await
+}
+
+/// Forbids browsers what no response needs, unless the handler has decided: to guess another type, to run or load anything, to show the
+/// response in a frame, to tell other sites the URL, which may be a signed one.
+fn protect(headers: &mut HeaderMap) {
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+}
+
+/// Answers requests that are no valid HTTP, and logs them as others.
+pub(crate) fn rejection(clock: Arc<dyn Clock>) -> impl Fn(StatusCode, PeerAddr) -> http::Response<Bytes> {
+    move |status, peer| {
+        let id = new_id(&*clock);
+        let _span = tracing::info_span!("request", id = id.to_str().unwrap_or_default()).entered();
+        tracing::info!(status = status.as_u16(), peer = %peer.0.ip(), "rejected");
+        let mut response = ApiError::Rejected(status).to_bytes();
+        response.headers_mut().insert(REQUEST_ID, id);
+        protect(response.headers_mut());
+        response
+    }
 }
 
 /// The value of a `traceparent` header, if it is valid by W3C Trace Context: `version-trace-parent-flags`, where neither the
@@ -80,12 +118,6 @@ async fn audit_denied(app: &App, credentials: Option<HeaderValue>, path: &str, o
     if let Err(error) = app.services.record_denial(token, tenant_in(path), operation, code).await {
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot record a denied request in the audit log");
     }
-}
-
-/// The tenant id in a path, if present.
-fn tenant_in(path: &str) -> Option<TenantId> {
-    let (_, rest) = path.split_once("/tenants/").or_else(|| path.split_once("/files/"))?;
-    percent_decode_str(rest.split('/').next()?).decode_utf8().ok()?.parse().ok()
 }
 
 /// Requires 1 to 128 visible ASCII characters, because the id goes into logs.

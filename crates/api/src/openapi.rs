@@ -17,7 +17,8 @@ use crate::error::{ApiError, Failure};
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     components(schemas(Failure)),
-    servers((url = "/", description = "This server")),
+    // Relative to where the specification was found.
+    servers((url = "./", description = "This server")),
     tags(
         (name = "auth", description = "Accounts, login, refresh, logout."),
         (name = "users", description = "The caller's own profile and tenants."),
@@ -44,6 +45,8 @@ pub(crate) fn base() -> Specification {
 /// examples, and links between operations.
 pub(crate) fn complete(specification: &Specification) -> Value {
     let mut document = json!(specification);
+    // Two rules that the types can't express.
+    document["components"]["schemas"]["AddMemberIn"]["oneOf"] = json!([{ "required": ["email"] }, { "required": ["user_id"] }]);
     let schemas = document["components"]["schemas"].take();
     let mut examples = Map::new();
     for (path, operations) in members_of(&mut document, "/paths") {
@@ -60,8 +63,6 @@ pub(crate) fn complete(specification: &Specification) -> Value {
             "refresh_token": bearer("The most recent refresh token."),
         },
     });
-    // Two rules that the types can't express.
-    document["components"]["schemas"]["AddMemberIn"]["oneOf"] = json!([{ "required": ["user_id"] }, { "required": ["email"] }]);
     document["paths"]["/api/auth/refresh"]["post"]["requestBody"]["required"] = json!(false);
     document
 }
@@ -92,7 +93,7 @@ fn bearer(description: &str) -> Value {
 /// Adds examples of the request body and of each successful response.
 fn add_examples(operation: &mut Value, schemas: &Value) {
     for (_, content) in members_of(operation, "/requestBody/content") {
-        content["example"] = example_of(&content["schema"], schemas);
+        content["example"] = request_example(&content["schema"], schemas);
     }
     for (_, response) in members_of(operation, "/responses").filter(|(status, _)| !is_error(status)) {
         let message = response["description"].clone();
@@ -101,6 +102,19 @@ fn add_examples(operation: &mut Value, schemas: &Value) {
             answer["example"]["message"] = message;
         }
     }
+}
+
+/// An example for a request body, without what is optional: who tries an operation out sends what the example has.
+fn request_example(schema: &Value, schemas: &Value) -> Value {
+    let mut example = example_of(schema, schemas);
+    let named = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next());
+    let schema = named.map_or(schema, |name| &schemas[name]);
+    let required: Vec<_> =
+        [&schema["required"], &schema["oneOf"][0]["required"]].into_iter().filter_map(Value::as_array).flatten().collect();
+    if let Some(members) = example.as_object_mut() {
+        members.retain(|name, _| required.iter().any(|required| *required == name));
+    }
+    example
 }
 
 /// An example for a schema, assembled from the examples of its parts.
@@ -112,7 +126,10 @@ fn example_of(schema: &Value, schemas: &Value) -> Value {
         return example_of(&schemas[name], schemas);
     }
     // A nullable value is shown as non-null.
-    if let Some(variant) = schema["oneOf"].as_array().and_then(|variants| variants.iter().find(|variant| variant["type"] != "null")) {
+    if let Some(variant) = schema["oneOf"]
+        .as_array()
+        .and_then(|variants| variants.iter().find(|variant| variant["type"] != "null" && variant.get("required").is_none()))
+    {
         return example_of(variant, schemas);
     }
     let empty = (Map::new(), Vec::new());
@@ -137,6 +154,9 @@ fn common_errors(method: &str, path: &str, operation: &Value) -> Vec<ApiError> {
     if needs_token(operation) {
         use TokenProblem::{Expired, Invalid, Missing, Revoked};
         errors.extend([Missing, Invalid, Expired, Revoked].map(|problem| Error::Unauthenticated(problem).into()));
+    }
+    if needs_token(operation) || operation["tags"] == json!(["auth"]) {
+        errors.push(Error::RateLimited { retry_after: Duration::from_secs(1) }.into());
     }
     if in_tenant {
         errors.push(Error::Forbidden(ForbiddenReason::TenantInactive).into());
@@ -250,6 +270,7 @@ fn error_description(status: &str) -> &'static str {
         "413" => "The body is too large",
         "415" => "Unsupported media type",
         "416" => "Range not satisfiable",
+        "429" => "Too many requests",
         "460" => "Checksum mismatch",
         _ => "A dependency is down, or the server is overloaded",
     }
@@ -260,7 +281,7 @@ fn add_headers(responses: &mut Value) {
     for (status, response) in members_of(responses, "") {
         let of_status = match status.as_str() {
             "401" => Some("WWW-Authenticate"),
-            "423" | "503" => Some("Retry-After"),
+            "423" | "429" | "503" => Some("Retry-After"),
             _ => None,
         };
         for name in of_status.into_iter().chain(["X-Request-Id"]) {

@@ -50,6 +50,12 @@ errors! {
     /// The e-mail address belongs to another account.
     EmailTaken = Error::Conflict(Conflict::EmailTaken);
 
+    /// The operator alone creates accounts.
+    RegistrationClosed = Error::Forbidden(ForbiddenReason::RegistrationClosed);
+
+    /// The user has created as many tenants as are allowed.
+    TooManyTenants = Error::Forbidden(ForbiddenReason::TooManyTenants { limit: 100 });
+
     /// The e-mail address or the password is wrong.
     BadCredentials = Error::Unauthenticated(TokenProblem::BadCredentials);
 
@@ -77,7 +83,7 @@ errors! {
     /// The caller does not own the document.
     NotOwner = Error::Forbidden(ForbiddenReason::NotOwner);
 
-    /// The document's entity tag does not match `If-Match`.
+    /// The document's entity tag does not satisfy `If-Match` or `If-None-Match`.
     DocumentChanged = Error::PreconditionFailed;
 
     /// The file is in use by documents.
@@ -110,7 +116,7 @@ errors! {
     /// There is no such object.
     ObjectNotFound = Error::NotFound(ResourceKind::Object);
 
-    /// The object's entity tag does not match `If-Match`.
+    /// The object's entity tag does not satisfy `If-Match`.
     ObjectChanged = ApiError::PreconditionFailed;
 
     /// The requested range lies outside the object.

@@ -45,13 +45,6 @@ pub(crate) struct TenantPath {
 pub(crate) struct Idempotency {
     /// A client-chosen key that makes retries safe: for 24 hours a repeated request gets the original response. 1 to 255 visible
     /// ASCII characters, ideally a UUID.
-    #[param(
-        rename = "Idempotency-Key",
-        required = false,
-        min_length = 1,
-        max_length = 255,
-        pattern = r"^[!#-\[\]-~]+$",
-        example = "8e03978e-40d5-43e8-bc93-6894a57f9324"
-    )]
+    #[param(rename = "Idempotency-Key", required = false, min_length = 1, max_length = 255, pattern = r"^[!#-\[\]-~]+$")]
     idempotency_key: String,
 }

@@ -1,6 +1,6 @@
 //! The routes of the API: its table of contents.
 
-use axum::{extract::DefaultBodyLimit, middleware};
+use axum::middleware;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
     tenants::{members, tenants},
 };
 
-/// The routes of the API, except [`upload_routes`] and signed object URLs.
+/// The routes of the API, except signed object URLs.
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(health::root))
@@ -36,6 +36,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(tenants::get_storage))
         .routes(routes!(members::add_member))
         .routes(routes!(members::change_role, members::remove_member))
+        .routes(routes!(documents::list_documents, documents::upload_document))
         .routes(routes!(documents::get_document, documents::update_document, documents::delete_document))
         .routes(routes!(documents::download_document))
         .routes(routes!(versions::replace_content))
@@ -59,10 +60,4 @@ fn tus_routes() -> OpenApiRouter<App> {
         .routes(routes!(tus::describe_tus, tus::begin_tus))
         .routes(routes!(tus::find_tus, tus::append_tus, tus::end_tus, tus::override_tus))
         .layer(middleware::from_fn(tus::adapt_response))
-}
-
-/// The routes whose bodies are uploads, with a separate size limit.
-pub(crate) fn upload_routes(max_upload_bytes: u64) -> OpenApiRouter<App> {
-    let limit = usize::try_from(max_upload_bytes.saturating_add(documents::FORM_OVERHEAD)).unwrap_or(usize::MAX);
-    OpenApiRouter::new().routes(routes!(documents::list_documents, documents::upload_document)).layer(DefaultBodyLimit::max(limit))
 }

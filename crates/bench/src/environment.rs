@@ -46,9 +46,10 @@ impl Environment {
         if self.postgres.is_some() { "PostgreSQL" } else { "SQLite" }
     }
 
-    pub(crate) fn tenantry(&self, program: PathBuf) -> Tenantry {
+    pub(crate) fn tenantry(&self, program: PathBuf, variables: &[String]) -> Tenantry {
         let database_url = self.postgres.as_ref().map(|postgres| postgres.url_of(&postgres.main));
-        Tenantry { program, directory: self.directory().to_owned(), database_url }
+        let variables = variables.iter().filter_map(|text| text.split_once('=')).map(|(name, value)| (name.into(), value.into())).collect();
+        Tenantry { program, directory: self.directory().to_owned(), database_url, variables }
     }
 
     /// Finds the library's documents without the product.

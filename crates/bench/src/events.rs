@@ -371,7 +371,7 @@ fn produce(topic: &Topic, messages: &[Received]) -> Result<f64> {
         .client()
         .set("enable.idempotence", "true")
         .set("acks", "all")
-        .set("compression.type", "lz4")
+        .set("compression.type", "gzip")
         .set("partitioner", "murmur2_random")
         .set("linger.ms", "2")
         .set("batch.size", "131072")

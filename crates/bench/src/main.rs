@@ -68,6 +68,9 @@ struct Options {
     /// The directory for the data (some gigabytes, removed at the end)
     #[arg(long, default_value = "/var/tmp")]
     directory: PathBuf,
+    /// Settings of the program; the default switches off limits that a benchmark meets
+    #[arg(long, value_name = "NAME=VALUE", default_values = ["RATE_LIMIT_ENABLED=false", "TENANTS_PER_USER=1000000"])]
+    env: Vec<String>,
     /// The program to measure [default: `tenantry` beside this program]
     #[arg(long)]
     tenantry: Option<PathBuf>,
@@ -125,7 +128,7 @@ async fn run(options: &Options, measure: impl AsyncFnOnce(&Environment, &Tenantr
     let program = options.tenantry.clone().map_or_else(default_program, Ok)?;
     ensure!(program.is_file(), "{} is missing: cargo build --profile dist -p tenantry -p bench", program.display());
     let environment = Environment::create(&options.directory, &options.database).await?;
-    let report = measure(&environment, &environment.tenantry(program), Duration::from_secs(options.seconds)).await;
+    let report = measure(&environment, &environment.tenantry(program, &options.env), Duration::from_secs(options.seconds)).await;
     environment.remove().await?;
     print_report(&report?, options.json)
 }

@@ -31,6 +31,8 @@ pub(crate) struct Tenantry {
     pub(crate) directory: PathBuf,
     /// The URL of the main database; none for SQLite.
     pub(crate) database_url: Option<String>,
+    /// Further settings.
+    pub(crate) variables: Vec<(String, String)>,
 }
 
 impl Tenantry {
@@ -55,7 +57,7 @@ impl Tenantry {
         let log = File::options().create(true).append(true).open(self.directory.join("log"))?;
         let mut command = Command::new(&self.program);
         command.arg(name).env_clear().current_dir(&self.directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        command.env("DATA_DIR", self.directory.join("data"));
+        command.env("DATA_DIR", self.directory.join("data")).envs(self.variables.iter().cloned());
         command.env("JWT_ACCESS_TOKEN_EXPIRES", "86400").envs(variables.iter().copied());
         if let Some(url) = &self.database_url {
             command.env("DATABASE_URL", url);

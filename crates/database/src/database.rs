@@ -20,6 +20,8 @@ const MAIN_TABLES: &[&str] = &[
     "idempotency_keys",
     "access_changes",
     "access_version",
+    "login_throttles",
+    "login_sources",
     "sessions",
     "spare_databases",
     "leases",

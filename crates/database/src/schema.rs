@@ -49,6 +49,8 @@ const MAIN: &[Migration] = migrations! {
     3 => "main/0003_quotas.sql",
     4 => "main/0004_events.sql",
     5 => "main/0005_outbox_by_id.sql",
+    6 => "main/0006_logins.sql",
+    7 => "main/0007_tenants_by_creator.sql",
 };
 static TENANT: LazyLock<Vec<Migration>> = LazyLock::new(|| {
     let released: &[Migration] = migrations! {
@@ -58,6 +60,8 @@ static TENANT: LazyLock<Vec<Migration>> = LazyLock::new(|| {
         4 => "tenant/0004_events.sql",
         5 => "tenant/0005_audit_by_user.sql",
         6 => "tenant/0006_outbox_by_id.sql",
+        7 => "tenant/0007_search_keys.sql",
+        8 => "tenant/0008_outdated_search_keys.sql",
     };
     [released, &injected(latest(released))].concat()
 });

@@ -61,6 +61,12 @@ impl Timestamp {
     pub fn minus(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(micros(duration)))
     }
+
+    /// The time from an earlier time to this one; zero if that is later.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(self.micros().saturating_sub(earlier.micros()).try_into().unwrap_or(0))
+    }
 }
 
 fn micros(duration: Duration) -> i64 {

@@ -62,7 +62,7 @@ pub struct DocumentVersion {
 /// A filter over documents. A document must meet every condition that is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DocumentFilter {
-    /// A substring of the name, case-insensitive.
+    /// A substring of the name; their [search keys](crate::search_key) are compared.
     pub filename: Option<String>,
     /// The owner.
     pub user_id: Option<UserId>,
@@ -84,11 +84,18 @@ impl DocumentFilter {
 }
 
 text_type! {
-    /// A document's name: trimmed, 1 to 255 characters, no `/`, `\`, NUL or other control characters, and not `.` or `..`.
+    /// A document's name: trimmed, 1 to 255 characters, no `/`, `\`, NUL or other control characters, none that override the
+    /// direction of text, not only invisible ones, and not `.` or `..`.
     Filename
 }
 
 impl Filename {
+    /// A stored name, which older rules may have accepted.
+    #[must_use]
+    pub fn from_stored(text: String) -> Self {
+        Self(text)
+    }
+
     /// Parses a name.
     pub fn parse(text: &str) -> Result<Self, TextProblem> {
         let name = printable(text, 255, "must be at most 255 characters")?;

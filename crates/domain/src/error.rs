@@ -45,6 +45,12 @@ pub enum Error {
         /// How long the caller waits before a retry.
         retry_after: Duration,
     },
+    /// The caller, or what the caller asks for, has reached a limit of requests.
+    #[error("rate limited")]
+    RateLimited {
+        /// When the next request is allowed.
+        retry_after: Duration,
+    },
     /// A dependency is down.
     #[error("{dependency} is unavailable")]
     Unavailable {
@@ -201,6 +207,13 @@ pub enum ForbiddenReason {
     BadSignature,
     /// The request would exceed the tenant's quota.
     QuotaExceeded(QuotaExceeded),
+    /// The operator alone creates accounts.
+    RegistrationClosed,
+    /// The user has created as many tenants as are allowed.
+    TooManyTenants {
+        /// How many are allowed.
+        limit: u64,
+    },
 }
 
 /// Why a tenant is unavailable.

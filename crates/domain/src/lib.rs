@@ -46,5 +46,5 @@ pub use page::{Page, PageRequest};
 pub use quota::{Limit, Quota, QuotaExceeded, QuotaLimits, StorageUse};
 pub use session::{Session, TokenKind};
 pub use tenant::{DatabaseName, Provisioning, Tenant, TenantLocation, TenantName, Tombstone};
-pub use text::TextProblem;
+pub use text::{TextProblem, opaque_string, search_key};
 pub use user::{Email, NewPassword, PasswordHash, PersonName, User};

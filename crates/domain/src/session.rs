@@ -28,6 +28,8 @@ pub enum TokenKind {
     Access,
     /// Obtains the next access token.
     Refresh,
+    /// Shows at a login that the client logged in before.
+    Device,
 }
 
 impl TokenKind {
@@ -37,6 +39,7 @@ impl TokenKind {
         match self {
             Self::Access => "access",
             Self::Refresh => "refresh",
+            Self::Device => "device",
         }
     }
 }

@@ -1,8 +1,11 @@
 //! The activity of a connection: recorded by its socket, bodies and service; read by its watchdog and the accept loop.
 
-use std::sync::{
-    LazyLock,
-    atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -17,6 +20,11 @@ pub(crate) struct Activity {
     bytes_written: AtomicU64,
     write_blocked: AtomicBool,
     body_unread: AtomicBool,
+    /// Whether a handler waits for the next bytes of a request's body.
+    body_awaited: AtomicBool,
+    /// Bytes read and written.
+    transferred: AtomicU64,
+    opened_at: Instant,
     /// Microseconds since [`EPOCH`], or [`NOT_IDLE`].
     idle_since: AtomicU64,
     retire: CancellationToken,
@@ -56,6 +64,9 @@ impl Activity {
             bytes_written: AtomicU64::new(0),
             write_blocked: AtomicBool::new(false),
             body_unread: AtomicBool::new(false),
+            body_awaited: AtomicBool::new(false),
+            transferred: AtomicU64::new(0),
+            opened_at: Instant::now(),
             idle_since: AtomicU64::new(NOT_IDLE),
             retire,
         }
@@ -109,8 +120,28 @@ impl Activity {
         self.phase.store(IDLE, Relaxed);
     }
 
+    /// The number of requests before the one whose header section arrives; none while no header section does.
+    pub(crate) fn reading_head(&self) -> Option<u64> {
+        (self.phase.load(Relaxed) == HEADER).then(|| self.requests.load(Relaxed))
+    }
+
+    /// Records whether a handler waits for the body.
+    pub(crate) fn await_body(&self, awaited: bool) {
+        self.body_awaited.store(awaited, Relaxed);
+    }
+
+    /// The bytes per second that were transferred since the connection was opened, if it waits for its client within a request and is
+    /// older than `grace`.
+    pub(crate) fn client_rate(&self, grace: Duration) -> Option<u64> {
+        let waits = self.body_awaited.load(Relaxed) || !matches!(self.wait(), Wait::Handler | Wait::NextRequest { .. });
+        let age = self.opened_at.elapsed();
+        let millis = u64::try_from(age.as_millis()).unwrap_or(u64::MAX).max(1);
+        (waits && age > grace).then(|| self.transferred.load(Relaxed).saturating_mul(1000) / millis)
+    }
+
     /// Records that bytes arrived.
-    pub(crate) fn bytes_read(&self) {
+    pub(crate) fn bytes_read(&self, bytes: usize) {
+        self.transferred.fetch_add(bytes as u64, Relaxed);
         if self.phase.load(Relaxed) == IDLE {
             self.phase.store(HEADER, Relaxed);
         }
@@ -120,6 +151,7 @@ impl Activity {
     pub(crate) fn bytes_written(&self, bytes: usize, would_block: bool) {
         self.write_blocked.store(would_block, Relaxed);
         self.bytes_written.fetch_add(bytes as u64, Relaxed);
+        self.transferred.fetch_add(bytes as u64, Relaxed);
     }
 
     /// Whether the client may still be sending a body, or a rejected header section.

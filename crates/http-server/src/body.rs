@@ -82,6 +82,7 @@ impl RequestBody {
     }
 
     fn begin_wait(&mut self, now: Instant) {
+        self.activity.await_body(true);
         self.waiting_since = Some(now);
         self.timer = now.checked_add(self.remaining_wait()).map(|deadline| match self.timer.take() {
             Some(mut timer) => {
@@ -104,6 +105,7 @@ impl HttpBody for RequestBody {
         };
         if let Some(since) = self.waiting_since.take() {
             self.waited += since.elapsed();
+            self.activity.await_body(false);
         }
         match &frame {
             Some(Ok(frame)) => self.received += frame.data_ref().map_or(0, |data| data.len() as u64),
@@ -124,6 +126,7 @@ impl HttpBody for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
+        self.activity.await_body(false);
         if !self.ended && !self.incoming.is_end_stream() {
             self.activity.leave_body_unread();
         }

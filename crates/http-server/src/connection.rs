@@ -2,18 +2,19 @@
 
 use std::{convert::Infallible, future::poll_fn, pin::pin, sync::Arc};
 
-use axum::Router;
+use axum::body::Body;
 use futures_util::FutureExt;
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tower::Service;
 
 use crate::{
-    Limits, PeerAddr,
+    App, Limits, PeerAddr,
     activity::Activity,
     body::{RequestBody, ResponseBody},
+    head,
     socket::Socket,
     watchdog::Watchdog,
 };
@@ -22,7 +23,7 @@ use crate::{
 const MIN_BUFFER_BYTES: usize = 8 * 1024;
 
 /// Serves a connection to its end.
-pub(crate) async fn run(stream: TcpStream, peer: PeerAddr, app: Router, limits: Arc<Limits>, activity: Arc<Activity>) {
+pub(crate) async fn run(stream: TcpStream, peer: PeerAddr, app: App, limits: Arc<Limits>, activity: Arc<Activity>) {
     // Small responses must not wait for the acknowledgement of earlier ones (Nagle's algorithm).
     if let Err(error) = stream.set_nodelay(true) {
         return tracing::debug!(peer = %peer.0, %error, "connection closed before it was served");
@@ -31,7 +32,7 @@ pub(crate) async fn run(stream: TcpStream, peer: PeerAddr, app: Router, limits: 
         activity.begin_request();
         respond(app.clone(), request, peer, Arc::clone(&limits), Arc::clone(&activity))
     });
-    let socket = TokioIo::new(Socket::new(stream, Arc::clone(&activity)));
+    let socket = TokioIo::new(Socket::new(stream, peer, app.clone(), Arc::clone(&activity)));
     let mut connection = pin!(protocol(&limits).serve_connection(socket, service));
     let mut retired = pin!(activity.retired().fuse());
     let mut watchdog = Watchdog::new(&limits, &activity);
@@ -65,17 +66,28 @@ fn protocol(limits: &Limits) -> http1::Builder {
 
 /// Calls the app with a request, with bodies that report to `activity`.
 async fn respond(
-    mut app: Router,
+    app: App,
     request: Request<Incoming>,
     peer: PeerAddr,
     limits: Arc<Limits>,
     activity: Arc<Activity>,
 ) -> Result<Response<ResponseBody>, Infallible> {
+    let problem = head::problem(&request);
     let mut request = request.map(|body| RequestBody::wrap(body, limits, &activity));
     request.extensions_mut().insert(peer);
-    let mut response = app.call(request).await?;
+    let mut response = match problem {
+        Some(status) => reject(&app, status, peer, &request),
+        None => app.router.clone().call(request).await?,
+    };
     if activity.is_body_unread() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response.map(|body| ResponseBody::new(body, activity)))
+}
+
+/// Answers a request that must not reach the router, and closes the connection: what follows on it can't be trusted.
+fn reject(app: &App, status: StatusCode, peer: PeerAddr, rejected: &Request<Body>) -> Response<Body> {
+    let mut response = app.reject(status, peer);
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if rejected.method() == Method::HEAD { response.map(|_| Body::empty()) } else { response.map(Body::from) }
 }

@@ -6,21 +6,24 @@
 //! regardless belongs in a separate task.
 
 mod activity;
+mod app;
 mod body;
 mod connection;
 mod connections;
+mod head;
 mod limits;
 mod socket;
 mod watchdog;
 
 use std::net::SocketAddr;
 
-use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub use app::App;
 pub use body::BodyTooSlow;
 use connections::Connections;
+pub use head::is_valid_host;
 pub use limits::Limits;
 
 /// The address of the connection's peer, in the extensions of every request. Behind a proxy it is the proxy's address.
@@ -36,13 +39,16 @@ pub struct ServeReport {
 
 /// Serves `app` on `listener` until `shutdown` is cancelled.
 ///
+/// A request that is no valid HTTP/1.1 does not reach the router: one that hyper cannot parse, one without a valid `Host`, with a
+/// transfer coding other than `chunked`, or with a bare line feed in its head. [`App`] makes the response.
+///
 /// On shutdown the server closes the listener and idle connections at once. It finishes requests in flight and answers them with
 /// `connection: close`. After [`Limits::shutdown_grace`] it aborts the remaining connections. Dropping the returned future aborts
 /// all connections at once.
 ///
 /// Accept errors (such as too few file descriptors) are logged and retried, never returned.
-pub async fn serve(listener: TcpListener, app: Router, limits: Limits, shutdown: CancellationToken) -> ServeReport {
-    let mut connections = Connections::new(app, limits, shutdown);
+pub async fn serve(listener: TcpListener, app: impl Into<App>, limits: Limits, shutdown: CancellationToken) -> ServeReport {
+    let mut connections = Connections::new(app.into(), limits, shutdown);
     connections.accept_until_shutdown(&listener).await;
     drop(listener);
     connections.finish().await

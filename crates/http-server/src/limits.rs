@@ -9,9 +9,13 @@ pub struct Limits {
     /// databases. Default 10,000.
     ///
     /// At the limit new connections wait in the listener's backlog, and none is refused. While one waits, the server closes the
-    /// connection that has been idle between requests for longest. So idle connections never lock a client out; busy ones do,
-    /// until one of them ends.
+    /// connection that has been idle between requests for longest, or else the one of a client that transfers least. So neither idle
+    /// nor slow clients lock another one out; running handlers do, until one of them ends.
     pub max_connections: usize,
+    /// Maximum number of open connections of a client: of an IPv4 address or an IPv6 /64 network. At the limit a new one takes the
+    /// place of the client's own connection that is idle or transfers least; while handlers run for all of them, it is closed.
+    /// Proxies have no such limit ([`App::with_proxies`](crate::App::with_proxies)). Default 512.
+    pub max_connections_per_client: usize,
     /// Time from accepting a connection, or from the first byte of a later request, to the end of the request's header section.
     /// Default 10 s.
     pub header_timeout: Duration,
@@ -46,6 +50,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_connections: 10_000,
+            max_connections_per_client: 512,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             max_header_bytes: 32 * 1024,

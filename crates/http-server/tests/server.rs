@@ -19,16 +19,17 @@ use std::{
 use axum::{
     Extension, Router,
     body::{Body, Bytes},
-    extract::{Multipart, rejection::BytesRejection},
+    extract::rejection::BytesRejection,
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use form_data::FormData;
 use futures_util::{StreamExt, stream};
-use http_server::{BodyTooSlow, Limits, PeerAddr, ServeReport, serve};
+use http_server::{App, BodyTooSlow, Limits, PeerAddr, ServeReport, serve};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
+    net::{TcpListener, TcpSocket, TcpStream, tcp::OwnedReadHalf},
     sync::{Notify, mpsc, oneshot},
     task::JoinHandle,
     time::{Instant, sleep, timeout},
@@ -46,6 +47,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 fn no_limits() -> Limits {
     Limits {
         max_connections: usize::MAX,
+        max_connections_per_client: usize::MAX,
         header_timeout: Duration::MAX,
         idle_timeout: Duration::MAX,
         body_idle_timeout: Duration::MAX,
@@ -64,11 +66,11 @@ struct Server {
     serving: JoinHandle<ServeReport>,
 }
 
-async fn start(app: Router, limits: Limits) -> Server {
+async fn start(app: impl Into<App>, limits: Limits) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let shutdown = CancellationToken::new();
-    Server { addr, shutdown: shutdown.clone(), serving: tokio::spawn(serve(listener, app, limits, shutdown)) }
+    Server { addr, shutdown: shutdown.clone(), serving: tokio::spawn(serve(listener, app.into(), limits, shutdown)) }
 }
 
 async fn start_without_limits(app: Router) -> SocketAddr {
@@ -162,7 +164,7 @@ async fn a_slow_header_section_is_disconnected() {
 async fn the_header_timeout_applies_to_later_requests() {
     let server = start(hello(), Limits { header_timeout: SHORT, ..no_limits() }).await;
     let mut stream = connect(server.addr).await;
-    send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
+    send(&mut stream, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     read_response(&mut stream).await;
     send(&mut stream, "GET / HTTP/1.1\r\n").await;
     assert_closes(&mut stream).await;
@@ -174,7 +176,7 @@ async fn an_idle_connection_has_a_separate_limit() {
     let server = start(hello(), limits).await;
     let mut stream = connect(server.addr).await;
     for _ in 0..2 {
-        send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
+        send(&mut stream, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
         assert!(read_response(&mut stream).await.ends_with("hello"));
         timeout(SHORT * 2, until_closed(&mut stream)).await.expect_err("idle for longer than the header time-out");
     }
@@ -182,7 +184,7 @@ async fn an_idle_connection_has_a_separate_limit() {
 
     let unlimited = start_without_limits(hello()).await;
     let mut stream = connect(unlimited).await;
-    send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
+    send(&mut stream, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     read_response(&mut stream).await;
     assert_stays_open(&mut stream).await;
 }
@@ -205,7 +207,7 @@ async fn a_handler_may_exceed_all_client_limits() {
     let server = start(app, limits).await;
     for (path, end) in [("start", "at last"), ("stream", "tick\r\n0\r\n\r\n")] {
         let mut stream = connect(server.addr).await;
-        send(&mut stream, &format!("GET /{path} HTTP/1.1\r\nconnection: close\r\n\r\n")).await;
+        send(&mut stream, &format!("GET /{path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
         let mut response = String::new();
         stream.read_to_string(&mut response).await.unwrap();
         assert!(response.ends_with(end), "{response}");
@@ -220,13 +222,21 @@ fn counter() -> Router {
     async fn count(body: Result<Bytes, BytesRejection>) -> Result<String, Response> {
         Ok(body.map_err(refuse)?.len().to_string())
     }
-    async fn count_parts(mut parts: Multipart) -> Result<String, Response> {
+    async fn count_part(body: Body) -> Result<String, form_data::Error<axum::Error>> {
+        let mut form = FormData::new(body.into_data_stream(), "x");
+        let mut part = form.next_part().await?.unwrap();
         let mut size = 0;
-        while let Some(part) = parts.next_field().await.map_err(refuse)? {
-            size += part.bytes().await.map_err(refuse)?.len();
+        while let Some(bytes) = part.chunk().await? {
+            size += bytes.len();
         }
         Ok(size.to_string())
     }
+    // The reader of the form wraps the error, too.
+    let count_parts = async |body: Body| {
+        count_part(body)
+            .await
+            .map_err(|error| if BodyTooSlow::is_cause_of(&error) { StatusCode::REQUEST_TIMEOUT } else { StatusCode::BAD_REQUEST })
+    };
     Router::new().route("/", post(count)).route("/multipart", post(count_parts))
 }
 
@@ -249,11 +259,11 @@ async fn a_stalled_body_is_answered_408() {
         assert_stays_open(&mut stream).await;
     }
     tokio::join!(
-        stall("POST / HTTP/1.1\r\ncontent-length: 100\r\n\r\nbeginning"),
-        stall("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n9\r\nbeginning\r\n"),
-        stall("POST / HTTP/1.1\r\ncontent-length: 100\r\nexpect: 100-continue\r\n\r\n"),
+        stall("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nbeginning"),
+        stall("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n9\r\nbeginning\r\n"),
+        stall("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\nexpect: 100-continue\r\n\r\n"),
         stall(
-            "POST /multipart HTTP/1.1\r\ncontent-type: multipart/form-data; boundary=x\r\ncontent-length: 1000\r\n\r\n\
+            "POST /multipart HTTP/1.1\r\nhost: a\r\ncontent-type: multipart/form-data; boundary=x\r\ncontent-length: 1000\r\n\r\n\
              --x\r\ncontent-disposition: form-data; name=file; filename=a\r\n\r\nbeginning"
         ),
     );
@@ -264,7 +274,7 @@ async fn a_slow_body_is_answered_408() {
     async fn drip_body(limits: Limits) -> Result<String, tokio::time::error::Elapsed> {
         let server = start(counter(), limits).await;
         let mut stream = connect(server.addr).await;
-        send(&mut stream, "POST / HTTP/1.1\r\ncontent-length: 100000\r\n\r\n").await;
+        send(&mut stream, "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n").await;
         let (mut reader, dripping) = drip(stream, "a");
         let mut status_line = [0; 12];
         let answered = timeout(WATCH, reader.read_exact(&mut status_line)).await;
@@ -285,7 +295,7 @@ async fn a_body_above_the_minimum_rate_may_exceed_the_grace_period() {
     let limits = Limits { body_grace: SHORT, body_min_rate: 1024, ..no_limits() };
     let server = start(counter(), limits).await;
     let mut stream = connect(server.addr).await;
-    send(&mut stream, &format!("POST / HTTP/1.1\r\ncontent-length: 40960\r\n\r\n{}", "a".repeat(4096))).await;
+    send(&mut stream, &format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 40960\r\n\r\n{}", "a".repeat(4096))).await;
     for _ in 1..10 {
         sleep(SHORT / 4).await;
         send(&mut stream, &"a".repeat(4096)).await;
@@ -307,7 +317,7 @@ async fn a_slow_handler_does_not_use_up_the_clients_time() {
     let limits = Limits { body_idle_timeout: SHORT, body_grace: SHORT, body_min_rate: 1_000_000, buffer_bytes: 8192, ..no_limits() };
     let server = start(Router::new().route("/", post(sip)), limits).await;
     let mut stream = connect(server.addr).await;
-    send(&mut stream, &format!("POST / HTTP/1.1\r\ncontent-length: 30000\r\n\r\n{}", "a".repeat(30000))).await;
+    send(&mut stream, &format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 30000\r\n\r\n{}", "a".repeat(30000))).await;
     assert!(read_response(&mut stream).await.ends_with("30000"));
 }
 
@@ -322,7 +332,7 @@ async fn a_response_before_the_end_of_the_body_reaches_the_client() {
     async fn upload(linger_timeout: Duration) -> io::Result<String> {
         let server = start(rejection(), Limits { linger_timeout, ..no_limits() }).await;
         let mut stream = connect(server.addr).await;
-        send(&mut stream, "POST / HTTP/1.1\r\ncontent-length: 10485760\r\n\r\n").await;
+        send(&mut stream, "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10485760\r\n\r\n").await;
         for _ in 0..10 {
             stream.write_all(&[0; 1 << 20]).await?;
             sleep(SHORT / 10).await;
@@ -342,7 +352,7 @@ async fn a_client_that_keeps_sending_a_rejected_body_is_disconnected() {
         let mut stream = std::net::TcpStream::connect(server.addr).unwrap();
         let flood = tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
-            stream.write_all(b"POST / HTTP/1.1\r\ncontent-length: 1000000000000\r\n\r\n").unwrap();
+            stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000000\r\n\r\n").unwrap();
             while stream.write_all(&[0; 1 << 16]).is_ok() {
                 if begun.elapsed() > watch {
                     return false;
@@ -389,13 +399,13 @@ async fn a_client_that_reads_nothing_is_disconnected() {
     let (app, mut drops) = endless();
     let server = start(app, Limits { write_timeout: SHORT, ..no_limits() }).await;
     let mut stream = connect(server.addr).await;
-    send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
+    send(&mut stream, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     timeout(WAIT_TIMEOUT, drops.recv()).await.expect("the server drops the response");
 
     let (app, mut drops) = endless();
     let unlimited = start_without_limits(app).await;
     let mut stream = connect(unlimited).await;
-    send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
+    send(&mut stream, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     timeout(WATCH, drops.recv()).await.expect_err("without a limit, the response waits");
 }
 
@@ -407,7 +417,7 @@ async fn a_client_that_reads_slowly_receives_everything() {
     let limits = Limits { write_timeout: limit, idle_timeout: limit, header_timeout: limit, ..no_limits() };
     let server = start(app, limits).await;
     let mut stream = connect(server.addr).await;
-    send(&mut stream, "GET / HTTP/1.1\r\nconnection: close\r\n\r\n").await;
+    send(&mut stream, "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     let begun = Instant::now();
     let mut received = 0;
     let mut buffer = vec![0; 128 << 10];
@@ -441,7 +451,7 @@ async fn the_handler_of_a_disconnected_client_is_dropped() {
     };
     let server = start(Router::new().route("/", get(handler)), no_limits()).await;
     let mut stream = connect(server.addr).await;
-    send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
+    send(&mut stream, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     begun.notified().await;
     drop(stream);
     timeout(WAIT_TIMEOUT, was_dropped).await.expect("the handler is dropped").unwrap();
@@ -468,11 +478,11 @@ async fn at_the_limit_new_connections_wait_for_a_busy_one_to_end() {
         let (app, begun, released) = gated();
         let server = start(app, Limits { max_connections, ..no_limits() }).await;
         let mut busy = connect(server.addr).await;
-        send(&mut busy, "GET /gated HTTP/1.1\r\n\r\n").await;
+        send(&mut busy, "GET /gated HTTP/1.1\r\nhost: a\r\n\r\n").await;
         begun.notified().await;
 
         let mut newcomer = connect(server.addr).await;
-        send(&mut newcomer, "GET / HTTP/1.1\r\n\r\n").await;
+        send(&mut newcomer, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
         let waits = timeout(WATCH, newcomer.peek(&mut [0])).await.is_err();
         released.notify_one();
         assert!(read_response(&mut busy).await.ends_with("done"));
@@ -488,13 +498,95 @@ async fn at_the_limit_the_longest_idle_connection_is_closed() {
     let server = start(hello(), Limits { max_connections: 2, ..no_limits() }).await;
     let (mut longest, mut shorter, mut newcomer) = (connect(server.addr).await, connect(server.addr).await, connect(server.addr).await);
     for stream in [&mut longest, &mut shorter, &mut newcomer] {
-        send(stream, "GET / HTTP/1.1\r\n\r\n").await;
+        send(stream, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
         assert!(read_response(stream).await.ends_with("hello"));
     }
     assert_closes(&mut longest).await;
     for stream in [&mut shorter, &mut newcomer] {
-        send(stream, "GET / HTTP/1.1\r\n\r\n").await;
+        send(stream, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
         assert!(read_response(stream).await.ends_with("hello"));
+    }
+}
+
+/// Connects from another loopback address.
+async fn connect_from(client: &str, addr: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{client}:0").parse().unwrap()).unwrap();
+    socket.connect(addr).await.unwrap()
+}
+
+/// Clients from `client` whose bodies arrive a byte at a time, for ever.
+async fn slow_bodies(client: &str, addr: SocketAddr, count: usize) -> Vec<(OwnedReadHalf, JoinHandle<()>)> {
+    let mut slow = Vec::new();
+    for _ in 0..count {
+        let mut stream = connect_from(client, addr).await;
+        send(&mut stream, "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n").await;
+        slow.push(drip(stream, "x"));
+    }
+    slow
+}
+
+/// Whether the server responds to a new client at this address within `patience`.
+async fn is_served(client: &str, addr: SocketAddr, patience: Duration) -> bool {
+    let respond = async {
+        let mut stream = connect_from(client, addr).await;
+        send(&mut stream, "GET /hello HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).await.is_ok() && first == *b"HTTP/1.1 200"
+    };
+    timeout(patience, respond).await.unwrap_or(false)
+}
+
+#[tokio::test]
+async fn slow_clients_give_way_to_new_ones() {
+    let app = || counter().route("/hello", get(async || "hello"));
+    let limits = Limits { max_connections: 20, max_connections_per_client: 10, ..no_limits() };
+    let server = start(app(), limits.clone()).await;
+    // One client takes all that it may, and others are served without delay.
+    let slow = slow_bodies("127.0.0.2", server.addr, 10).await;
+    assert!(is_served("127.0.0.1", server.addr, WAIT_TIMEOUT).await);
+    sleep(Duration::from_millis(1200)).await;
+    // Its next connection takes the place of its own slowest one.
+    assert!(is_served("127.0.0.2", server.addr, WAIT_TIMEOUT).await);
+    // Several clients take all that there is: the slowest connection of all gives way.
+    let more = slow_bodies("127.0.0.3", server.addr, 10).await;
+    sleep(Duration::from_millis(1200)).await;
+    for _ in 0..5 {
+        assert!(is_served("127.0.0.1", server.addr, WAIT_TIMEOUT).await);
+    }
+    let ended = slow.iter().chain(&more).filter(|(_, dripping)| dripping.is_finished()).count();
+    assert!(ended < 10, "{ended} of 20 slow clients were disconnected for 6 others");
+
+    // The control: one client has all connections, and all of them are busy.
+    let unlimited = start(app(), Limits { max_connections: 10, ..no_limits() }).await;
+    let (_slow, began) = (slow_bodies("127.0.0.2", unlimited.addr, 10).await, Instant::now());
+    assert!(!is_served("127.0.0.1", unlimited.addr, WATCH).await && began.elapsed() >= WATCH);
+    for (_, dripping) in slow.into_iter().chain(more) {
+        dripping.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_client_whose_requests_are_all_being_handled_is_refused_and_a_proxy_is_not() {
+    for (is_proxy, served) in [(false, false), (true, true)] {
+        let (app, begun, released) = gated();
+        let app = rejecting(app).with_proxies(move |_| is_proxy);
+        let server = start(app, Limits { max_connections_per_client: 2, ..no_limits() }).await;
+        let mut busy = Vec::new();
+        for _ in 0..2 {
+            let mut stream = connect(server.addr).await;
+            send(&mut stream, "GET /gated HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            begun.notified().await;
+            busy.push(stream);
+        }
+        let mut newcomer = connect(server.addr).await;
+        send(&mut newcomer, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let mut response = [0; 12];
+        assert_eq!(newcomer.read_exact(&mut response).await.is_ok(), served);
+        for mut stream in busy {
+            released.notify_one();
+            assert!(read_response(&mut stream).await.ends_with("done"));
+        }
     }
 }
 
@@ -504,10 +596,10 @@ async fn shutdown_finishes_requests_in_flight_and_closes_idle_connections() {
     let server = start(app, no_limits()).await;
     let mut fresh = connect(server.addr).await;
     let mut idle = connect(server.addr).await;
-    send(&mut idle, "GET / HTTP/1.1\r\n\r\n").await;
+    send(&mut idle, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert!(!read_response(&mut idle).await.contains("connection: close"));
     let mut in_flight = connect(server.addr).await;
-    send(&mut in_flight, "GET /gated HTTP/1.1\r\n\r\n").await;
+    send(&mut in_flight, "GET /gated HTTP/1.1\r\nhost: a\r\n\r\n").await;
     begun.notified().await;
 
     server.shutdown.cancel();
@@ -527,7 +619,7 @@ async fn shutdown_aborts_stuck_requests() {
         let (app, begun, _never_released) = gated();
         let server = start(app, Limits { shutdown_grace, ..no_limits() }).await;
         let mut stuck = connect(server.addr).await;
-        send(&mut stuck, "GET /gated HTTP/1.1\r\n\r\n").await;
+        send(&mut stuck, "GET /gated HTTP/1.1\r\nhost: a\r\n\r\n").await;
         begun.notified().await;
         server.shutdown.cancel();
         timeout(WATCH, server.serving).await.ok().map(Result::unwrap)
@@ -539,9 +631,9 @@ async fn shutdown_aborts_stuck_requests() {
 #[tokio::test]
 async fn an_oversized_header_section_is_answered_431() {
     let server = start(hello(), Limits { max_header_bytes: 2000, ..no_limits() }).await;
-    let long_value = format!("GET / HTTP/1.1\r\nx-long: {}\r\n\r\n", "a".repeat(2000));
-    let many_fields = format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(101));
-    let acceptable = format!("GET / HTTP/1.1\r\nx-long: {}\r\n{}\r\n", "a".repeat(1000), "x: y\r\n".repeat(99));
+    let long_value = format!("GET / HTTP/1.1\r\nhost: a\r\nx-long: {}\r\n\r\n", "a".repeat(2000));
+    let many_fields = format!("GET / HTTP/1.1\r\nhost: a\r\n{}\r\n", "x: y\r\n".repeat(100));
+    let acceptable = format!("GET / HTTP/1.1\r\nhost: a\r\nx-long: {}\r\n{}\r\n", "a".repeat(1000), "x: y\r\n".repeat(98));
     for (request, status) in [(long_value, "431"), (many_fields, "431"), (acceptable, "200")] {
         let mut stream = connect(server.addr).await;
         send(&mut stream, &request).await;
@@ -549,12 +641,77 @@ async fn an_oversized_header_section_is_answered_431() {
     }
 }
 
+/// An app whose rejections say what they got.
+fn rejecting(router: Router) -> App {
+    App::new(router, |status, PeerAddr(peer)| {
+        let mut response = axum::http::Response::new(Bytes::from(format!("{} for {}", status.as_u16(), peer.ip())));
+        response.headers_mut().insert("x-request-id", "r1".parse().unwrap());
+        response
+    })
+}
+
+#[tokio::test]
+async fn what_is_no_valid_http_is_answered_in_the_apps_form() {
+    let long = "a".repeat(10_000);
+    let cases = [
+        ("GET / HTTP/1.1\r\nhost: a\r\nnonsense\r\n\r\n", 400),
+        ("\u{1}\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nhost: a\r\ncontent-length: x\r\n\r\n", 400),
+        (&*format!("GET / HTTP/1.1\r\nhost: a\r\nx: {long}\r\n\r\n"), 431),
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nhost: a b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\nhost: a\n\n", 400),
+        ("GET / HTTP/1.1\r\nhost: a\r\nx: y\nz: 1\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+    ];
+    let limits = || Limits { max_header_bytes: 2000, ..no_limits() };
+    let (server, plain) = (start(rejecting(hello()), limits()).await, start(hello(), limits()).await);
+    for (request, status) in cases {
+        // On a new connection, and after a good request on the same one.
+        for good in ["", "GET / HTTP/1.1\r\nhost: a\r\n\r\n"] {
+            let mut stream = connect(server.addr).await;
+            if !good.is_empty() {
+                send(&mut stream, good).await;
+                assert!(read_response(&mut stream).await.ends_with("hello"));
+            }
+            send(&mut stream, request).await;
+            let response = read_response(&mut stream).await;
+            assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {response}");
+            assert!(response.ends_with(&format!("\r\n\r\n{status} for 127.0.0.1")), "{request:?}: {response}");
+            assert!(response.contains("x-request-id: r1\r\n") && response.contains("connection: close\r\n"), "{response}");
+            assert_eq!(response.matches("content-length").count(), 1, "{response}");
+            assert!(response.contains("\r\ndate: "), "{response}");
+            assert_closes(&mut stream).await;
+        }
+        // Without a form of the app's own, the body is empty.
+        let mut stream = connect(plain.addr).await;
+        send(&mut stream, request).await;
+        assert!(read_response(&mut stream).await.ends_with("\r\n\r\n"));
+    }
+    let mut stream = connect(server.addr).await;
+    send(&mut stream, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(read_response(&mut stream).await.ends_with("hello"), "HTTP/1.0 needs no Host");
+}
+
+#[tokio::test]
+async fn a_client_that_is_still_sending_a_rejected_head_gets_the_response() {
+    let server = start(rejecting(hello()), Limits { max_header_bytes: 2000, ..no_limits() }).await;
+    let mut stream = connect(server.addr).await;
+    send(&mut stream, &format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}", "a".repeat(10_000))).await;
+    for _ in 0..20 {
+        sleep(Duration::from_millis(20)).await;
+        send(&mut stream, &"a".repeat(10_000)).await;
+    }
+    assert!(read_response(&mut stream).await.ends_with("431 for 127.0.0.1"));
+}
+
 #[tokio::test]
 async fn requests_know_their_peer() {
     let app = Router::new().route("/", get(async |Extension(PeerAddr(peer)): Extension<PeerAddr>| peer.to_string()));
     let server = start(app, Limits::default()).await;
     let mut stream = connect(server.addr).await;
-    send(&mut stream, "GET / HTTP/1.1\r\n\r\n").await;
+    send(&mut stream, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert!(read_response(&mut stream).await.ends_with(&stream.local_addr().unwrap().to_string()));
 }
 
@@ -578,7 +735,7 @@ async fn accepting_continues_after_running_out_of_descriptors() {
     let (app, begun, released) = gated();
     let server = start(app, no_limits()).await;
     let mut busy = connect(server.addr).await;
-    send(&mut busy, "GET /gated HTTP/1.1\r\n\r\n").await;
+    send(&mut busy, "GET /gated HTTP/1.1\r\nhost: a\r\n\r\n").await;
     begun.notified().await;
     let mut hoard = Vec::new();
     while let Ok(file) = File::open("/dev/null") {
@@ -588,7 +745,7 @@ async fn accepting_continues_after_running_out_of_descriptors() {
     // Free one descriptor for the client, none for the server.
     hoard.pop();
     let mut newcomer = connect(server.addr).await;
-    send(&mut newcomer, "GET / HTTP/1.1\r\n\r\n").await;
+    send(&mut newcomer, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     timeout(WATCH, newcomer.peek(&mut [0])).await.expect_err("no descriptor to accept it with");
     hoard.pop();
     assert!(read_response(&mut newcomer).await.ends_with("hello"));
@@ -596,7 +753,7 @@ async fn accepting_continues_after_running_out_of_descriptors() {
     // The newcomer is idle now, so the server closes it to make room for the next.
     hoard.pop();
     let mut next = connect(server.addr).await;
-    send(&mut next, "GET / HTTP/1.1\r\n\r\n").await;
+    send(&mut next, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert!(read_response(&mut next).await.ends_with("hello"));
     assert_closes(&mut newcomer).await;
     released.notify_one();

@@ -10,8 +10,8 @@ pub mod idempotency;
 pub mod leases;
 pub mod tenants;
 
-pub use accounts::{access_changes, sessions, users};
-pub use documents::{files, multipart_uploads, quotas, trash, uploads, versions};
+pub use accounts::{access_changes, login_throttles, sessions, users};
+pub use documents::{files, multipart_uploads, quotas, search_keys, trash, uploads, versions};
 pub use events::{audit, dead_letters, dirty_tenants, handled_events, outbox};
 pub use tenants::{members, migrations, moves, tombstones, warm_pool};
 

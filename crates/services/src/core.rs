@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     ops::Deref,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,7 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     access_cache::AccessCache,
-    accounts::{passwords::Passwords, tokens::Tokens},
+    accounts::{login_throttle::Attempts, passwords::Passwords, tokens::Tokens},
     documents::multipart_uploads::Completions,
     events::{
         audit::{self, Denials},
@@ -52,6 +53,24 @@ pub struct Parts {
     pub settings: Settings,
 }
 
+/// Who may register an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegistrationPolicy {
+    /// Anyone.
+    Open,
+    /// Only the operator creates accounts.
+    Closed,
+}
+
+impl fmt::Display for RegistrationPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+        })
+    }
+}
+
 /// Limits that the operator chooses.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -71,6 +90,12 @@ pub struct Settings {
     pub event_retention: Duration,
     /// The default storage quota of a tenant; the operator may set another per tenant.
     pub quota: Quota,
+    /// Who may register.
+    pub registration: RegistrationPolicy,
+    /// The maximum number of active tenants that a user has created.
+    pub tenants_per_user: u64,
+    /// Whether failed logins slow down further ones of the account.
+    pub throttle_logins: bool,
     /// The number of warm databases that each server keeps; only PostgreSQL servers have them.
     pub warm_databases: usize,
 }
@@ -86,6 +111,9 @@ impl Default for Settings {
             versions_kept: 100,
             event_retention: Duration::from_secs(24 * 3600),
             quota: Quota::default(),
+            registration: RegistrationPolicy::Open,
+            tenants_per_user: 100,
+            throttle_logins: true,
             warm_databases: 0,
         }
     }
@@ -164,6 +192,7 @@ pub(crate) struct Shared {
     /// Tenants whose dirty flag this instance set recently.
     pub(crate) dirty_flags: moka::future::Cache<TenantId, ()>,
     pub(crate) denials: Denials,
+    pub(crate) login_attempts: Attempts,
     /// Tenant database servers that failed to create a database, and when.
     pub(crate) failing_servers: Mutex<HashMap<String, Instant>>,
     pub(crate) awaited_migrations: Mutex<Awaited>,
@@ -190,6 +219,7 @@ impl Core {
             notified: Arc::default(),
             dirty_flags: events::dirty_flags(),
             denials: audit::denials(),
+            login_attempts: Attempts::default(),
             failing_servers: Mutex::default(),
             awaited_migrations: Mutex::default(),
             completions: Completions::default(),

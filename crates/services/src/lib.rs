@@ -52,8 +52,9 @@ mod leases;
 mod storage;
 mod tenants;
 
-pub use self::core::{EventServices, OperatorServices, Parts, Services, Settings, UserServices};
+pub use self::core::{EventServices, OperatorServices, Parts, RegistrationPolicy, Services, Settings, UserServices};
 pub use access::Caller;
+pub use accounts::login_throttle::LoginClient;
 pub use accounts::passwords::{PasswordSettings, Passwords};
 pub use accounts::sessions::{Login, TokenPair};
 pub use accounts::tokens::{Claims, SecretKey, TokenSettings, Tokens};

@@ -63,6 +63,9 @@ pub fn assemble(config: &Config) -> Result<(Services, MainDatabase)> {
             versions_kept: config.documents.versions_kept,
             event_retention: config.events.retention,
             quota: Quota { bytes: config.documents.tenant_max_bytes, documents: config.documents.tenant_max_documents },
+            throttle_logins: config.limits.rates.is_some(),
+            registration: config.limits.registration,
+            tenants_per_user: config.limits.tenants_per_user,
             warm_databases: databases.tenant_warm_pool,
         },
     };

@@ -9,6 +9,7 @@ mod effective;
 mod events;
 mod first_user;
 mod kafka;
+mod limits;
 mod log;
 mod objects;
 mod passwords;
@@ -28,10 +29,11 @@ pub use self::{
     documents::Documents,
     events::Events,
     first_user::FirstUser,
+    limits::Limits,
     log::{Log, LogFormat},
     objects::Objects,
     passwords::Passwords,
-    server::{Cors, Origins, Server},
+    server::Server,
     settings::{Setting, Settings},
     tokens::Tokens,
     values::bytes as parse_bytes,
@@ -48,7 +50,9 @@ pub struct Config {
     /// The address of the API, and its limits.
     pub server: Server,
     /// Which other web sites may call the API from a browser.
-    pub cors: Cors,
+    pub cors: api::Cors,
+    /// Limits of clients and users.
+    pub limits: Limits,
     /// The locations of the databases.
     pub databases: Databases,
     /// The object storage.
@@ -92,7 +96,8 @@ impl Config {
         let data_dir = settings.get(&variables::DATA_DIR, settings.path())?;
         Ok(Self {
             server: Server::read(&mut settings, environment)?,
-            cors: Cors::read(&mut settings)?,
+            cors: server::read_cors(&mut settings, environment)?,
+            limits: Limits::read(&mut settings)?,
             databases: Databases::read(&mut settings, &data_dir)?,
             objects: Objects::read(&mut settings)?,
             passwords: Passwords::read(&mut settings)?,

@@ -2,16 +2,17 @@
 
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
-/// The crates that each crate may depend on: `domain` and the layer below. The HTTP server may depend on none. The program may use
+/// The crates that each crate may depend on: `domain` and the layer below. The HTTP server and the form reader may depend on none. The program may use
 /// what it assembles, and the test kit and the benchmark what they drive. The test kit may only be a dev-dependency, and no crate may
 /// use the benchmark.
 const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("domain", &[]),
+    ("form-data", &[]),
     ("http-server", &[]),
     ("database", &["domain"]),
     ("models", &["domain", "database"]),
     ("services", &["domain", "models"]),
-    ("api", &["domain", "services", "http-server"]),
+    ("api", &["domain", "services", "form-data", "http-server"]),
     ("worker", &["domain", "services"]),
     ("tenantry", &["domain", "database", "models", "services", "api", "worker", "http-server"]),
     ("testkit", &["domain", "database", "models", "services", "api", "worker", "http-server"]),

@@ -29,7 +29,12 @@ pub struct Builder {
 impl Default for Builder {
     fn default() -> Self {
         Self {
-            settings: Settings { garbage_grace: Duration::ZERO, trash_retention: Duration::ZERO, ..Settings::default() },
+            settings: Settings {
+                garbage_grace: Duration::ZERO,
+                trash_retention: Duration::ZERO,
+                tenants_per_user: 100_000,
+                ..Settings::default()
+            },
             limits: Limits::default(),
             // Cheap hashes; other tests cover their cost.
             passwords: PasswordSettings { memory_kib: 64, passes: 1, queue: 256, ..PasswordSettings::default() },
@@ -69,6 +74,13 @@ impl Builder {
         self
     }
 
+    /// Changes settings of the services.
+    #[must_use]
+    pub fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(&mut self.settings);
+        self
+    }
+
     /// Sets the limits of the HTTP server.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
@@ -87,6 +99,13 @@ impl Builder {
     #[must_use]
     pub fn api(mut self, api: api::Settings) -> Self {
         self.api = api;
+        self
+    }
+
+    /// Lets pages of these origins call the API.
+    #[must_use]
+    pub fn cors(mut self, origins: api::Origins) -> Self {
+        self.api.cors.origins = origins;
         self
     }
 
@@ -169,7 +188,7 @@ impl TestApp {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
             settings: builder.settings.clone(),
         });
-        let router = api::router(
+        let router = api::app(
             services.users.clone(),
             Arc::clone(&clock) as Arc<dyn Clock>,
             api::Settings { demo: Some(Arc::new(DemoInProcess::default())), ..builder.api.clone() },

@@ -3,11 +3,12 @@
 use axum::{extract::State, http::HeaderMap};
 use domain::FieldErrors;
 use serde::{Deserialize, Serialize};
-use services::{TokenPair, UserServices};
+use services::{LoginClient, TokenPair, UserServices};
 use utoipa::ToSchema;
 
 use crate::{
     accounts::users::UserOut,
+    client::LimitedClient,
     extract::{Authenticated, JsonBody, all, bearer_token, present, required},
     operation_errors::{BadCredentials, Errors, TokenReused},
     response::{ApiResult, Empty, Response},
@@ -26,6 +27,10 @@ pub(crate) struct LoginIn {
     #[serde(default, deserialize_with = "present")]
     #[schema(required = true, value_type = String, format = Password, max_length = 1024, example = "correct horse 1")]
     password: Option<String>,
+    /// The device token of an earlier login, if the client has one. It lets its owner in while others guess at the password.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(value_type = String, max_length = 2048)]
+    device_token: Option<String>,
 }
 
 /// Tokens of a session.
@@ -61,6 +66,9 @@ impl From<TokenPair> for TokensOut {
 pub(crate) struct LoginOut {
     #[serde(flatten)]
     tokens: TokensOut,
+    /// To send with the next login from this device. Authorizes nothing.
+    #[schema(example = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.eyJ0eXBlIjoiZGV2aWNlIn0.c2lnbmF0dXJl")]
+    device_token: String,
     user: UserOut,
     /// The first 100 of the user's active tenants, with the user's role, newest membership first. `/api/users/me/tenants` lists all.
     tenants: Vec<MembershipOut>,
@@ -68,42 +76,57 @@ pub(crate) struct LoginOut {
 
 /// Log in
 ///
-/// Starts a session. An unknown address, a deactivated account and a wrong password get the same response.
+/// Starts a session. An unknown address, a deactivated account and a wrong password get the same response. Repeated failures slow down
+/// further attempts for the address (429), but not those of devices that logged in before.
 #[utoipa::path(post, path = "/api/auth/login", tag = "auth", request_body = LoginIn, security(()),
     responses((status = 200, description = "Logged in", body = Response<LoginOut>), Errors<BadCredentials>))]
-pub(crate) async fn log_in(State(services): State<UserServices>, JsonBody(body): JsonBody<LoginIn>) -> ApiResult<LoginOut> {
+pub(crate) async fn log_in(
+    State(services): State<UserServices>,
+    LimitedClient(address): LimitedClient,
+    JsonBody(body): JsonBody<LoginIn>,
+) -> ApiResult<LoginOut> {
     let mut errors = FieldErrors::default();
     let email = required(&mut errors, "email", body.email.as_ref(), |text| Ok(text.to_owned()));
     let password = required(&mut errors, "password", body.password.as_ref(), |text| Ok(text.to_owned()));
     let (email, password) = all(errors, email.zip(password))?;
-    let login = services.log_in(&email, &password).await?;
+    let client = LoginClient { address, device_token: body.device_token.as_deref() };
+    let login = services.log_in(&email, &password, &client).await?;
     let tenants = login.tenants.items.into_iter().map(MembershipOut::from).collect();
-    Ok(Response::ok("Logged in", LoginOut { tokens: login.tokens.into(), user: login.user.into(), tenants }))
+    Ok(Response::ok(
+        "Logged in",
+        LoginOut { tokens: login.tokens.into(), device_token: login.device_token, user: login.user.into(), tenants },
+    ))
 }
 
-/// A refresh token, unless the `Authorization` header carries it.
+/// The refresh token, unless it is in the `Authorization` header.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RefreshIn {
     /// The most recent refresh token.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = String, example = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.eyJ0eXBlIjoicmVmcmVzaCJ9.c2lnbmF0dXJl")]
+    #[schema(required = true, value_type = String, example = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.eyJ0eXBlIjoicmVmcmVzaCJ9.c2lnbmF0dXJl")]
     refresh_token: Option<String>,
 }
 
 /// Refresh
 ///
-/// Returns a new access token and the next refresh token. The client sends its refresh token in the `Authorization` header or in
-/// the body. Reusing one ends the session, except for a retry within ten seconds, which returns the same successor.
+/// Returns a new access token and the next refresh token. The client sends its refresh token in the body, or else in the
+/// `Authorization` header; with one in the body the header is ignored. Reusing a refresh token ends the session, except for a retry
+/// within ten seconds, which returns the same successor.
 #[utoipa::path(post, path = "/api/auth/refresh", tag = "auth", request_body = RefreshIn, security((), ("refresh_token" = [])),
     responses((status = 200, description = "Tokens refreshed", body = Response<TokensOut>), Errors<TokenReused>))]
 pub(crate) async fn refresh(
     State(services): State<UserServices>,
+    _: LimitedClient,
     headers: HeaderMap,
     body: Option<JsonBody<RefreshIn>>,
 ) -> ApiResult<TokensOut> {
     let from_body = body.and_then(|JsonBody(body)| body.refresh_token);
-    let token = bearer_token(&headers)?.or(from_body.as_deref());
+    // Clients send their access token with every request, an expired one, too.
+    let token = match from_body.as_deref() {
+        Some(token) => Some(token),
+        None => bearer_token(&headers)?,
+    };
     Ok(Response::ok("Tokens refreshed", services.refresh(token).await?.into()))
 }
 

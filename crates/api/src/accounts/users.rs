@@ -8,8 +8,9 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{
+    client::LimitedClient,
     extract::{Authenticated, JsonBody, all, optional, present, required},
-    operation_errors::{EmailTaken, Errors},
+    operation_errors::{EmailTaken, Errors, RegistrationClosed},
     response::{ApiResult, Response, Timestamp},
     schemas,
 };
@@ -72,15 +73,19 @@ pub(crate) struct RegisterIn {
 ///
 /// Creates an account.
 #[utoipa::path(post, path = "/api/auth/register", tag = "auth", request_body = RegisterIn, security(()),
-    responses((status = 201, description = "User registered", body = Response<UserOut>), Errors<EmailTaken>))]
-pub(crate) async fn register(State(services): State<UserServices>, JsonBody(body): JsonBody<RegisterIn>) -> ApiResult<UserOut> {
+    responses((status = 201, description = "User registered", body = Response<UserOut>), Errors<(EmailTaken, RegistrationClosed)>))]
+pub(crate) async fn register(
+    State(services): State<UserServices>,
+    LimitedClient(client): LimitedClient,
+    JsonBody(body): JsonBody<RegisterIn>,
+) -> ApiResult<UserOut> {
     let mut errors = FieldErrors::default();
     let email = required(&mut errors, "email", body.email.as_ref(), Email::parse);
     let password = required(&mut errors, "password", body.password.as_ref(), NewPassword::parse);
     let first_name = required(&mut errors, "first_name", body.first_name.as_ref(), PersonName::parse);
     let last_name = required(&mut errors, "last_name", body.last_name.as_ref(), PersonName::parse);
     let ((email, password), (first_name, last_name)) = all(errors, email.zip(password).zip(first_name.zip(last_name)))?;
-    let user = services.register_user(Registration { email, password, first_name, last_name }).await?;
+    let user = services.register_user(Registration { email, password, first_name, last_name }, client).await?;
     Ok(Response::created("User registered", user.into()))
 }
 

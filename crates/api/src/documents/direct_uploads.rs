@@ -1,6 +1,6 @@
 //! `/api/tenants/{tenant_id}/documents/uploads`: direct uploads, whose parts go to signed URLs, and the state of multipart uploads.
 
-use axum::{extract::State, http::HeaderMap};
+use axum::extract::State;
 use domain::{ContentHash, Document, FieldErrors, Filename, MimeType, MultipartUpload, TenantId, TextProblem, UploadId, UploadState};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use services::{DeclarationOutcome, DeclaredUpload, PartAt, PartUrl};
@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     App,
+    client::BaseUrl,
     documents::documents::UploadOut,
     documents::objects::part_url,
     extract::{Authenticated, JsonBody, PathIds, all, optional, present, required},
@@ -155,8 +156,7 @@ impl UploadStateOut {
     }
 }
 
-fn parts_out(app: &App, headers: &HeaderMap, urls: Vec<PartUrl>) -> Vec<PartOut> {
-    let base = app.base_url(headers);
+fn parts_out(BaseUrl(base): &BaseUrl, urls: Vec<PartUrl>) -> Vec<PartOut> {
     let url = |at: PartAt| match at {
         PartAt::Storage(url) => url,
         PartAt::Here { part, signature } => format!("{base}{}", part_url(&part, &signature)),
@@ -186,7 +186,7 @@ pub(crate) async fn begin_upload(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
     PathIds(tenant_id): PathIds<TenantId>,
-    headers: HeaderMap,
+    base: BaseUrl,
     JsonBody(body): JsonBody<BeginUploadIn>,
 ) -> ApiResult<UploadStateOut> {
     Ok(match app.services.begin_direct(&caller, tenant_id, &body.parse()?).await? {
@@ -194,7 +194,7 @@ pub(crate) async fn begin_upload(
             Response::created("Document uploaded", UploadStateOut { upload: None, parts: Vec::new(), document: Some(uploaded.into()) })
         }
         DeclarationOutcome::Open(upload, urls) => {
-            Response::created("Upload started", UploadStateOut::of(&upload, None, parts_out(&app, &headers, urls)))
+            Response::created("Upload started", UploadStateOut::of(&upload, None, parts_out(&base, urls)))
         }
     })
 }
@@ -208,11 +208,11 @@ pub(crate) async fn get_upload(
     State(app): State<App>,
     Authenticated(caller): Authenticated,
     PathIds((tenant_id, upload_id)): PathIds<(TenantId, UploadId)>,
-    headers: HeaderMap,
+    base: BaseUrl,
 ) -> ApiResult<UploadStateOut> {
     let (upload, document) = app.services.get_multipart_upload(&caller, tenant_id, upload_id).await?;
     let urls = app.services.get_part_urls(&caller, tenant_id, &upload).await?;
-    Ok(Response::ok("Upload found", UploadStateOut::of(&upload, document, parts_out(&app, &headers, urls))))
+    Ok(Response::ok("Upload found", UploadStateOut::of(&upload, document, parts_out(&base, urls))))
 }
 
 /// Complete a direct upload

@@ -3,6 +3,7 @@
 pub(crate) mod direct_uploads;
 pub(crate) mod documents;
 pub(crate) mod files;
+pub(crate) mod form;
 pub(crate) mod objects;
 pub(crate) mod range;
 pub(crate) mod trash;

@@ -19,6 +19,7 @@ use crate::{
     error::ApiError,
     extract::{Number, PathIds, Query},
     operation_errors::{BadSignature, Errors, ObjectChanged, ObjectNotFound, RangeNotSatisfiable, UploadClosed},
+    preconditions,
     response::{Empty, Response},
     schemas,
 };
@@ -76,16 +77,18 @@ pub(crate) async fn download_object(
     let size = object.size();
     // A key is never reused for other content, so its last segment identifies the content.
     let etag = format!("\"{}\"", download.key.rsplit('/').next().unwrap_or_default());
-    if !range::if_match(&headers, &etag) {
+    if !preconditions::if_match(&headers, &etag) {
         return Err(ApiError::PreconditionFailed);
     }
     let mut response = HttpResponse::new(Body::empty());
     *response.headers_mut() = download_headers(&download, &etag)?;
-    if !range::if_none_match(&headers, &etag) {
+    if !preconditions::if_none_match(&headers, &etag) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(response);
     }
-    let (status, bytes) = match range::select(&headers, &etag, size) {
+    // A range is defined for GET only (RFC 9110, section 14.2).
+    let selection = if method == Method::GET { range::select(&headers, &etag, size) } else { Selection::Full };
+    let (status, bytes) = match selection {
         Selection::Full => (StatusCode::OK, 0..size),
         Selection::Partial(bytes) => (StatusCode::PARTIAL_CONTENT, bytes),
         Selection::Unsatisfiable => {
@@ -165,7 +168,7 @@ pub(crate) async fn upload_part(
     let mut upload = services.begin_part(part, &signature).await?;
     let mut body = request.into_body().into_data_stream();
     while let Some(bytes) = body.next().await {
-        upload.write(bytes.map_err(|error| ApiError::from_body(StatusCode::BAD_REQUEST, &error))?).await?;
+        upload.write(bytes.map_err(|error| ApiError::from_body(&error))?).await?;
     }
     let hash = services.finish_part(upload).await?;
     // S3 returns the part's ETag too, so clients work with both.
@@ -179,9 +182,8 @@ fn download_headers(download: &SignedDownload, etag: &str) -> Result<HeaderMap, 
     headers.insert(header::ETAG, header_value(etag.to_owned())?);
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // However a browser interprets the content, it must not run scripts or reach the API's origin.
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox; frame-ancestors 'none'"));
     Ok(headers)
 }
 

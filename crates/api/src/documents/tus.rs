@@ -32,9 +32,6 @@ const ALGORITHMS: &str = "sha1,md5,sha256";
 /// The maximum length of `Upload-Metadata`, in bytes.
 const MAX_METADATA_BYTES: usize = 4096;
 
-/// The request headers of tus, which CORS must allow.
-pub(crate) const REQUEST_HEADERS: [&str; 6] =
-    ["tus-resumable", "upload-length", "upload-metadata", "upload-offset", "upload-checksum", "x-http-method-override"];
 /// The response headers of tus, which CORS must expose.
 pub(crate) const RESPONSE_HEADERS: [&str; 9] = [
     "tus-resumable",
@@ -282,7 +279,7 @@ async fn receive(mut append: Append, body: RequestBody) -> Result<u64, ApiError>
             Ok(bytes) => append.write(bytes).await?,
             Err(error) => {
                 append.break_off().await?;
-                return Err(ApiError::from_body(StatusCode::BAD_REQUEST, &error));
+                return Err(ApiError::from_body(&error));
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, header},
     response::Response as HttpResponse,
 };
 use domain::{DocumentId, DocumentVersion, Error, MimeType, TenantId};
@@ -14,10 +14,12 @@ use uuid::Uuid;
 
 use crate::{
     App,
+    client::BaseUrl,
     documents::documents::{
-        DocumentOut, DocumentPath, DownloadOut, DownloadQuery, IfMatch, Tagged, UploadOut, declared_length, download_response, if_match,
+        DocumentOut, DocumentPath, DownloadOut, DownloadQuery, IfMatch, Tagged, UploadOut, download_response, unchanged,
     },
     documents::files::FileOut,
+    documents::form::declared_length,
     error::ApiError,
     extract::{Authenticated, Number, PathIds, Query},
     operation_errors::{DocumentChanged, Errors, NotOwner, QuotaExceeded, UploadTooLarge},
@@ -87,12 +89,12 @@ pub(crate) async fn replace_content(
     if declared.is_some_and(|bytes| bytes > limit) {
         return Err(Error::TooLarge { limit }.into());
     }
-    let mut upload = services.begin_version(&caller, tenant_id, document_id, declared, &if_match(&headers)).await?;
+    let mut upload = services.begin_version(&caller, tenant_id, document_id, declared, &unchanged(&headers)).await?;
     let mut body = request.into_body().into_data_stream();
     while let Some(bytes) = body.next().await {
-        upload.write(bytes.map_err(|error| ApiError::from_body(StatusCode::BAD_REQUEST, &error))?).await?;
+        upload.write(bytes.map_err(|error| ApiError::from_body(&error))?).await?;
     }
-    let uploaded = services.finish_version(upload, document_id, mime_type.as_ref(), &if_match(&headers)).await?;
+    let uploaded = services.finish_version(upload, document_id, mime_type.as_ref(), &unchanged(&headers)).await?;
     Ok(Tagged(uploaded.document.etag(), Response::ok("Content replaced", uploaded.into())))
 }
 
@@ -137,10 +139,10 @@ pub(crate) async fn download_version(
     Authenticated(caller): Authenticated,
     PathIds((tenant_id, document_id, Number(number))): PathIds<(TenantId, DocumentId, Number)>,
     Query(query): Query<DownloadQuery>,
-    headers: HeaderMap,
+    base: BaseUrl,
 ) -> Result<HttpResponse, ApiError> {
     let download = app.services.get_version_download(&caller, tenant_id, document_id, number).await?;
-    Ok(download_response(&app, &headers, download, query.redirect.unwrap_or(true)))
+    Ok(download_response(&app, base, download, query.redirect.unwrap_or(true)))
 }
 
 /// Restore a version
@@ -155,6 +157,6 @@ pub(crate) async fn restore_version(
     PathIds((tenant_id, document_id, Number(number))): PathIds<(TenantId, DocumentId, Number)>,
     headers: HeaderMap,
 ) -> Result<Tagged<DocumentOut>, ApiError> {
-    let document = services.restore_version(&caller, tenant_id, document_id, number, &if_match(&headers)).await?;
+    let document = services.restore_version(&caller, tenant_id, document_id, number, &unchanged(&headers)).await?;
     Ok(Tagged(document.etag(), Response::ok("Version restored", document.into())))
 }

@@ -15,7 +15,7 @@ use crate::{
     documents::files::StorageOut,
     error::ApiError,
     extract::{Authenticated, JsonBody, PathIds, Query, all, idempotency_key, optional, present, required},
-    operation_errors::{Errors, IdempotencyKeyInUse, IdempotencyKeyReused},
+    operation_errors::{Errors, IdempotencyKeyInUse, IdempotencyKeyReused, TooManyTenants},
     query::{Idempotency, PageQuery, TenantPath},
     response::{ApiResult, Empty, List, Response, Timestamp, replayed_response},
     schemas,
@@ -112,7 +112,7 @@ pub(crate) struct CreateTenantIn {
 ///
 /// Creates the tenant and its database, and makes the caller its admin. The tenant is ready when the response arrives.
 #[utoipa::path(post, path = "/api/tenants", tag = "tenants", params(Idempotency), request_body = CreateTenantIn,
-    responses((status = 201, description = "Tenant created", body = Response<MembershipOut>), Errors<(IdempotencyKeyReused, IdempotencyKeyInUse)>))]
+    responses((status = 201, description = "Tenant created", body = Response<MembershipOut>), Errors<(IdempotencyKeyReused, IdempotencyKeyInUse, TooManyTenants)>))]
 pub(crate) async fn create_tenant(
     State(services): State<UserServices>,
     Authenticated(caller): Authenticated,

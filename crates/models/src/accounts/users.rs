@@ -38,6 +38,12 @@ pub async fn find(connection: &mut Connection<Main>, id: UserId) -> Result<Optio
     found.map(user).transpose()
 }
 
+/// Locks the row of a user until the transaction ends, so that concurrent changes wait.
+pub async fn lock(tx: &mut MainTx, id: UserId) -> Result<()> {
+    tx.query_opt("SELECT id FROM users WHERE id = $1 FOR UPDATE", params![id]).await?;
+    Ok(())
+}
+
 /// The user with this e-mail address.
 pub async fn find_by_email(connection: &mut Connection<Main>, email: &Email) -> Result<Option<User>> {
     Ok(find_for_login(connection, email).await?.map(|(user, _)| user))

@@ -1,7 +1,7 @@
 //! Documents.
 
 use database::{Connection, Result, Row, Statement, Tenant, TenantTx, Value, params};
-use domain::{Document, DocumentFilter, DocumentId, FileId, Filename, MimeType, Page, PageRequest, Timestamp, UserId};
+use domain::{Document, DocumentFilter, DocumentId, FileId, Filename, MimeType, Page, PageRequest, Timestamp, UserId, search_key};
 
 use crate::{documents::files::file, page, single};
 
@@ -26,12 +26,14 @@ pub const FIND: &str = select_documents!("WHERE d.id = $1 AND d.deleted_at IS NU
 /// Adds a document. The row of its file must be locked or new.
 pub fn insert(tx: &mut TenantTx, document: &Document) {
     tx.defer(
-        "INSERT INTO documents (id, filename, filename_folded, mime_type, file_id, user_id, created_at, updated_at, created_by)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "INSERT INTO documents (id, filename, filename_folded, filename_key, filename_keyed, mime_type, file_id, user_id, created_at,
+                                updated_at, created_by)
+         VALUES ($1, $2, $3, $4, $2, $5, $6, $7, $8, $9, $10)",
         params![
             document.id,
             document.filename.as_str(),
             document.filename.to_lowercase(),
+            search_key(&document.filename),
             document.mime_type.as_str(),
             document.file.id,
             document.user_id,
@@ -63,7 +65,8 @@ pub async fn count(connection: &mut Connection<Tenant>) -> Result<u64> {
 pub async fn list(connection: &mut Connection<Tenant>, filter: &DocumentFilter, request: PageRequest) -> Result<Page<Document>> {
     let conditions = || {
         vec![
-            Value::from(filter.filename.as_deref().map(contains_pattern)),
+            Value::from(filter.filename.as_deref().map(|text| contains_pattern(&search_key(text)))),
+            Value::from(filter.filename.as_deref().map(|text| contains_pattern(&text.to_lowercase()))),
             Value::from(filter.user_id),
             Value::from(filter.mime_type.as_ref().map(MimeType::as_str)),
         ]
@@ -80,9 +83,10 @@ pub async fn list(connection: &mut Connection<Tenant>, filter: &DocumentFilter, 
         let count = Statement::new(
             "SELECT COUNT(*) FROM documents d
              WHERE d.deleted_at IS NULL
-               AND (CAST($1 AS TEXT) IS NULL OR d.filename_folded LIKE $1 ESCAPE '!')
-               AND (CAST($2 AS UUID) IS NULL OR d.user_id = $2)
-               AND (CAST($3 AS TEXT) IS NULL OR d.mime_type = $3)",
+               AND (CAST($1 AS TEXT) IS NULL OR CASE WHEN d.filename_keyed = d.filename THEN d.filename_key LIKE $1 ESCAPE '!'
+                                                     ELSE d.filename_folded LIKE $2 ESCAPE '!' END)
+               AND (CAST($3 AS UUID) IS NULL OR d.user_id = $3)
+               AND (CAST($4 AS TEXT) IS NULL OR d.mime_type = $4)",
             conditions(),
         );
         let mut params = conditions();
@@ -90,10 +94,11 @@ pub async fn list(connection: &mut Connection<Tenant>, filter: &DocumentFilter, 
         let items = Statement::new(
             select_documents!(
                 "WHERE d.deleted_at IS NULL
-             AND (CAST($1 AS TEXT) IS NULL OR d.filename_folded LIKE $1 ESCAPE '!')
-             AND (CAST($2 AS UUID) IS NULL OR d.user_id = $2)
-             AND (CAST($3 AS TEXT) IS NULL OR d.mime_type = $3)
-             ORDER BY d.created_at DESC, d.id DESC LIMIT $4 OFFSET $5"
+             AND (CAST($1 AS TEXT) IS NULL OR CASE WHEN d.filename_keyed = d.filename THEN d.filename_key LIKE $1 ESCAPE '!'
+                                                   ELSE d.filename_folded LIKE $2 ESCAPE '!' END)
+             AND (CAST($3 AS UUID) IS NULL OR d.user_id = $3)
+             AND (CAST($4 AS TEXT) IS NULL OR d.mime_type = $4)
+             ORDER BY d.created_at DESC, d.id DESC LIMIT $5 OFFSET $6"
             ),
             params,
         );
@@ -159,11 +164,13 @@ pub async fn update(
     let changed = tx
         .execute(
             "UPDATE documents SET filename = COALESCE($2, filename), filename_folded = COALESCE($3, filename_folded),
-                    mime_type = COALESCE($4, mime_type), updated_at = $5 WHERE id = $1 AND deleted_at IS NULL",
+                    filename_key = COALESCE($4, filename_key), filename_keyed = COALESCE($2, filename_keyed),
+                    mime_type = COALESCE($5, mime_type), updated_at = $6 WHERE id = $1 AND deleted_at IS NULL",
             params![
                 id,
                 filename.map(Filename::as_str),
                 filename.map(|name| name.as_str().to_lowercase()),
+                filename.map(|name| search_key(name.as_str())),
                 mime_type.map(MimeType::as_str),
                 now
             ],
@@ -177,10 +184,10 @@ pub async fn delete(tx: &mut TenantTx, id: DocumentId) -> Result<bool> {
     Ok(tx.execute("DELETE FROM documents WHERE id = $1", params![id]).await? == 1)
 }
 
-/// The LIKE pattern for a case-insensitive substring match; the text's wildcards are escaped.
+/// The LIKE pattern for a substring match; the text's wildcards are escaped.
 fn contains_pattern(text: &str) -> String {
     let mut pattern = String::from("%");
-    for c in text.to_lowercase().chars() {
+    for c in text.chars() {
         if matches!(c, '%' | '_' | '!') {
             pattern.push('!');
         }

@@ -1,9 +1,9 @@
 //! Tenants.
 
 use database::{Connection, Main, MainTx, Result, Row, params};
-use domain::{DatabaseName, Limit, Provisioning, QuotaLimits, Tenant, TenantId, TenantLocation, TenantName, Timestamp};
+use domain::{DatabaseName, Limit, Provisioning, QuotaLimits, Tenant, TenantId, TenantLocation, TenantName, Timestamp, UserId};
 
-use crate::word;
+use crate::{single, word};
 
 /// The columns that [`tenant`] reads.
 macro_rules! columns {
@@ -54,6 +54,12 @@ pub async fn insert(tx: &mut MainTx, tenant: &Tenant) -> Result<()> {
 pub async fn find(connection: &mut Connection<Main>, id: TenantId) -> Result<Option<Tenant>> {
     let found = connection.query_opt(select!("WHERE id = $1"), params![id]).await?;
     found.map(|mut row| tenant(&mut row)).transpose()
+}
+
+/// The number of active tenants that a user has created. Those that are being created count.
+pub async fn count_created_by(connection: &mut Connection<Main>, user_id: UserId) -> Result<u64> {
+    let counted = "SELECT COUNT(*) FROM tenants WHERE created_by = $1 AND is_active AND provisioning NOT IN ('failed', 'deleting')";
+    single(connection.query_one(counted, params![user_id]).await?)
 }
 
 /// Finds the tenant with this id, unless it is being deleted, and locks its row until the transaction ends, so that concurrent

@@ -1,5 +1,6 @@
 //! Password hashing that never delays other work: Argon2id for new hashes, bcrypt for existing ones.
 
+mod fair_queue;
 #[cfg(test)]
 mod tests;
 mod worker_pool;
@@ -13,9 +14,10 @@ use argon2::{
         phc::{self, Output, ParamsString, Salt},
     },
 };
-use domain::{NewPassword, PasswordHash, random_bytes};
+use domain::{NewPassword, PasswordHash, opaque_string, random_bytes};
 use secrecy::{ExposeSecret, SecretSlice};
 
+pub(crate) use self::fair_queue::Source;
 use self::worker_pool::{Limits, Memory, WorkerPool};
 
 const SALT_BYTES: usize = 16;
@@ -55,7 +57,7 @@ impl Default for PasswordSettings {
 
 /// Whether a password matches a hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// It does not match, or there is no hash.
     Wrong,
     /// It matches.
@@ -90,31 +92,45 @@ impl Passwords {
         Ok(Self { recipe: Recipe { params }, workers: WorkerPool::new(Limits { threads, queue, idle }) })
     }
 
-    /// Hashes a password with Argon2id (RFC 9106) and a new salt, as a PHC string.
+    /// Hashes a password, in its [composed form](opaque_string), with Argon2id (RFC 9106) and a new salt, as a PHC string.
     ///
     /// # Errors
     /// `Overloaded` when the queue is full.
-    pub async fn hash(&self, password: &NewPassword) -> domain::Result<PasswordHash> {
+    pub(crate) async fn hash(&self, source: Source, password: &NewPassword) -> domain::Result<PasswordHash> {
         let recipe = self.recipe.clone();
-        let password = secret(password.expose().as_bytes());
-        self.workers.run(move |memory| recipe.hash(password.expose_secret(), memory)).await?
+        let password = secret(opaque_string(password.expose()).as_bytes());
+        self.workers.run(source, move |memory| recipe.hash(password.expose_secret(), memory)).await?
     }
 
     /// Whether the given password matches the stored hash. Without a stored hash (the email address is unknown, or the account may not
     /// log in) it is wrong, after the same work as for a wrong password. So is a password of more than [`NewPassword::MAX_BYTES`]. A
     /// malformed stored hash counts as none and is logged.
     ///
+    /// Compares the [composed form](opaque_string) of the given password and, for hashes from before that rule, the password as it is.
+    ///
     /// Verifies all variants of Argon2, and bcrypt as `$2a$`, `$2b$` and `$2y$`, which considers only the first 72 bytes of the
     /// password.
     ///
     /// # Errors
     /// `Overloaded` when the queue is full.
-    pub async fn verify(&self, stored: Option<PasswordHash>, given: &str) -> domain::Result<Verdict> {
-        let recipe = self.recipe.clone();
+    pub(crate) async fn verify(&self, source: Source, stored: Option<PasswordHash>, given: &str) -> domain::Result<Verdict> {
         let too_long = given.len() > NewPassword::MAX_BYTES;
-        let given = secret(&given.as_bytes()[..given.len().min(NewPassword::MAX_BYTES)]);
-        let verdict = self.workers.run(move |memory| recipe.verify(stored.as_ref(), given.expose_secret(), memory)).await??;
+        let given = &given[..given.floor_char_boundary(NewPassword::MAX_BYTES)];
+        let composed = opaque_string(given);
+        let mut verdict = self.verify_bytes(source, stored.clone(), composed.as_bytes()).await?;
+        // Older hashes are of the password as it was typed. Whether there is a second attempt depends on what is typed now alone.
+        if verdict == Verdict::Wrong && composed != given {
+            verdict = match self.verify_bytes(source, stored, given.as_bytes()).await? {
+                Verdict::Wrong => Verdict::Wrong,
+                Verdict::Right | Verdict::RightButOutdated => Verdict::RightButOutdated,
+            };
+        }
         Ok(if too_long { Verdict::Wrong } else { verdict })
+    }
+
+    async fn verify_bytes(&self, source: Source, stored: Option<PasswordHash>, given: &[u8]) -> domain::Result<Verdict> {
+        let (recipe, given) = (self.recipe.clone(), secret(given));
+        self.workers.run(source, move |memory| recipe.verify(stored.as_ref(), given.expose_secret(), memory)).await?
     }
 }
 

@@ -12,7 +12,10 @@ use serde_json::json;
 use crate::{
     Caller, Core, OperatorServices, UserServices,
     access_cache::commit_access_change,
-    accounts::passwords::Verdict,
+    accounts::{
+        login_throttle::{LoginClient, begin_attempt, purge_throttles},
+        passwords::{Source, Verdict},
+    },
     events::events::{EventTx, audit_event, begin_main},
     idempotency::purge_past_requests,
 };
@@ -35,6 +38,8 @@ pub struct TokenPair {
 pub struct Login {
     /// The tokens of the new session.
     pub tokens: TokenPair,
+    /// Shows at the next login that this client logged in before.
+    pub device_token: String,
     /// The user who logged in.
     pub user: User,
     /// The first page of the user's active tenants.
@@ -49,23 +54,27 @@ impl UserServices {
     ///
     /// # Errors
     /// [`TokenProblem::BadCredentials`], after the same work, whether the address is unknown, the account deactivated or the
-    /// password wrong; [`Error::Overloaded`] when too many users log in at once.
-    pub async fn log_in(&self, email: &str, password: &str) -> Result<Login> {
+    /// password wrong; [`Error::RateLimited`] after too many of those; [`Error::Overloaded`] when too many users log in at once.
+    pub async fn log_in(&self, email: &str, password: &str, client: &LoginClient<'_>) -> Result<Login> {
         // A malformed address is looked up all the same, so that every failure takes the same work.
         let address = Email::parse(email);
         let is_address = address.is_ok();
         let address = address.or_else(|_| Email::parse(PLACEHOLDER_EMAIL)).map_err(Error::internal)?;
         let known = users::find_for_login(&mut self.core.main().read().await?, &address).await?.filter(|_| is_address);
         let known_id = known.as_ref().map(|(user, _)| user.id);
+        let attempt = begin_attempt(&self.core, email, known.as_ref().map(|(user, _)| user), client).await?;
+        let source = attempt.source(client);
         let candidate = known.filter(|(user, _)| user.is_active);
-        let verdict = self.core.parts.passwords.verify(candidate.as_ref().map(|(_, hash)| hash.clone()), password).await?;
+        let verdict = self.core.parts.passwords.verify(source, candidate.as_ref().map(|(_, hash)| hash.clone()), password).await?;
         let Some((user, hash)) = candidate.filter(|_| verdict != Verdict::Wrong) else {
             // The account's id, but not the typed address, which may be a password in the wrong field.
             let data = json!({ "target_user_id": known_id.map(|id| id.to_string()) });
-            begin_main(&self.core).await?.emit_and_commit(&audit_event(&self.core, "login.failed", None, None, data)).await?;
+            let mut tx = begin_main(&self.core).await?;
+            attempt.fail(&mut tx).await?;
+            tx.emit_and_commit(&audit_event(&self.core, "login.failed", None, None, data)).await?;
             return Err(Error::Unauthenticated(TokenProblem::BadCredentials));
         };
-        let upgraded = if verdict == Verdict::RightButOutdated { rehash(&self.core, password).await? } else { None };
+        let upgraded = if verdict == Verdict::RightButOutdated { rehash(&self.core, source, password).await? } else { None };
 
         let now = self.core.clock().now();
         let session = Session {
@@ -82,6 +91,7 @@ impl UserServices {
             users::replace_password_hash(&mut tx, user.id, &hash, &new).await?;
         }
         sessions::insert(&mut tx, &session, now.plus(self.core.parts.tokens.life(TokenKind::Refresh))).await?;
+        attempt.succeed(&mut tx);
         tx.emit(&audit_event(&self.core, "login.succeeded", None, Some(user.id), json!({ "session_id": session.id.to_string() })));
         failpoint!("login.committing");
         tx.commit().await?;
@@ -89,7 +99,9 @@ impl UserServices {
 
         let tenants = PageRequest::first(PageRequest::MAX_PER_PAGE);
         let tenants = members::list_active_tenants(&mut self.core.main().read().await?, user.id, tenants).await?;
-        Ok(Login { tokens: issue_tokens(&self.core, &session)?, user, tenants })
+        let device = TokenId::generate(self.core.clock());
+        let device_token = self.core.parts.tokens.issue(TokenKind::Device, user.id, session.id, device, now)?;
+        Ok(Login { tokens: issue_tokens(&self.core, &session)?, device_token, user, tenants })
     }
 
     /// Rotates a session's refresh token and returns its next tokens.
@@ -132,7 +144,7 @@ impl UserServices {
 }
 
 impl OperatorServices {
-    /// Purges expired sessions, access changes and idempotency keys.
+    /// Purges expired sessions, access changes, idempotency keys and failed logins.
     ///
     /// # Errors
     /// When the main database is down.
@@ -142,14 +154,15 @@ impl OperatorServices {
         sessions::delete_expired(&mut tx, now.minus(Duration::from_secs(3600))).await?;
         access_changes::delete_before(&mut tx, now.minus(Duration::from_secs(24 * 3600))).await?;
         purge_past_requests(&self.core, &mut tx).await?;
+        purge_throttles(&self.core, &mut tx).await?;
         Ok(tx.commit().await?)
     }
 }
 
 /// Hashes a password with the current parameters. A password that the current rules refuse keeps its old hash.
-async fn rehash(core: &Core, password: &str) -> Result<Option<PasswordHash>> {
+async fn rehash(core: &Core, source: Source, password: &str) -> Result<Option<PasswordHash>> {
     match NewPassword::parse(password) {
-        Ok(password) => core.parts.passwords.hash(&password).await.map(Some),
+        Ok(password) => core.parts.passwords.hash(source, &password).await.map(Some),
         Err(_) => Ok(None),
     }
 }

@@ -27,6 +27,9 @@ const MAX_NAME_BYTES: usize = 255;
 /// The longest lifetime of a token.
 const MAX_LIFETIME: Duration = Duration::from_hours(366 * 24);
 
+/// The lifetime of a device token.
+const DEVICE_LIFE: Duration = Duration::from_hours(180 * 24);
+
 /// The clock skew between instances within which one accepts tokens that another has just issued.
 const CLOCK_SKEW: Duration = Duration::from_secs(5);
 
@@ -166,6 +169,7 @@ impl Tokens {
         match kind {
             TokenKind::Access => self.access_life,
             TokenKind::Refresh => self.refresh_life,
+            TokenKind::Device => DEVICE_LIFE,
         }
     }
 

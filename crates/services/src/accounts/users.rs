@@ -1,12 +1,17 @@
 //! Accounts and profiles.
 
-use domain::{Conflict, Email, Error, Member, NewPassword, Page, PageRequest, PersonName, ResourceKind, Result, Tenant, User, UserId};
+use std::net::IpAddr;
+
+use domain::{
+    Conflict, Email, Error, ForbiddenReason, Member, NewPassword, Page, PageRequest, PersonName, ResourceKind, Result, Tenant, User, UserId,
+};
 use models::{members, sessions, users};
 use serde_json::json;
 
 use crate::{
-    Caller, Core, OperatorServices, UserServices,
+    Caller, Core, OperatorServices, RegistrationPolicy, UserServices,
     access_cache::{NOTICED_AFTER, commit_access_change},
+    accounts::{login_throttle::source, passwords::Source},
     events::events::{audit_event, begin_main},
 };
 
@@ -27,9 +32,13 @@ impl UserServices {
     /// Registers an account.
     ///
     /// # Errors
-    /// [`Conflict::EmailTaken`] when another account has the address.
-    pub async fn register_user(&self, registration: Registration) -> Result<User> {
-        register(&self.core, registration).await
+    /// [`ForbiddenReason::RegistrationClosed`]; [`Conflict::EmailTaken`] when another account has the address.
+    pub async fn register_user(&self, registration: Registration, client: IpAddr) -> Result<User> {
+        if self.core.settings().registration == RegistrationPolicy::Closed {
+            return Err(Error::Forbidden(ForbiddenReason::RegistrationClosed));
+        }
+        let source = source(client, registration.email.as_str().as_bytes());
+        register(&self.core, registration, source).await
     }
 
     /// The caller's profile.
@@ -68,7 +77,7 @@ impl OperatorServices {
     /// # Errors
     /// [`Conflict::EmailTaken`] when another account has the address.
     pub async fn create_user(&self, registration: Registration) -> Result<User> {
-        register(&self.core, registration).await
+        register(&self.core, registration, Source::operator()).await
     }
 
     /// The user with this address, for the command line.
@@ -101,12 +110,12 @@ impl OperatorServices {
     }
 }
 
-async fn register(core: &Core, registration: Registration) -> Result<User> {
+async fn register(core: &Core, registration: Registration, source: Source) -> Result<User> {
     if users::find_by_email(&mut core.main().read().await?, &registration.email).await?.is_some() {
         // A taken address costs no password hash. The unique index below decides between two concurrent registrations.
         return Err(Error::Conflict(Conflict::EmailTaken));
     }
-    let password = core.parts.passwords.hash(&registration.password).await?;
+    let password = core.parts.passwords.hash(source, &registration.password).await?;
     let now = core.clock().now();
     let user = User {
         id: UserId::generate(core.clock()),

@@ -176,8 +176,8 @@ pub(crate) fn require_precondition(document: &Document, precondition: Preconditi
 }
 
 fn content_headers(filename: &str, mime_type: &str) -> Result<ContentHeaders> {
-    let damaged = |problem| Error::internal(format!("a stored document {problem}"));
-    Ok(ContentHeaders::of(&Filename::parse(filename).map_err(damaged)?, &MimeType::parse(mime_type).map_err(damaged)?))
+    let mime_type = MimeType::parse(mime_type).map_err(|problem| Error::internal(format!("a stored document {problem}")))?;
+    Ok(ContentHeaders::of(&Filename::from_stored(filename.to_owned()), &mime_type))
 }
 
 /// The payload of a document's events.

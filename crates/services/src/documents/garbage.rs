@@ -17,6 +17,7 @@ use crate::{
     documents::{
         disposal::{delete_marked_file, delete_marked_upload},
         multipart_uploads::collect_multipart_uploads,
+        search_keys::compute_search_keys,
         trash::purge_expired,
         uploads::UPLOAD_LIFE,
     },
@@ -78,6 +79,7 @@ impl OperatorServices {
         let mut tx = database.begin().await?;
         purge_past_requests(&self.core, &mut tx).await?;
         tx.commit().await?;
+        compute_search_keys(&database).await?;
         collect_multipart_uploads(&self.core, &database).await?;
         collect_unfinished(&self.core, tenant.id).await?;
         let (grace, late_window) = (self.core.settings().garbage_grace, self.core.parts.storage.late_write_window());

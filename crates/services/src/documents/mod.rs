@@ -8,6 +8,7 @@ pub(crate) mod files;
 pub(crate) mod garbage;
 pub(crate) mod multipart_uploads;
 pub(crate) mod processing;
+pub(crate) mod search_keys;
 pub(crate) mod targets;
 pub(crate) mod trash;
 pub(crate) mod tus;

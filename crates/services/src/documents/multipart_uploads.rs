@@ -226,7 +226,7 @@ async fn complete(core: &Core, caller: &Caller, tenant_id: TenantId, id: UploadI
 
 async fn store_staged(core: &Core, tenant: &TenantCaller, upload: &MultipartUpload, content: &Content) -> Result<()> {
     let damaged = |problem| Error::internal(format!("a stored upload {problem}"));
-    let filename = Filename::parse(&upload.filename).map_err(damaged)?;
+    let filename = Filename::from_stored(upload.filename.clone());
     let mime_type = MimeType::parse(&upload.mime_type).map_err(damaged)?;
     let target = NewDocument { filename: &filename, mime_type: &mime_type, trigger: UploadTrigger::Multipart(upload.id) };
     store(core, tenant, content, &target).await.map(drop)

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use domain::{
-    Conflict, DatabaseName, Dependency, Email, Error, EventKind, IdempotencyKey, Member, Membership, Provisioning, QuotaLimits,
-    ResourceKind, Result, Role, Tenant, TenantId, TenantLocation, TenantName, Timestamp, UserId, dyn_error, failpoint,
+    Conflict, DatabaseName, Dependency, Email, Error, EventKind, ForbiddenReason, IdempotencyKey, Member, Membership, Provisioning,
+    QuotaLimits, ResourceKind, Result, Role, Tenant, TenantId, TenantLocation, TenantName, Timestamp, UserId, dyn_error, failpoint,
 };
 use models::{idempotency, members, tenant_schema_digest, tenant_schema_version, tenants, users, warm_pool};
 use serde_json::json;
@@ -41,7 +41,7 @@ impl OperatorServices {
     /// # Errors
     /// As [`UserServices::create_tenant`](crate::UserServices::create_tenant).
     pub async fn create_tenant_for(&self, user_id: UserId, name: &TenantName) -> Result<Member<Tenant>> {
-        create_on_any_server(&self.core, user_id, name, None).await
+        create_on_any_server(&self.core, user_id, name, None, None).await
     }
 
     /// Resumes provisioning that a crash interrupted, and removes tenants whose creation was aborted. Returns the
@@ -88,11 +88,18 @@ impl EventServices {
     }
 }
 
-pub(crate) async fn create_on_any_server(core: &Core, user_id: UserId, name: &TenantName, request: Request<'_>) -> Result<Member<Tenant>> {
+/// Creates a tenant on the server with the fewest databases that can. With a limit, the user may have created fewer active tenants.
+pub(crate) async fn create_on_any_server(
+    core: &Core,
+    user_id: UserId,
+    name: &TenantName,
+    limit: Option<u64>,
+    request: Request<'_>,
+) -> Result<Member<Tenant>> {
     let servers = servers_by_load(core, &tenants::count_by_server(&mut core.main().read().await?).await?);
     let mut problem = Error::internal("no tenant database server");
     for server in servers {
-        match create_on(core, &server, user_id, name, request).await {
+        match create_on(core, &server, user_id, name, limit, request).await {
             Err(error @ Error::Unavailable { .. }) => {
                 tracing::warn!(server, error = dyn_error(&error), "a server could not create a tenant's database");
                 core.failing_servers.lock().insert(server, Instant::now());
@@ -114,9 +121,22 @@ fn servers_by_load(core: &Core, loads: &[(String, u64)]) -> Vec<String> {
     servers
 }
 
-async fn create_on(core: &Core, server: &str, user_id: UserId, name: &TenantName, request: Request<'_>) -> Result<Member<Tenant>> {
+async fn create_on(
+    core: &Core,
+    server: &str,
+    user_id: UserId,
+    name: &TenantName,
+    limit: Option<u64>,
+    request: Request<'_>,
+) -> Result<Member<Tenant>> {
     let now = core.clock().now();
     let mut tx = core.main().begin().await?;
+    if let Some(limit) = limit {
+        users::lock(&mut tx, user_id).await?;
+        if tenants::count_created_by(&mut tx, user_id).await? >= limit {
+            return Err(Error::Forbidden(ForbiddenReason::TooManyTenants { limit }));
+        }
+    }
     let warm_id = warm_pool::take(&mut tx, server, &tenant_schema_digest()).await?;
     let id = warm_id.unwrap_or_else(|| TenantId::generate(core.clock()));
     let mut tenant = Tenant {

@@ -40,6 +40,7 @@ impl UserServices {
     ///
     /// # Errors
     /// [`Error::Unavailable`] when no server can create the database; then nothing of the tenant stays.
+    /// [`ForbiddenReason::TooManyTenants`] when the caller has created as many active ones as are allowed.
     /// [`Conflict::IdempotencyKeyInUse`] while a request with this key is in flight.
     pub async fn create_tenant(
         &self,
@@ -48,14 +49,17 @@ impl UserServices {
         once: Option<&IdempotentRequest<'_, Member<Tenant>>>,
     ) -> Result<IdempotentOutcome<Member<Tenant>>> {
         let user_id = caller.user_id();
-        let Some(once) = once else { return Ok(IdempotentOutcome::Fresh(create_on_any_server(&self.core, user_id, name, None).await?)) };
+        let limit = Some(self.core.settings().tenants_per_user);
+        let Some(once) = once else {
+            return Ok(IdempotentOutcome::Fresh(create_on_any_server(&self.core, user_id, name, limit, None).await?));
+        };
         let fingerprint = fingerprint(&[b"tenant", name.as_str().as_bytes()]);
         let mut connection = self.core.main().read().await?;
         let past = find_past_request(&self.core, &mut connection, user_id, &once.key, fingerprint).await?;
         let created = match past {
             None => {
                 drop(connection);
-                create_on_any_server(&self.core, user_id, name, Some((&once.key, fingerprint))).await?
+                create_on_any_server(&self.core, user_id, name, limit, Some((&once.key, fingerprint))).await?
             }
             Some(PastRequest { answer: Some(answer), .. }) => return Ok(IdempotentOutcome::Replayed(answer)),
             // Another request is creating it, or created it and died before the response was stored.

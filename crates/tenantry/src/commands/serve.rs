@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     assembly::assemble,
     commands::problem::describe,
-    config::{Config, Origins},
+    config::Config,
     events::{self, Publishing},
 };
 
@@ -47,9 +47,13 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     for DependencyStatus { name, problem } in operator.find_unknown_servers().await? {
         tracing::warn!("{name}: {}", problem.as_ref().map_or_else(String::new, describe));
     }
-    let app = api::router(users.clone(), Arc::new(SystemClock), api_settings(config)?);
-    let limits =
-        Limits { max_connections: config.server.max_connections, shutdown_grace: config.server.shutdown_grace, ..Limits::default() };
+    let app = api::app(users.clone(), Arc::new(SystemClock), api_settings(config)?);
+    let limits = Limits {
+        max_connections: config.server.max_connections,
+        max_connections_per_client: config.server.max_connections_per_address,
+        shutdown_grace: config.server.shutdown_grace,
+        ..Limits::default()
+    };
     let stop = CancellationToken::new();
     stop_on_signals(&stop, "finishing requests in flight")?;
     serve_metrics(config, metrics::router(users), &stop)?;
@@ -70,11 +74,9 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
 fn api_settings(config: &Config) -> Result<api::Settings> {
     Ok(api::Settings {
         public_url: config.server.public_url.clone(),
-        cors_origins: match &config.cors.origins {
-            Origins::Any => vec!["*".to_owned()],
-            Origins::These(origins) => origins.clone(),
-        },
-        cors_allow_credentials: config.cors.allow_credentials,
+        cors: config.cors.clone(),
+        rate_limits: config.limits.rates,
+        trusted_proxies: config.limits.trusted_proxies.clone(),
         demo: events::demo(config)?,
         bus: events::probe(config)?,
     })

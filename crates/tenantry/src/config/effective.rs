@@ -9,7 +9,10 @@ use std::{
 use database::DatabaseUrl;
 use secrecy::SecretString;
 
-use super::{Environment, LogFormat, Origins, TenantServer, values};
+use api::{Origins, Rate, TrustedProxies};
+use services::RegistrationPolicy;
+
+use super::{Environment, LogFormat, TenantServer, values};
 
 /// A value of a setting. Its text shows no secret.
 pub(super) trait Effective {
@@ -27,7 +30,7 @@ macro_rules! displayed {
     };
 }
 
-displayed!(bool, u16, u64, usize, String, IpAddr, SocketAddr, Origins, DatabaseUrl);
+displayed!(bool, u16, u64, usize, String, IpAddr, SocketAddr, Origins, Rate, RegistrationPolicy, TrustedProxies, DatabaseUrl);
 
 impl Effective for Environment {
     fn text(&self) -> String {

@@ -130,7 +130,7 @@ mod tests {
         let kafka = Workplace::new().load(&[SERVERS]).unwrap().kafka.unwrap();
         assert_eq!(
             (kafka.bootstrap_servers.as_str(), kafka.compression.as_str(), kafka.sasl.is_none()),
-            ("kafka1:9092,[::1]:9092", "lz4", true)
+            ("kafka1:9092,[::1]:9092", "gzip", true)
         );
         for text in ["", "kafka1", "kafka1:x", ":9092", "http://kafka1:9092", "a b:1"] {
             assert!(problem(&[("KAFKA_BOOTSTRAP_SERVERS", text)]).starts_with("KAFKA_BOOTSTRAP_SERVERS must be host:port"), "{text}");

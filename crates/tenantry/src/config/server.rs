@@ -1,10 +1,11 @@
 //! The address of the API, its limits, and the web sites that may call it.
 
 use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     time::Duration,
 };
+
+use api::{Cors, Origins};
 
 use super::{ConfigError, Environment, Settings, values, variables};
 
@@ -19,6 +20,8 @@ pub struct Server {
     pub public_url: Option<String>,
     /// The maximum number of open connections.
     pub max_connections: usize,
+    /// The maximum number of open connections of a client address.
+    pub max_connections_per_address: usize,
     /// Whether to serve the demonstration of the event bus.
     pub demo_routes: bool,
     /// The address of the metrics endpoint, if there is one.
@@ -31,10 +34,11 @@ impl Server {
     pub(super) fn read(settings: &mut Settings, environment: Environment) -> Result<Self, ConfigError> {
         Ok(Self {
             demo_routes: settings.get_or(&variables::DEMO_ROUTES, values::boolean, || environment != Environment::Production)?,
-            host: settings.get(&variables::HOST, |text| text.parse().map_err(|_| "must be an IP address".to_owned()))?,
+            host: settings.get(&variables::HOST, resolve)?,
             port: settings.get(&variables::PORT, values::number(0..=u16::MAX))?,
             public_url: settings.find(&variables::PUBLIC_URL, values::base_url)?,
             max_connections: settings.get(&variables::MAX_CONNECTIONS, values::number(1..=1_000_000))?,
+            max_connections_per_address: settings.get(&variables::MAX_CONNECTIONS_PER_ADDRESS, values::number(1..=1_000_000))?,
             metrics_address: settings.find(&variables::METRICS_ADDRESS, |text| {
                 text.parse().map_err(|_| "must be an IP address and a port, like 127.0.0.1:4998".to_owned())
             })?,
@@ -43,53 +47,33 @@ impl Server {
     }
 }
 
-/// The web sites whose pages may call the API from a browser (Fetch standard, CORS protocol).
-#[derive(Clone, Debug)]
-pub struct Cors {
-    /// The origins of the sites.
-    pub origins: Origins,
-    /// Whether their pages may send cookies and HTTP authentication. Never together with [`Origins::Any`].
-    pub allow_credentials: bool,
-}
-
-/// A set of origins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origins {
-    /// Every origin.
-    Any,
-    /// These origins, as browsers send them; may be empty.
-    These(Vec<String>),
-}
-
-impl Cors {
-    pub(super) fn read(settings: &mut Settings) -> Result<Self, ConfigError> {
-        let origins = settings.get_or(&variables::CORS_ORIGINS, Origins::parse, || Origins::These(Vec::new()))?;
-        let allow_credentials = settings.get(&variables::CORS_ALLOW_CREDENTIALS, values::boolean)?;
-        if allow_credentials && origins == Origins::Any {
-            let problem = "must list the origins when CORS_ALLOW_CREDENTIALS is true: with *, every site could act on behalf of its \
-                           visitors, and browsers refuse it";
-            return Err(ConfigError::of(&variables::CORS_ORIGINS, problem));
-        }
-        Ok(Self { origins, allow_credentials })
+/// Parses an IP address, or resolves a host name.
+fn resolve(text: &str) -> Result<IpAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
     }
+    let resolved = (text, 0).to_socket_addrs().ok().and_then(|mut addresses| addresses.next());
+    resolved.map(|socket| socket.ip()).ok_or_else(|| "must be an IP address or the name of this host".to_owned())
 }
 
-impl Origins {
-    fn parse(text: &str) -> Result<Self, String> {
-        if text == "*" {
-            return Ok(Self::Any);
-        }
-        values::list(text).map(values::origin).collect::<Result<_, _>>().map(Self::These)
+/// Reads which web sites' pages may call the API from a browser.
+pub(super) fn read_cors(settings: &mut Settings, environment: Environment) -> Result<Cors, ConfigError> {
+    let unset = || if environment == Environment::Development { Origins::Loopback } else { Origins::default() };
+    let origins = settings.get_or(&variables::CORS_ORIGINS, parse_origins, unset)?;
+    let allow_credentials = settings.get(&variables::CORS_ALLOW_CREDENTIALS, values::boolean)?;
+    if allow_credentials && origins == Origins::Any {
+        let problem = "must list the origins when CORS_ALLOW_CREDENTIALS is true: with *, every site could act on behalf of its \
+                       visitors, and browsers refuse it";
+        return Err(ConfigError::of(&variables::CORS_ORIGINS, problem));
     }
+    Ok(Cors { origins, allow_credentials })
 }
 
-impl fmt::Display for Origins {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Any => f.write_str("*"),
-            Self::These(origins) => f.write_str(&origins.join(",")),
-        }
+fn parse_origins(text: &str) -> Result<Origins, String> {
+    if text == "*" {
+        return Ok(Origins::Any);
     }
+    values::list(text).map(values::origin).collect::<Result<_, _>>().map(Origins::Listed)
 }
 
 #[cfg(test)]
@@ -106,7 +90,15 @@ mod tests {
         let written = origins("https://App.Example.com:443/, http://localhost:3000,http://[::1]:80");
         assert_eq!(written.to_string(), "https://app.example.com,http://localhost:3000,http://[::1]");
         assert_eq!(origins("*"), Origins::Any);
-        assert_eq!(origins(""), Origins::These(Vec::new()));
+        assert_eq!(origins(""), Origins::default());
+    }
+
+    #[test]
+    fn a_host_name_is_resolved() {
+        let host = |text: &str| Workplace::new().load(&[("HOST", text)]).unwrap().server.host;
+        assert!(host("localhost").is_loopback());
+        assert_eq!(host("::").to_string(), "::");
+        assert!(problem(&[("HOST", "no such host")]).starts_with("HOST must be an IP address or the name of this host"));
     }
 
     #[test]
@@ -131,7 +123,10 @@ mod tests {
         assert_eq!((config.server.host.to_string().as_str(), config.server.port), ("::", 0));
         assert_eq!(config.server.public_url.as_deref(), Some("https://example.com/api"));
         assert_eq!(problem(&[("PORT", "65536")]), "PORT must be a whole number from 0 to 65535, not \"65536\"; for example PORT=4999");
-        assert_eq!(problem(&[("HOST", "a\nb")]), "HOST must be an IP address, not \"a\\nb\"; for example HOST=127.0.0.1");
+        assert_eq!(
+            problem(&[("HOST", "a\nb")]),
+            "HOST must be an IP address or the name of this host, not \"a\\nb\"; for example HOST=127.0.0.1"
+        );
         for text in ["example.com", "ftp://example.com", "https://example.com?x", "https://u@example.com", ""] {
             assert!(problem(&[("PUBLIC_URL", text)]).starts_with("PUBLIC_URL must be a URL"), "{text}");
         }

@@ -45,7 +45,7 @@ fn every_setting_has_a_default() {
     assert_eq!(config.environment, Environment::Development);
     assert_eq!(config.server.host.to_string(), "127.0.0.1");
     assert_eq!(config.server.port, 4999);
-    assert_eq!(config.cors.origins, Origins::These(Vec::new()));
+    assert_eq!(config.cors.origins, api::Origins::Loopback);
     assert_eq!((config.tokens.access_expires.as_secs(), config.tokens.refresh_expires.as_secs()), (900, 604_800));
     assert_eq!(config.documents.max_upload_bytes, 100 << 20);
     assert!(config.passwords.threads >= 1);

@@ -78,7 +78,7 @@ variables! {
         DATA_DIR: Value("./data");
     }
     "HTTP server" {
-        /// The IP address to listen on; 0.0.0.0 or :: for all interfaces.
+        /// The IP address or host name to listen on; 0.0.0.0 or :: for all interfaces.
         HOST: Value("127.0.0.1");
         /// The port to listen on; 0 picks a free one.
         PORT: Value("4999");
@@ -86,14 +86,36 @@ variables! {
         PUBLIC_URL: Otherwise { words: "the address listened on", example: "https://api.example.com" };
         /// Maximum number of open connections; further ones wait to be accepted.
         MAX_CONNECTIONS: Value("1024");
+        /// Maximum number of open connections of one client address; TRUSTED_PROXIES have no such limit.
+        MAX_CONNECTIONS_PER_ADDRESS: Value("512");
         /// Seconds that requests in flight have to finish after SIGTERM.
         SHUTDOWN_GRACE: Value("30");
         /// The IP address and port for Prometheus metrics at /metrics, which need no authentication.
         METRICS_ADDRESS: Otherwise { words: "no metrics", example: "127.0.0.1:4998" };
         /// The origins whose pages may call the API from a browser, separated by commas; * for all.
-        CORS_ORIGINS: Otherwise { words: "none", example: "https://app.example.com,http://localhost:3000" };
+        CORS_ORIGINS: Otherwise { words: "any port of localhost in development; else none", example: "https://app.example.com,http://localhost:3000" };
         /// Whether pages of those origins may send cookies and HTTP authentication; not allowed with *.
         CORS_ALLOW_CREDENTIALS: Value("false");
+    }
+    "Limits" {
+        /// Whether requests and failed logins are limited. The RATE_LIMIT_* count in each process; all requests of a limit may come at once.
+        RATE_LIMIT_ENABLED: Value("true");
+        /// Logins, registrations and refreshes of a client address.
+        RATE_LIMIT_AUTH: Value("200/minute");
+        /// Reading requests of a user.
+        RATE_LIMIT_READ: Value("30000/minute");
+        /// Changing requests of a user.
+        RATE_LIMIT_WRITE: Value("6000/minute");
+        /// Uploads of a user, each request of a resumable one included.
+        RATE_LIMIT_UPLOAD: Value("6000/minute");
+        /// All requests in a tenant.
+        RATE_LIMIT_TENANT: Value("120000/minute");
+        /// The proxies whose X-Forwarded-For, -Proto and -Host are believed: addresses and networks, separated by commas.
+        TRUSTED_PROXIES: Otherwise { words: "none", example: "127.0.0.1,10.0.0.0/8" };
+        /// Who may register an account: open (anyone) or closed (the operator creates accounts).
+        REGISTRATION: Value("open");
+        /// Maximum number of active tenants that a user has created; 0 lets only the operator create tenants.
+        TENANTS_PER_USER: Value("100");
     }
     "Demonstration" {
         /// Whether to serve a demonstration of the event bus at /api/demo/kafka, where every user can send and read messages.
@@ -148,8 +170,8 @@ variables! {
         KAFKA_CLIENT_ID: Value("tenantry");
         /// Which brokers must acknowledge an event before it counts as published: all that are in sync.
         KAFKA_ACKS: Value("all");
-        /// Compression of events: none, gzip, snappy or lz4.
-        KAFKA_COMPRESSION_TYPE: Value("lz4");
+        /// Compression of events: none, gzip (which every client reads), snappy or lz4.
+        KAFKA_COMPRESSION_TYPE: Value("gzip");
         /// The consumer group of the workers.
         KAFKA_CONSUMER_GROUP_ID: Value("tenantry-worker");
         /// Where a new consumer group starts: earliest or latest (which skips what was published before).

@@ -1,5 +1,6 @@
 //! Users, sessions and tokens.
 
+mod limits;
 mod sessions;
 mod tokens;
 mod users;

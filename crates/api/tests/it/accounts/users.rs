@@ -1,5 +1,6 @@
 //! Registration, login and profiles.
 
+use api::Origins;
 use reqwest::Method;
 use serde_json::{Value, json};
 use testkit::{Reply, TestApp};
@@ -169,18 +170,102 @@ async fn public_endpoints() {
     assert_eq!(stranger.get("/openapi.json").await.expect(200).json["openapi"], "3.1.0");
     let docs = stranger.get("/docs/").await.expect(200);
     assert!(docs.header("content-type").starts_with("text/html"));
+    assert_eq!(stranger.get("/docs").await.header("location"), "docs/");
+    for path in ["/health", "/docs/", "/nowhere", "/api/users/me"] {
+        let reply = stranger.get(path).await;
+        assert_eq!(reply.header("x-content-type-options"), "nosniff", "{path}");
+        assert_eq!(reply.header("referrer-policy"), "no-referrer", "{path}");
+        assert!(reply.header("content-security-policy").contains("frame-ancestors 'none'"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn everything_is_below_the_path_of_the_public_url() {
+    let api = api::Settings { public_url: Some("https://example.com/tenantry".to_owned()), ..api::Settings::default() };
+    let app = TestApp::builder().api(api).objects_as_files().start().await;
+    let alice = app.user("alice").await;
+    let acme = alice.creates_tenant("Acme").await;
+    let document = alice.uploads(&acme, "a.txt", "a").await.expect(201).id();
+    // Whether the proxy in front removes the path or not.
+    for prefix in ["", "/tenantry"] {
+        alice.get(&format!("{prefix}/health")).await.expect(200);
+        alice.get(&format!("{prefix}/api/tenants/{acme}/documents?per_page=1")).await.expect(200);
+        assert_eq!(alice.get(&format!("{prefix}/docs")).await.header("location"), "docs/");
+        assert_eq!(alice.get(&format!("{prefix}/openapi.json")).await.expect(200).json["servers"][0]["url"], "./");
+        let redirect = alice.get(&format!("{prefix}/api/tenants/{acme}/documents/{document}/download")).await.expect(302);
+        let url = redirect.header("location").strip_prefix("https://example.com").unwrap().to_owned();
+        assert!(url.starts_with("/tenantry/api/objects/"), "{url}");
+        assert_eq!(app.stranger().get(&url).await.expect(200).bytes, b"a");
+    }
+    alice.get("/tenantry").await.expect(200);
+    for other in ["/tenantryx/health", "/other/health", "/tenantry/tenantry/health"] {
+        alice.get(other).await.expect_error(404, "not_found");
+    }
+}
+
+#[tokio::test]
+async fn a_password_is_the_same_however_it_is_encoded() {
+    let app = TestApp::new().await;
+    let registration =
+        json!({ "email": "ada@example.com", "password": "p\u{e4}ssw\u{f6}rt 1", "first_name": "Ada", "last_name": "Lovelace" });
+    app.stranger().post("/api/auth/register", &registration).await.expect(201);
+    let log_in =
+        async |password: &str| app.stranger().post("/api/auth/login", &json!({ "email": "ada@example.com", "password": password })).await;
+    for password in ["pa\u{308}sswo\u{308}rt 1", "p\u{e4}ssw\u{f6}rt\u{a0}1", "p\u{e4}ssw\u{f6}rt 1"] {
+        log_in(password).await.expect(200);
+    }
+    log_in("P\u{e4}ssw\u{f6}rt 1").await.expect_error(401, "invalid_credentials");
 }
 
 #[tokio::test]
 async fn browsers_may_call_only_from_allowed_origins() {
-    let api = api::Settings { cors_origins: vec!["https://app.example.com".into()], ..api::Settings::default() };
-    let app = TestApp::builder().api(api).start().await;
-    let preflight = |origin: &'static str| {
+    let app = TestApp::builder().cors(Origins::Listed(vec!["https://app.example.com".into()])).start().await;
+    let preflight = |origin: &'static str, headers: &'static str| {
         let request = app.stranger().request(Method::OPTIONS, "/api/users/me").header("origin", origin);
-        Reply::to(request.header("access-control-request-method", "PUT").header("access-control-request-headers", "authorization"))
+        Reply::to(request.header("access-control-request-method", "PUT").header("access-control-request-headers", headers))
     };
-    let allowed = preflight("https://app.example.com").await.expect(200);
+    // What Dropzone, pdf.js, tus and tracing libraries add to their requests.
+    let added = "authorization,cache-control,x-requested-with,range,if-range,if-none-match,traceparent,tracestate,baggage,upload-offset";
+    let allowed = preflight("https://app.example.com", added).await.expect(200);
     assert_eq!(allowed.header("access-control-allow-origin"), "https://app.example.com");
     assert!(allowed.header("access-control-allow-methods").contains("PUT"));
-    assert_eq!(preflight("https://evil.example.com").await.header("access-control-allow-origin"), "");
+    assert_eq!(allowed.header("access-control-allow-headers"), added);
+    assert_eq!(allowed.header("access-control-max-age"), "7200");
+    assert_eq!(preflight("https://evil.example.com", "authorization").await.header("access-control-allow-origin"), "");
+
+    let request = app.stranger().request(Method::GET, "/health").header("origin", "https://app.example.com");
+    let exposed = Reply::to(request).await.expect(200).header("access-control-expose-headers").to_owned();
+    for header in
+        ["accept-ranges", "content-disposition", "content-range", "etag", "ratelimit", "ratelimit-policy", "retry-after", "x-request-id"]
+    {
+        assert!(exposed.split(',').any(|listed| listed.trim() == header), "{header} is not in {exposed}");
+    }
+}
+
+#[tokio::test]
+async fn in_development_pages_on_this_machine_may_call() {
+    let app = TestApp::builder().cors(Origins::Loopback).start().await;
+    let preflight = |origin: &'static str| {
+        let request = app.stranger().request(Method::OPTIONS, "/api/auth/login").header("origin", origin);
+        Reply::to(request.header("access-control-request-method", "POST").header("access-control-request-headers", "content-type"))
+    };
+    let allowed = preflight("http://localhost:5173").await.expect(200);
+    assert_eq!(allowed.header("access-control-allow-origin"), "http://localhost:5173");
+    assert_eq!(preflight("http://localhost.example.com:5173").await.header("access-control-allow-origin"), "");
+}
+
+#[tokio::test]
+async fn the_specification_is_compressed_and_cacheable() {
+    let app = TestApp::new().await;
+    let get = |name: &'static str, value: String| Reply::to(app.stranger().request(Method::GET, "/openapi.json").header(name, value));
+    let compressed = get("accept-encoding", "gzip".into()).await.expect(200);
+    assert_eq!(compressed.header("content-encoding"), "gzip");
+    assert!(compressed.header("vary").contains("accept-encoding"));
+    let plain = get("accept-encoding", "identity".into()).await.expect(200);
+    assert_eq!(plain.header("content-encoding"), "");
+    let etag = plain.header("etag").to_owned();
+    assert_eq!(compressed.header("etag"), etag);
+    let unchanged = get("if-none-match", etag).await.expect(304);
+    assert!(unchanged.bytes.is_empty());
+    get("if-none-match", "\"other\"".into()).await.expect(200);
 }

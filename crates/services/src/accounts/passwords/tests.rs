@@ -16,6 +16,9 @@ use super::*;
 
 const PASSWORD: &str = "correct horse 1";
 
+/// A source, where it does not matter which.
+const ANY: Source = Source::operator();
+
 /// Parameters for tests in which cost is irrelevant.
 fn cheap() -> PasswordSettings {
     PasswordSettings { memory_kib: 64, passes: 1, threads: 1, ..PasswordSettings::default() }
@@ -45,17 +48,17 @@ fn is_overloaded<T>(result: &domain::Result<T>) -> bool {
 #[tokio::test]
 async fn a_hash_made_with_the_defaults_verifies_its_password_only() {
     let passwords = passwords(&PasswordSettings::default());
-    let hash = passwords.hash(&new_password()).await.unwrap();
+    let hash = passwords.hash(ANY, &new_password()).await.unwrap();
     assert!(hash.expose().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", hash.expose());
-    assert_eq!(passwords.verify(Some(hash.clone()), PASSWORD).await.unwrap(), Verdict::Right);
-    assert_eq!(passwords.verify(Some(hash), "correct horse 2").await.unwrap(), Verdict::Wrong);
-    assert_eq!(passwords.verify(None, PASSWORD).await.unwrap(), Verdict::Wrong);
+    assert_eq!(passwords.verify(ANY, Some(hash.clone()), PASSWORD).await.unwrap(), Verdict::Right);
+    assert_eq!(passwords.verify(ANY, Some(hash), "correct horse 2").await.unwrap(), Verdict::Wrong);
+    assert_eq!(passwords.verify(ANY, None, PASSWORD).await.unwrap(), Verdict::Wrong);
 }
 
 #[tokio::test]
 async fn hashes_of_the_same_password_differ() {
     let passwords = passwords(&cheap());
-    let (one, other) = (passwords.hash(&new_password()).await.unwrap(), passwords.hash(&new_password()).await.unwrap());
+    let (one, other) = (passwords.hash(ANY, &new_password()).await.unwrap(), passwords.hash(ANY, &new_password()).await.unwrap());
     assert!(one != other);
 }
 
@@ -68,9 +71,9 @@ async fn a_hash_with_other_parameters_is_right_but_outdated() {
         PasswordSettings { passes: 2, ..cheap() },
         PasswordSettings { lanes: 2, ..cheap() },
     ] {
-        let hash = passwords(&other).hash(&new_password()).await.unwrap();
-        assert_eq!(today.verify(Some(hash.clone()), PASSWORD).await.unwrap(), Verdict::RightButOutdated, "{other:?}");
-        assert_eq!(today.verify(Some(hash), "wrong").await.unwrap(), Verdict::Wrong, "{other:?}");
+        let hash = passwords(&other).hash(ANY, &new_password()).await.unwrap();
+        assert_eq!(today.verify(ANY, Some(hash.clone()), PASSWORD).await.unwrap(), Verdict::RightButOutdated, "{other:?}");
+        assert_eq!(today.verify(ANY, Some(hash), "wrong").await.unwrap(), Verdict::Wrong, "{other:?}");
     }
 }
 
@@ -84,8 +87,8 @@ async fn argon2_hashes_of_other_implementations_verify() {
         "$argon2i$v=19$m=256,t=2,p=1$c29tZXNhbHQ$iekCn0Y3spW+sCcFanM2xBT63UP2sghkUoHLIUpWRS8",
         "$argon2i$m=256,t=2,p=1$c29tZXNhbHQ$/U3YPXYsSb3q9XxHvc0MLxur+GP960kN9j7emXX8zwY",
     ] {
-        assert_eq!(passwords.verify(stored(hash), "password").await.unwrap(), Verdict::RightButOutdated, "{hash}");
-        assert_eq!(passwords.verify(stored(hash), "Password").await.unwrap(), Verdict::Wrong, "{hash}");
+        assert_eq!(passwords.verify(ANY, stored(hash), "password").await.unwrap(), Verdict::RightButOutdated, "{hash}");
+        assert_eq!(passwords.verify(ANY, stored(hash), "Password").await.unwrap(), Verdict::Wrong, "{hash}");
     }
 }
 
@@ -102,8 +105,8 @@ async fn bcrypt_hashes_verify_and_are_outdated() {
         (&hundred_x, "$2a$05$......................YgIDy4hFBdVlc/6LHnD9mX488r9cLd2"),
         (&hundred_x[..72], "$2a$05$......................YgIDy4hFBdVlc/6LHnD9mX488r9cLd2"),
     ] {
-        assert_eq!(passwords.verify(stored(hash), password).await.unwrap(), Verdict::RightButOutdated, "{hash}");
-        assert_eq!(passwords.verify(stored(hash), &format!("!{password}")).await.unwrap(), Verdict::Wrong, "{hash}");
+        assert_eq!(passwords.verify(ANY, stored(hash), password).await.unwrap(), Verdict::RightButOutdated, "{hash}");
+        assert_eq!(passwords.verify(ANY, stored(hash), &format!("!{password}")).await.unwrap(), Verdict::Wrong, "{hash}");
     }
 }
 
@@ -112,10 +115,10 @@ async fn a_password_beyond_the_limit_is_wrong_even_for_its_own_hash() {
     let passwords = passwords(&cheap());
     let longest = "é".repeat(NewPassword::MAX_BYTES / 2);
     let hash = passwords.recipe.hash(longest.as_bytes(), &mut Memory::new()).unwrap();
-    assert_eq!(passwords.verify(Some(hash.clone()), &longest).await.unwrap(), Verdict::Right);
-    assert_eq!(passwords.verify(Some(hash), &format!("{longest}x")).await.unwrap(), Verdict::Wrong);
+    assert_eq!(passwords.verify(ANY, Some(hash.clone()), &longest).await.unwrap(), Verdict::Right);
+    assert_eq!(passwords.verify(ANY, Some(hash), &format!("{longest}x")).await.unwrap(), Verdict::Wrong);
     let bcrypt = stored("$2a$05$......................YgIDy4hFBdVlc/6LHnD9mX488r9cLd2");
-    assert_eq!(passwords.verify(bcrypt, &"x".repeat(NewPassword::MAX_BYTES + 1)).await.unwrap(), Verdict::Wrong);
+    assert_eq!(passwords.verify(ANY, bcrypt, &"x".repeat(NewPassword::MAX_BYTES + 1)).await.unwrap(), Verdict::Wrong);
 }
 
 #[test]
@@ -236,12 +239,12 @@ async fn turns_during(flood: impl Future<Output = ()>) -> usize {
 #[tokio::test]
 async fn a_flood_of_logins_is_rejected_and_delays_no_other_task() {
     let passwords = Arc::new(passwords(&PasswordSettings { queue: 8, ..noticeable() }));
-    let hash = passwords.hash(&new_password()).await.unwrap();
+    let hash = passwords.hash(ANY, &new_password()).await.unwrap();
 
     let turns = turns_during(async {
         let logins = (0..200).map(|_| {
             let (passwords, hash) = (Arc::clone(&passwords), hash.clone());
-            tokio::spawn(async move { passwords.verify(Some(hash), PASSWORD).await })
+            tokio::spawn(async move { passwords.verify(ANY, Some(hash), PASSWORD).await })
         });
         let answers: Vec<_> = join_all(logins).await.into_iter().map(Result::unwrap).collect();
         let right = answers.iter().filter(|answer| matches!(answer, Ok(Verdict::Right))).count();
@@ -272,7 +275,7 @@ async fn occupy(pool: &Arc<WorkerPool>) -> mpsc::Sender<()> {
     let (free, is_free) = mpsc::channel();
     let pool = Arc::clone(pool);
     tokio::spawn(async move {
-        pool.run(move |_| {
+        pool.run(ANY, move |_| {
             begun.send(()).unwrap();
             let _ = is_free.recv();
         })
@@ -293,7 +296,7 @@ async fn queued_work_without_a_caller_is_skipped() {
     let free = occupy(&pool).await;
     let ran = |flag: &Arc<AtomicBool>| {
         let flag = Arc::clone(flag);
-        pool.run(move |_| flag.store(true, Ordering::SeqCst))
+        pool.run(ANY, move |_| flag.store(true, Ordering::SeqCst))
     };
 
     let (stayed_ran, left_ran) = (Arc::default(), Arc::default());
@@ -301,11 +304,11 @@ async fn queued_work_without_a_caller_is_skipped() {
     let mut left = Box::pin(ran(&left_ran));
     assert!(poll!(&mut stayed).is_pending() && poll!(&mut left).is_pending());
     drop(left);
-    assert!(matches!(poll!(pin!(pool.run(|_| ()))), Poll::Ready(third) if is_overloaded(&third)), "the queue holds two");
+    assert!(matches!(poll!(pin!(pool.run(ANY, |_| ()))), Poll::Ready(third) if is_overloaded(&third)), "the queue holds two");
 
     drop(free);
     stayed.await.unwrap();
-    pool.run(|_| ()).await.unwrap();
+    pool.run(ANY, |_| ()).await.unwrap();
     assert!(stayed_ran.load(Ordering::SeqCst));
     assert!(!left_ran.load(Ordering::SeqCst));
 }
@@ -313,9 +316,9 @@ async fn queued_work_without_a_caller_is_skipped() {
 #[tokio::test]
 async fn a_panic_is_an_error_for_its_caller_only() {
     let pool = pool(2, Duration::from_secs(10));
-    let result: domain::Result<()> = pool.run(|_| panic!("seeded fault")).await;
+    let result: domain::Result<()> = pool.run(ANY, |_| panic!("seeded fault")).await;
     assert!(matches!(result, Err(domain::Error::Internal(_))));
-    assert_eq!(pool.run(|_| 1).await.unwrap(), 1);
+    assert_eq!(pool.run(ANY, |_| 1).await.unwrap(), 1);
 }
 
 #[tokio::test]
@@ -323,7 +326,7 @@ async fn threads_start_with_work_and_end_when_idle() {
     let pool = pool(2, Duration::from_millis(20));
     assert_eq!(pool.threads(), 0);
     for _ in 0..3 {
-        let name = pool.run(|_| thread::current().name().map(str::to_owned)).await.unwrap();
+        let name = pool.run(ANY, |_| thread::current().name().map(str::to_owned)).await.unwrap();
         assert_eq!(name.as_deref(), Some("tenantry-hash-1"));
         eventually(|| pool.threads() == 0).await;
     }
@@ -346,7 +349,7 @@ async fn no_work_is_forgotten_when_a_thread_ends() {
     for _ in 0..500 {
         let started = Instant::now();
         while started.elapsed() < pause {}
-        let work = pool.run(|memory| {
+        let work = pool.run(ANY, |memory| {
             memory.resize(8192, Block::new());
             thread::current().id()
         });
@@ -370,7 +373,7 @@ async fn dropping_the_pool_ends_its_threads_at_once() {
 
     let pool = pool(2, Duration::from_secs(3600));
     let (sender, ended) = mpsc::channel();
-    pool.run(move |_| END.set(Some(Ended(sender)))).await.unwrap();
+    pool.run(ANY, move |_| END.set(Some(Ended(sender)))).await.unwrap();
     eventually(|| pool.idle() == 1).await;
     assert!(ended.try_recv().is_err());
     drop(pool);
@@ -384,7 +387,7 @@ async fn only_the_hashing_threads_are_nice() {
 
     let nice = || getpriority_process(None).unwrap();
     let ours = nice();
-    let theirs = pool(1, Duration::from_secs(10)).run(move |_| nice()).await.unwrap();
+    let theirs = pool(1, Duration::from_secs(10)).run(ANY, move |_| nice()).await.unwrap();
     assert_eq!(theirs, 19);
     assert_eq!(nice(), ours);
 }
@@ -396,4 +399,27 @@ fn memory_returns_to_its_usual_size_after_an_expensive_hash() {
     let expensive = passwords(&noticeable()).recipe.hash(b"x", &mut Memory::new()).unwrap();
     recipe.verify(Some(&expensive), b"x", &mut memory).unwrap();
     assert_eq!(memory.capacity(), recipe.params.block_count());
+}
+
+#[tokio::test]
+async fn a_password_verifies_however_its_characters_are_encoded() {
+    let passwords = passwords(&cheap());
+    let (composed, decomposed) = ("p\u{e4}sswort 1", "pa\u{308}sswort\u{a0}1");
+    for registered in [composed, decomposed] {
+        let hash = passwords.hash(ANY, &NewPassword::parse(registered).unwrap()).await.unwrap();
+        for typed in [composed, decomposed] {
+            assert_eq!(passwords.verify(ANY, Some(hash.clone()), typed).await.unwrap(), Verdict::Right, "{registered}, {typed}");
+        }
+        assert_eq!(passwords.verify(ANY, Some(hash), "passwort 1").await.unwrap(), Verdict::Wrong);
+    }
+}
+
+#[tokio::test]
+async fn an_older_hash_verifies_the_password_as_it_was_typed_and_is_outdated() {
+    let passwords = passwords(&cheap());
+    let decomposed = "pa\u{308}sswort1";
+    let (memory, recipe) = (&mut Memory::new(), passwords.recipe.clone());
+    let older = recipe.hash(decomposed.as_bytes(), memory).unwrap();
+    assert_eq!(passwords.verify(ANY, Some(older.clone()), decomposed).await.unwrap(), Verdict::RightButOutdated);
+    assert_eq!(passwords.verify(ANY, Some(older), "p\u{e4}sswort1").await.unwrap(), Verdict::Wrong);
 }

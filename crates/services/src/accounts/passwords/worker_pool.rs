@@ -1,7 +1,6 @@
-//! A bounded worker pool: few threads of low priority, a bounded queue, and no threads when idle.
+//! A bounded worker pool: few threads of low priority, a bounded and fair queue, and no threads when idle.
 
 use std::{
-    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
@@ -13,11 +12,14 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 use tracing::Span;
 
+use super::fair_queue::{FairQueue, Source};
+
 /// The memory that a thread hashes in. The thread keeps it from job to job, because filling fresh pages costs a large part of the time
 /// of a hash.
 pub(super) type Memory = Vec<Block>;
 
-type Job = Box<dyn FnOnce(&mut Memory) + Send>;
+/// Work that waits. Without memory, it has been turned away: the queue was full.
+type Job = Box<dyn FnOnce(Option<&mut Memory>) + Send>;
 
 /// Runs work on its own threads. Dropping the pool ends them.
 pub(super) struct WorkerPool {
@@ -38,38 +40,50 @@ pub(super) struct Limits {
 impl WorkerPool {
     /// A pool without threads: the first work starts them.
     pub(super) fn new(limits: Limits) -> Self {
-        Self { shared: Arc::new(Shared { limits, state: Mutex::default(), wake: Condvar::new() }) }
+        let state = State { queue: FairQueue::new(limits.queue), threads: 0, idle: 0, last_duration: Duration::ZERO, closed: false };
+        Self { shared: Arc::new(Shared { limits, state: Mutex::new(state), wake: Condvar::new() }) }
     }
 
-    /// Runs the work and returns its result. Skips work that has not begun when its caller goes away.
+    /// Runs the work, when it is the source's turn, and returns its result. Skips work that has not begun when its caller goes away.
     ///
     /// # Errors
-    /// `Overloaded` when the queue is full.
-    pub(super) async fn run<T: Send + 'static>(&self, work: impl FnOnce(&mut Memory) -> T + Send + 'static) -> domain::Result<T> {
+    /// `Overloaded` when the queue is full and this source has most in it.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        source: Source,
+        work: impl FnOnce(&mut Memory) -> T + Send + 'static,
+    ) -> domain::Result<T> {
         let (sender, receiver) = oneshot::channel();
         let span = Span::current();
-        self.submit(Box::new(move |memory| {
-            if !sender.is_closed() {
-                // The caller may have gone away meanwhile.
-                let _ = sender.send(span.in_scope(|| work(memory)));
-            }
-        }))?;
-        receiver.await.map_err(domain::Error::internal)
+        self.submit(
+            source,
+            Box::new(move |memory| {
+                if !sender.is_closed() {
+                    // The caller may have gone away meanwhile.
+                    let _ = sender.send(memory.map(|memory| span.in_scope(|| work(memory))));
+                }
+            }),
+        )?;
+        receiver.await.map_err(domain::Error::internal)?.ok_or_else(|| self.overloaded())
     }
 
-    fn submit(&self, job: Job) -> domain::Result<()> {
+    fn submit(&self, source: Source, job: Job) -> domain::Result<()> {
         let mut state = self.shared.state.lock();
-        let limits = self.shared.limits;
-        let waiting = state.queue.len();
-        if waiting >= limits.queue {
-            return Err(domain::Error::Overloaded { what: "password hashing", retry_after: self.shared.time_to_drain(&state) });
-        }
-        if waiting >= state.idle && state.threads < limits.threads {
+        if state.queue.len() >= state.idle && state.threads < self.shared.limits.threads {
             self.start_thread(&mut state)?;
         }
-        state.queue.push_back(job);
+        let turned_away = state.queue.push(source, job);
+        drop(state);
         self.shared.wake.notify_one();
+        if let Some(job) = turned_away {
+            job(None);
+        }
         Ok(())
+    }
+
+    fn overloaded(&self) -> domain::Error {
+        let retry_after = self.shared.time_to_drain(&self.shared.state.lock());
+        domain::Error::Overloaded { what: "password hashing", retry_after }
     }
 
     fn start_thread(&self, state: &mut State) -> domain::Result<()> {
@@ -106,9 +120,8 @@ struct Shared {
     wake: Condvar,
 }
 
-#[derive(Default)]
 struct State {
-    queue: VecDeque<Job>,
+    queue: FairQueue<Job>,
     threads: usize,
     /// Threads that wait for work.
     idle: usize,
@@ -125,7 +138,7 @@ impl Shared {
         while let Some(job) = self.next_job() {
             let started = Instant::now();
             // A job that panics drops its sender, so its caller gets an error; the thread continues with the other jobs.
-            if catch_unwind(AssertUnwindSafe(|| job(&mut memory))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| job(Some(&mut memory)))).is_err() {
                 tracing::error!("hashing a password panicked");
             }
             self.state.lock().last_duration = started.elapsed();
@@ -139,7 +152,7 @@ impl Shared {
         state.idle += 1;
         self.wake.wait_while_for(&mut state, |state| state.queue.is_empty() && !state.closed, self.limits.idle);
         state.idle -= 1;
-        let job = state.queue.pop_front();
+        let job = state.queue.pop();
         if job.is_none() {
             state.threads -= 1;
         }
