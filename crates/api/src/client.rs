@@ -150,6 +150,21 @@ impl FromRequestParts<App> for LimitedClient {
 }
 
 impl App {
+    /// What a trusted proxy says of the request in this header.
+    fn forwarded<'a>(&self, peer: Option<PeerAddr>, headers: &'a HeaderMap, name: HeaderName) -> Option<&'a str> {
+        let value = headers.get(name)?;
+        peer.filter(|peer| self.settings.trusted_proxies.contains(peer.0.ip().to_canonical()))?;
+        value.to_str().ok()?.split(',').next().map(str::trim)
+    }
+
+    /// Whether the client reaches the API by TLS.
+    pub(crate) fn is_behind_tls(&self, peer: Option<PeerAddr>, headers: &HeaderMap) -> bool {
+        match &self.settings.public_url {
+            Some(url) => url.starts_with("https://"),
+            None => self.forwarded(peer, headers, FORWARDED_PROTO) == Some("https"),
+        }
+    }
+
     /// Whether the address seems to be that of a proxy that is not among the trusted ones: all clients would share one limit.
     fn is_behind_unknown_proxy(&self, address: IpAddr, headers: &HeaderMap) -> bool {
         let is_local = match address {
@@ -174,9 +189,7 @@ impl FromRequestParts<App> for BaseUrl {
         if let Some(url) = &app.settings.public_url {
             return Ok(Self(url.clone()));
         }
-        let peer: Option<&PeerAddr> = parts.extensions.get();
-        let is_forwarded = peer.is_some_and(|peer| app.settings.trusted_proxies.contains(peer.0.ip().to_canonical()));
-        let forwarded = |name| parts.headers.get(name).filter(|_| is_forwarded)?.to_str().ok()?.split(',').next().map(str::trim);
+        let forwarded = |name| app.forwarded(parts.extensions.get().copied(), &parts.headers, name);
         let scheme = forwarded(FORWARDED_PROTO).filter(|scheme| matches!(*scheme, "http" | "https")).unwrap_or("http");
         let host = forwarded(FORWARDED_HOST).filter(|host| is_valid_host(host));
         // The server has checked it.

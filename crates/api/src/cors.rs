@@ -1,9 +1,20 @@
 //! Cross-origin requests: which pages of other web sites may call the API (Fetch standard, CORS protocol).
 
-use std::{collections::HashSet, fmt, time::Duration};
+use std::{
+    collections::HashSet,
+    fmt,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use axum::{
+    extract::Request,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header},
+    response::Response,
+};
+use futures_util::future::Either;
 use parking_lot::Mutex;
+use tower::{Layer, Service};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::documents::tus;
@@ -55,7 +66,7 @@ impl fmt::Display for Origins {
 ///
 /// Every request header is allowed, since tracing, upload and viewer libraries each add their own. What an origin may do is decided
 /// by its token.
-pub(crate) fn layer(cors: &Cors) -> Option<CorsLayer> {
+pub(crate) fn layer(cors: &Cors) -> Option<CrossOrigin> {
     let origins = match &cors.origins {
         Origins::Any => AllowOrigin::any(),
         Origins::Loopback => AllowOrigin::predicate(|origin, _| is_loopback(origin)),
@@ -69,7 +80,47 @@ pub(crate) fn layer(cors: &Cors) -> Option<CorsLayer> {
         .allow_headers(AllowHeaders::mirror_request())
         .max_age(MAX_AGE)
         .expose_headers(exposed_headers());
-    Some(layer)
+    Some(CrossOrigin(layer))
+}
+
+/// The CORS layer, for requests of pages only: by itself it answers every OPTIONS request, also those that are none of its business.
+#[derive(Clone)]
+pub(crate) struct CrossOrigin(CorsLayer);
+
+impl<S: Clone> Layer<S> for CrossOrigin {
+    type Service = CrossOriginService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CrossOriginService { of_pages: self.0.layer(inner.clone()), others: inner }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct CrossOriginService<S> {
+    of_pages: tower_http::cors::Cors<S>,
+    others: S,
+}
+
+impl<S> Service<Request> for CrossOriginService<S>
+where
+    S: Service<Request, Response = Response>,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = Either<<tower_http::cors::Cors<S> as Service<Request>>::Future, S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        ready!(self.of_pages.poll_ready(cx))?;
+        self.others.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        if request.method() == Method::OPTIONS && !request.headers().contains_key(header::ORIGIN) {
+            Either::Right(self.others.call(request))
+        } else {
+            Either::Left(self.of_pages.call(request))
+        }
+    }
 }
 
 /// The response headers that scripts may read.

@@ -30,7 +30,14 @@ impl FromRequestParts<App> for Authenticated {
         let caller = services.authenticate(bearer_token(&parts.headers)?).await?;
         if let Some(limiters) = &app.limiters {
             let (path, class) = (parts.uri.path(), Class::of(&parts.method, parts.uri.path()));
-            limiters.check_user(class, caller.user_id(), tenant_in(path), &Report::of(parts))?;
+            let report = Report::of(parts);
+            limiters.check_user(class, caller.user_id(), &report)?;
+            // A stranger must not use up the limit of the tenant.
+            if let Some(tenant_id) = tenant_in(path)
+                && services.is_member(&caller, tenant_id).await?
+            {
+                limiters.check_tenant(tenant_id, &report)?;
+            }
         }
         Ok(Self(caller))
     }

@@ -149,7 +149,7 @@ pub(crate) struct RootOut {
 ///
 /// The service's name, its version and the paths of its parts.
 #[utoipa::path(get, path = "/", tag = "health", security(()), responses((status = 200, description = "Tenantry", body = Response<RootOut>)))]
-pub(crate) async fn root() -> Response<RootOut> {
+pub(crate) async fn root(State(app): State<App>) -> Response<RootOut> {
     let paths = [
         ("documentation", "/docs"),
         ("specification", "/openapi.json"),
@@ -162,7 +162,13 @@ pub(crate) async fn root() -> Response<RootOut> {
         ("files", "/api/tenants/{tenant_id}/files"),
         ("demo", "/api/demo/kafka"),
     ];
-    Response::ok("Tenantry", RootOut { name: "Tenantry", version: env!("CARGO_PKG_VERSION"), paths: paths.into() })
+    let is_served = |(name, _): &(&str, _)| match *name {
+        "documentation" | "specification" => !app.settings.hide_docs,
+        "demo" => app.settings.demo.is_some(),
+        _ => true,
+    };
+    let paths = paths.into_iter().filter(is_served).collect();
+    Response::ok("Tenantry", RootOut { name: "Tenantry", version: env!("CARGO_PKG_VERSION"), paths })
 }
 
 /// Serves the OpenAPI specification.

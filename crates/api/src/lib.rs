@@ -70,6 +70,8 @@ const MIN_COMPRESSED_BYTES: u64 = 16 * 1024;
 pub struct Settings {
     /// The public URL of the API, without a trailing slash. Absent: derived from the request.
     pub public_url: Option<String>,
+    /// Whether `/docs` and `/openapi.json` are left out.
+    pub hide_docs: bool,
     /// The limits of requests. Absent: none.
     pub rate_limits: Option<RateLimits>,
     /// The proxies in front of the API.
@@ -176,10 +178,12 @@ fn router(services: UserServices, clock: Arc<dyn Clock>, settings: Settings) -> 
         limiters,
         warned_of_proxy: AtomicBool::default(),
     }));
+    let hide_docs = app.settings.hide_docs;
     let (router, _) = routes().split_for_parts();
     // Not the objects: they are sent as they are stored, in ranges, too.
     let compression = CompressionLayer::new().gzip(true).compress_when(SizeAbove::new(MIN_COMPRESSED_BYTES).and(is_json));
-    let router = router.route("/openapi.json", routing::get(health::specification)).layer(compression);
+    let router = if hide_docs { router } else { router.route("/openapi.json", routing::get(health::specification)) };
+    let router = router.layer(compression);
     // Relative URLs, so that the page also works below the path of a public URL.
     let swagger = utoipa_swagger_ui::Config::from("../openapi.json").validator_url("none").persist_authorization(true);
     let swagger = Router::from(SwaggerUi::new("/docs").config(swagger)).layer(map_response(adapt_swagger));
@@ -190,7 +194,7 @@ fn router(services: UserServices, clock: Arc<dyn Clock>, settings: Settings) -> 
         // Axum and OpenAPI use different syntax for wildcard path segments.
         .route("/api/objects/{*key}", routing::get(objects::download_object))
         .route("/api/objects/parts/{tenant_id}/{upload_id}/{number}", routing::put(objects::upload_part))
-        .merge(swagger)
+        .merge(if hide_docs { Router::new() } else { swagger })
         .fallback(async || ApiError::NoRoute)
         .method_not_allowed_fallback(async || ApiError::NoMethod);
     // A layer costs every request something, so it is added only when needed.

@@ -99,18 +99,25 @@ impl Limiters {
         self.auth.check(network(client), report)
     }
 
-    /// Counts a request of a user, in a tenant if its path names one.
+    /// Counts a request of a user.
     ///
     /// # Errors
     /// [`Error::RateLimited`].
-    pub(crate) fn check_user(&self, class: Class, user: UserId, tenant: Option<TenantId>, report: &Report) -> Result<()> {
+    pub(crate) fn check_user(&self, class: Class, user: UserId, report: &Report) -> Result<()> {
         let by_user = match class {
             Class::Read => &self.read,
             Class::Write => &self.write,
             Class::Upload => &self.upload,
         };
-        by_user.check(user.uuid().as_u128(), report)?;
-        tenant.map_or(Ok(()), |tenant| self.tenant.check(tenant.uuid().as_u128(), report))
+        by_user.check(user.uuid().as_u128(), report)
+    }
+
+    /// Counts a request of a tenant's member.
+    ///
+    /// # Errors
+    /// [`Error::RateLimited`].
+    pub(crate) fn check_tenant(&self, tenant: TenantId, report: &Report) -> Result<()> {
+        self.tenant.check(tenant.uuid().as_u128(), report)
     }
 }
 

@@ -22,6 +22,9 @@ use crate::{
     limits::Report,
 };
 
+/// Browsers are to use TLS only, for a year (RFC 6797).
+const HSTS: HeaderValue = HeaderValue::from_static("max-age=31536000");
+
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Gives the request an id (the client's own, if it is valid) and runs it inside a span with that id. Turns a panic into an
@@ -39,7 +42,9 @@ pub(crate) async fn observe(axum::extract::State(app): axum::extract::State<App>
     // The route, not the path: ids and signatures stay out of the log.
     let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str).to_owned();
     let preflight = cors::preflight_origin(&method, request.headers());
-    let peer = request.extensions().get::<PeerAddr>().map(|peer| peer.0.ip());
+    let peer = request.extensions().get::<PeerAddr>().copied();
+    let is_behind_tls = app.is_behind_tls(peer, request.headers());
+    let peer = peer.map(|peer| peer.0.ip());
     let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
     async move {
         let respond = async {
@@ -68,6 +73,9 @@ pub(crate) async fn observe(axum::extract::State(app): axum::extract::State<App>
         }
         response.headers_mut().insert(REQUEST_ID, id);
         protect(response.headers_mut());
+        if is_behind_tls {
+            response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, HSTS);
+        }
         response
     }
     .instrument(span)

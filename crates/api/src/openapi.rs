@@ -48,6 +48,7 @@ pub(crate) fn complete(specification: &Specification) -> Value {
     // Two rules that the types can't express.
     document["components"]["schemas"]["AddMemberIn"]["oneOf"] = json!([{ "required": ["email"] }, { "required": ["user_id"] }]);
     let schemas = document["components"]["schemas"].take();
+    let refresh_example = example_of(&schemas["RefreshIn"], &schemas);
     let mut examples = Map::new();
     for (path, operations) in members_of(&mut document, "/paths") {
         for (method, operation) in members_of(operations, "") {
@@ -63,7 +64,10 @@ pub(crate) fn complete(specification: &Specification) -> Value {
             "refresh_token": bearer("The most recent refresh token."),
         },
     });
-    document["paths"]["/api/auth/refresh"]["post"]["requestBody"]["required"] = json!(false);
+    let refresh = &mut document["paths"]["/api/auth/refresh"]["post"]["requestBody"];
+    refresh["required"] = json!(false);
+    // All of it is optional, and yet what clients send.
+    refresh["content"]["application/json"]["example"] = refresh_example;
     document
 }
 

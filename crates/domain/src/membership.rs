@@ -24,10 +24,10 @@ impl Role {
         }
     }
 
-    /// The role with this name.
+    /// The role with this name, in any case and with blanks around it.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Viewer, Self::User, Self::Admin].into_iter().find(|role| role.as_str() == text)
+        [Self::Viewer, Self::User, Self::Admin].into_iter().find(|role| role.as_str().eq_ignore_ascii_case(text.trim()))
     }
 }
 

@@ -110,6 +110,14 @@ impl UserServices {
         }
     }
 
+    /// Whether the caller is a member of a tenant.
+    ///
+    /// # Errors
+    /// When the main database is down.
+    pub async fn is_member(&self, caller: &Caller, tenant_id: TenantId) -> Result<bool> {
+        Ok(self.core.access.member(caller.user_id, tenant_id).await?.is_some())
+    }
+
     /// Checks that a tenant's database is reachable, for a member.
     ///
     /// # Errors

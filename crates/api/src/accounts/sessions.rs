@@ -29,7 +29,7 @@ pub(crate) struct LoginIn {
     password: Option<String>,
     /// The device token of an earlier login, if the client has one. It lets its owner in while others guess at the password.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = String, max_length = 2048)]
+    #[schema(value_type = String)]
     device_token: Option<String>,
 }
 
@@ -104,7 +104,7 @@ pub(crate) async fn log_in(
 pub(crate) struct RefreshIn {
     /// The most recent refresh token.
     #[serde(default, deserialize_with = "present")]
-    #[schema(required = true, value_type = String, example = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.eyJ0eXBlIjoicmVmcmVzaCJ9.c2lnbmF0dXJl")]
+    #[schema(value_type = String, example = "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.eyJ0eXBlIjoicmVmcmVzaCJ9.c2lnbmF0dXJl")]
     refresh_token: Option<String>,
 }
 

@@ -61,7 +61,7 @@ pub(crate) struct Attempt {
 impl Attempt {
     /// Where the attempt comes from, for fair turns.
     pub(crate) fn source(&self, client: &LoginClient<'_>) -> Source {
-        source(client.address, &self.account)
+        source_of(client.address, &self.account)
     }
 
     /// Records that the attempt failed.
@@ -100,19 +100,19 @@ impl Drop for Attempt {
 /// # Errors
 /// [`Error::RateLimited`] after too many failures.
 pub(crate) async fn begin_attempt(core: &Core, address: &str, user: Option<&User>, client: &LoginClient<'_>) -> Result<Attempt> {
-    let account = hash(&[b"account", address.trim().to_lowercase().as_bytes()]);
+    let account = account_key(address);
     let source = hash(&[b"address", client.address.to_canonical().to_string().as_bytes()]);
-    let key = match known_device(core, user, client.device_token) {
-        Some(device) => hash(&[&account, device.uuid().as_bytes()]),
-        None if login_throttles::is_known_source(&mut core.main().read().await?, &account, &source).await? => hash(&[&account, &source]),
-        None => account,
-    };
-    let mut attempt = Attempt { account, key, source, had_failures: false, core: core.clone(), turn: None };
+    let mut attempt = Attempt { account, key: account, source, had_failures: false, core: core.clone(), turn: None };
     if !core.settings().throttle_logins {
         return Ok(attempt);
     }
+    if let Some(device) = known_device(core, user, client.device_token) {
+        attempt.key = hash(&[&account, device.uuid().as_bytes()]);
+    } else if login_throttles::is_known_source(&mut core.main().read().await?, &account, &source).await? {
+        attempt.key = hash(&[&account, &source]);
+    }
     // Declared after the attempt, which looks at its end whether anything else refers to them.
-    let turns = core.login_attempts.turns(key);
+    let turns = core.login_attempts.turns(attempt.key);
     // After a failure one at a time, so that its consequence precedes the next attempt.
     let needed = if failures(&attempt).await? > 0 { FREE_FAILURES } else { 1 };
     attempt.turn = Some(turns.acquire_many_owned(needed).await.map_err(Error::internal)?);
@@ -146,13 +146,19 @@ fn known_device(core: &Core, user: Option<&User>, token: Option<&str>) -> Option
     (claims.user_id == user?.id).then_some(claims.token_id)
 }
 
-/// Where a request for an account comes from, for fair turns.
-pub(crate) fn source(client: IpAddr, account: &[u8]) -> Source {
-    let mut short = [0; 8];
-    for (short, byte) in short.iter_mut().zip(account) {
-        *short = *byte;
-    }
-    Source::new(client, u64::from_be_bytes(short))
+/// Where a request for the account with this address comes from, for fair turns.
+pub(crate) fn source(client: IpAddr, address: &str) -> Source {
+    source_of(client, &account_key(address))
+}
+
+fn source_of(client: IpAddr, account: &Key) -> Source {
+    let [first, ..] = account.as_chunks().0 else { return Source::new(client, 0) };
+    Source::new(client, u64::from_be_bytes(*first))
+}
+
+/// Stands for the account with this address, whether or not there is one.
+fn account_key(address: &str) -> Key {
+    hash(&[b"account", address.trim().to_lowercase().as_bytes()])
 }
 
 /// How long the next attempt has to wait after this many failures in a row.

@@ -23,6 +23,9 @@ use crate::{
 /// How long after its use a refresh token still gets its successor, for a client that lost the response.
 const RETRY_GRACE: Duration = Duration::from_secs(10);
 
+/// How long a session lasts at most, however often it is refreshed.
+const MAX_SESSION_LIFE: Duration = Duration::from_hours(90 * 24);
+
 /// The tokens of a session.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TokenPair {
@@ -107,7 +110,7 @@ impl UserServices {
     /// Rotates a session's refresh token and returns its next tokens.
     ///
     /// # Errors
-    /// [`TokenProblem::Reused`] when the token was used before, unless it was used just now and its successor is still unused.
+    /// [`TokenProblem::Expired`] for a session older than 90 days; [`TokenProblem::Reused`] when the token was used before, unless it was used just now and its successor is still unused.
     /// The session ends then, since one of its users is a thief.
     pub async fn refresh(&self, refresh_token: Option<&str>) -> Result<TokenPair> {
         let token = refresh_token.ok_or(Error::Unauthenticated(TokenProblem::Missing))?;
@@ -122,6 +125,9 @@ impl UserServices {
         let rotated = sessions::rotate(&mut tx, claims.session_id, claims.token_id, successor, now, expires_at).await?;
         let session = sessions::find(&mut tx, claims.session_id).await?;
         let session = session.filter(|session| session.ended_at.is_none()).ok_or(Error::Unauthenticated(TokenProblem::Revoked))?;
+        if session.created_at.plus(MAX_SESSION_LIFE) <= now {
+            return Err(Error::Unauthenticated(TokenProblem::Expired));
+        }
         let retried = session.previous_refresh_id == Some(claims.token_id) && now <= session.refresh_issued_at.plus(RETRY_GRACE);
         if rotated || retried {
             failpoint!("refresh.committing");

@@ -37,7 +37,7 @@ impl UserServices {
         if self.core.settings().registration == RegistrationPolicy::Closed {
             return Err(Error::Forbidden(ForbiddenReason::RegistrationClosed));
         }
-        let source = source(client, registration.email.as_str().as_bytes());
+        let source = source(client, registration.email.as_str());
         register(&self.core, registration, source).await
     }
 

@@ -59,7 +59,8 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
     serve_metrics(config, metrics::router(users), &stop)?;
     let publishing = Publishing::start(&event_services, events::bus(config, &event_services)?);
     let maintenance = tokio::spawn(run_maintenance(operator.clone(), config.documents.garbage_interval));
-    tracing::info!("listening on http://{address}: documentation at /docs, data in {}", config.data_dir.display());
+    let docs = if config.server.docs { "documentation at /docs, " } else { "" };
+    tracing::info!("listening on http://{address}: {docs}data in {}", config.data_dir.display());
     let report = http_server::serve(listener, app, limits, stop).await;
     // After the last request, to publish the events of all requests.
     publishing.stop().await;
@@ -74,6 +75,7 @@ pub async fn run(config: &Config) -> Result<ExitCode> {
 fn api_settings(config: &Config) -> Result<api::Settings> {
     Ok(api::Settings {
         public_url: config.server.public_url.clone(),
+        hide_docs: !config.server.docs,
         cors: config.cors.clone(),
         rate_limits: config.limits.rates,
         trusted_proxies: config.limits.trusted_proxies.clone(),

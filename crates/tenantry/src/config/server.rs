@@ -22,6 +22,8 @@ pub struct Server {
     pub max_connections: usize,
     /// The maximum number of open connections of a client address.
     pub max_connections_per_address: usize,
+    /// Whether to serve `/docs` and `/openapi.json`.
+    pub docs: bool,
     /// Whether to serve the demonstration of the event bus.
     pub demo_routes: bool,
     /// The address of the metrics endpoint, if there is one.
@@ -33,6 +35,7 @@ pub struct Server {
 impl Server {
     pub(super) fn read(settings: &mut Settings, environment: Environment) -> Result<Self, ConfigError> {
         Ok(Self {
+            docs: settings.get(&variables::DOCS_ENABLED, values::boolean)?,
             demo_routes: settings.get_or(&variables::DEMO_ROUTES, values::boolean, || environment != Environment::Production)?,
             host: settings.get(&variables::HOST, resolve)?,
             port: settings.get(&variables::PORT, values::number(0..=u16::MAX))?,

@@ -97,6 +97,10 @@ variables! {
         /// Whether pages of those origins may send cookies and HTTP authentication; not allowed with *.
         CORS_ALLOW_CREDENTIALS: Value("false");
     }
+    "Documentation" {
+        /// Whether to serve the documentation at /docs and the specification at /openapi.json.
+        DOCS_ENABLED: Value("true");
+    }
     "Limits" {
         /// Whether requests and failed logins are limited. The RATE_LIMIT_* count in each process; all requests of a limit may come at once.
         RATE_LIMIT_ENABLED: Value("true");

@@ -200,6 +200,21 @@ async fn users_are_limited_by_class_and_tenants_in_sum() {
 }
 
 #[tokio::test]
+async fn a_stranger_does_not_use_up_the_limit_of_a_tenant() {
+    let app = with_limits(RateLimits { tenant: per_minute(5), ..limits() }).start().await;
+    let (alice, mallory) = (app.user("alice").await, app.user("mallory").await);
+    let acme = alice.creates_tenant("Acme").await;
+    let path = format!("/api/tenants/{acme}/documents");
+    for _ in 0..10 {
+        mallory.get(&path).await.expect_error(404, "tenant_not_found");
+    }
+    for _ in 0..5 {
+        alice.get(&path).await.expect(200);
+    }
+    alice.get(&path).await.expect_error(429, "rate_limited");
+}
+
+#[tokio::test]
 async fn registration_can_be_closed() {
     let app = TestApp::builder().settings(|settings| settings.registration = RegistrationPolicy::Closed).start().await;
     let registration = json!({ "email": "ada@example.com", "password": PASSWORD, "first_name": "Ada", "last_name": "Lovelace" });

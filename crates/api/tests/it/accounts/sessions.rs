@@ -64,6 +64,20 @@ async fn a_refresh_token_in_the_body_counts_whatever_the_header_has() {
 }
 
 #[tokio::test]
+async fn a_session_ends_after_ninety_days_however_often_it_is_refreshed() {
+    let app = TestApp::new().await;
+    let alice = app.user("alice").await;
+    let mut refresh_token = alice.refresh_token.clone().unwrap();
+    for _ in 0..17 {
+        app.clock().advance(Duration::from_secs(5 * 24 * 3600));
+        refresh_token = token(&refresh(&alice, &refresh_token).await.expect(200), "refresh_token");
+    }
+    app.clock().advance(Duration::from_secs(5 * 24 * 3600));
+    refresh(&alice, &refresh_token).await.expect_error(401, "token_expired");
+    alice.logged_in().await.get("/api/users/me").await.expect(200);
+}
+
+#[tokio::test]
 async fn a_refresh_token_has_one_successor() {
     let app = TestApp::new().await;
     let alice = app.user("alice").await;

@@ -180,6 +180,33 @@ async fn public_endpoints() {
 }
 
 #[tokio::test]
+async fn documentation_can_be_left_out() {
+    let app = TestApp::builder().api(api::Settings { hide_docs: true, ..api::Settings::default() }).start().await;
+    for path in ["/docs", "/docs/", "/docs/index.html", "/openapi.json"] {
+        app.stranger().get(path).await.expect_error(404, "not_found");
+    }
+    let paths = app.stranger().get("/").await.expect(200).data()["paths"].clone();
+    assert!(paths.get("documentation").is_none() && paths.get("specification").is_none() && paths.get("health").is_some(), "{paths}");
+}
+
+#[tokio::test]
+async fn browsers_use_tls_only_where_there_is_tls() {
+    let header = async |settings: api::Settings, proto: &'static str| {
+        let app = TestApp::builder().api(settings).start().await;
+        let request = app.stranger().request(Method::GET, "/health").header("x-forwarded-proto", proto);
+        Reply::to(request).await.header("strict-transport-security").to_owned()
+    };
+    let trusted_proxies = api::TrustedProxies::parse(["127.0.0.1"].into_iter()).unwrap();
+    let proxied = api::Settings { trusted_proxies, ..api::Settings::default() };
+    let public = |url: &str| api::Settings { public_url: Some(url.to_owned()), ..api::Settings::default() };
+    assert_eq!(header(proxied.clone(), "https").await, "max-age=31536000");
+    assert_eq!(header(proxied, "http").await, "");
+    assert_eq!(header(api::Settings::default(), "https").await, "");
+    assert_eq!(header(public("https://example.com"), "http").await, "max-age=31536000");
+    assert_eq!(header(public("http://example.com"), "https").await, "");
+}
+
+#[tokio::test]
 async fn everything_is_below_the_path_of_the_public_url() {
     let api = api::Settings { public_url: Some("https://example.com/tenantry".to_owned()), ..api::Settings::default() };
     let app = TestApp::builder().api(api).objects_as_files().start().await;

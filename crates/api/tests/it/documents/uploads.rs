@@ -429,6 +429,10 @@ async fn browsers_of_other_origins_can_discover_tus_capabilities() {
             assert_eq!(reply.header("access-control-allow-origin"), "https://app.example.com");
         }
     }
+    // A client that is no browser gets the handler's answer: it has to authenticate, and the tenant to exist.
+    let discover = |tus: String| Reply::to(world.alice.request(Method::OPTIONS, &tus));
+    assert_eq!(discover(world.path("/tus")).await.expect(204).header("tus-version"), "1.0.0");
+    discover("/api/tenants/none/documents/tus".to_owned()).await.expect(400);
     let elsewhere = Reply::to(world.app.stranger().request(Method::OPTIONS, &world.path(""))).await;
     assert!(elsewhere.headers.get("tus-version").is_none());
 }
