@@ -215,7 +215,7 @@ async fn adapt_swagger(mut response: Response) -> Response {
     if response.status().is_client_error() {
         return ApiError::NoRoute.into_response();
     }
-    // The page loads its own scripts and styles, and calls whatever server it is told to.
+    // The page loads its own scripts and styles, and calls the server that its user chooses.
     response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("frame-ancestors 'none'"));
     if response.headers().contains_key(header::LOCATION) {
         response.headers_mut().insert(header::LOCATION, HeaderValue::from_static("docs/"));

@@ -234,7 +234,7 @@ async fn a_user_creates_a_limited_number_of_tenants() {
     assert_eq!(statuses(&created), BTreeMap::from([(201, 3), (403, 5)]));
     let refused = created.iter().find(|reply| reply.status == StatusCode::FORBIDDEN).unwrap();
     assert_eq!((refused.code(), &refused.json["error"]["details"]["limit"]), ("too_many_tenants", &json!(3)));
-    // Neither an inactive tenant nor one of somebody else counts.
+    // Neither an inactive tenant counts, nor one that another user created.
     let first = created.iter().find(|reply| reply.status == StatusCode::CREATED).unwrap().id();
     alice.delete(&format!("/api/tenants/{first}")).await.expect(200);
     let theirs = bob.creates_tenant("Theirs").await;
