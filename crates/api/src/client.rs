@@ -113,27 +113,6 @@ impl fmt::Display for Network {
     }
 }
 
-/// The client's address.
-#[derive(Clone, Copy)]
-pub(crate) struct Client(pub(crate) IpAddr);
-
-impl Client {
-    /// The address that the request with this peer and these headers comes from.
-    pub(crate) fn of(app: &App, peer: Option<PeerAddr>, headers: &HeaderMap) -> Self {
-        // Only a test calls the router without a connection.
-        let peer = peer.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer| peer.0.ip());
-        Self(app.settings.trusted_proxies.client(peer, headers))
-    }
-}
-
-impl FromRequestParts<App> for Client {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        Ok(Self::of(app, parts.extensions.get().copied(), &parts.headers))
-    }
-}
-
 /// The address of a client without a user, whose request counts against the limit of its address.
 pub(crate) struct LimitedClient(pub(crate) IpAddr);
 
@@ -141,7 +120,9 @@ impl FromRequestParts<App> for LimitedClient {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let Client(address) = Client::from_request_parts(parts, app).await?;
+        // Only a test calls the router without a connection.
+        let peer = parts.extensions.get().map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |peer: &PeerAddr| peer.0.ip());
+        let address = app.settings.trusted_proxies.client(peer, &parts.headers);
         if let Some(limiters) = app.limiters.as_ref().filter(|_| !app.is_behind_unknown_proxy(address, &parts.headers)) {
             limiters.check_address(address, &Report::of(parts))?;
         }
